@@ -1,0 +1,3 @@
+//! The chatkeep command.
+
+fn main() {}

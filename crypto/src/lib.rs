@@ -1,0 +1,1 @@
+//! Keys, keyslots, sealing and opening of Chatkeep objects.

@@ -1,0 +1,3 @@
+//! The Chatkeep user service.
+
+fn main() {}

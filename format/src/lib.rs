@@ -1,0 +1,1 @@
+//! Every object in a Chatkeep archive, byte by byte.

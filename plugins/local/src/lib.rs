@@ -1,0 +1,1 @@
+//! The file: store: a folder, atomic and fsynced.

@@ -1,0 +1,1 @@
+//! Reads live SQLite databases of other programs consistently from outside, and writes them back proven.

@@ -1,0 +1,3 @@
+//! End-to-end tests of Chatkeep and their writer.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Messages, password-protected secret sharing and limits of the Backup Key Vault.

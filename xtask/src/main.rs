@@ -1,0 +1,3 @@
+//! Build, test and demonstrate Chatkeep.
+
+fn main() {}
