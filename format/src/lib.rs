@@ -1,1 +1,24 @@
-//! Every object in a Chatkeep archive, byte by byte.
+//! Every object in a Chatkeep archive, byte by byte; the twin of docs/format.md.
+//!
+//! Pure: bytes and values only. Nothing here knows a key; `chatkeep-crypto` seals and opens what this crate encodes.
+//! Decoders are total: whatever a store sends gives a value or a [`FormatError`], never a panic, and nothing is
+//! allocated before the limit that bounds it was checked. Every value has exactly one encoding.
+
+mod archive_name;
+mod entry;
+mod error;
+mod header;
+mod keyring;
+pub mod limits;
+mod padding;
+mod pages;
+mod wire;
+
+pub use archive_name::{ArchiveId, InvalidArchiveId, ObjectKind, ObjectName};
+pub use entry::{DatabaseKind, DatabaseRecord, DatabaseState, Entry, PackRef, entry_digest};
+pub use error::FormatError;
+pub use header::{CHECKSUM_LEN, HEADER_LEN, Header, MAGIC, checksum};
+pub use keyring::{Keyring, Keyslot, WRAPPED_LEN, WrappedEpoch};
+pub use limits::{CHUNK_LEN, FORMAT_VERSION, TAG_LEN};
+pub use padding::{padded_len, padme, sealed_len};
+pub use pages::{PageOp, PageSet, PageSetBuilder};

@@ -1,0 +1,320 @@
+//! A page set: what became of which pages of one database.
+
+use crate::error::{FormatError, malformed};
+use crate::limits::{MAX_PAGES, MAX_PLAINTEXT_LEN, is_page_size};
+use crate::wire::{Reader, put_varint32, varint32_len};
+
+const FIXED_LEN: usize = 12;
+const OP_ZERO: u8 = 0;
+const OP_FULL: u8 = 1;
+/// Stands where an image's offset would, for a page that has none.
+const NO_IMAGE: u32 = u32::MAX;
+
+/// What to do with one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageOp<'a> {
+    /// All bytes are zero.
+    Zero,
+    /// This is the page.
+    Full(&'a [u8]),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Indexed {
+    pgno: u32,
+    /// Where the image begins in the buffer, or [`NO_IMAGE`].
+    offset: u32,
+}
+
+/// Sorted, unique pages of one size with one operation each, over one buffer.
+#[derive(Debug, Clone, Default)]
+pub struct PageSet {
+    page_size: u32,
+    index: Vec<Indexed>,
+    buffer: Vec<u8>,
+}
+
+impl PageSet {
+    /// Starts an empty set. Panics if SQLite has no pages of this size.
+    pub fn builder(page_size: u32) -> PageSetBuilder {
+        assert!(is_page_size(page_size), "{page_size} is no page size");
+        PageSetBuilder { page_size, index: Vec::new(), buffer: Vec::new() }
+    }
+
+    /// Size of the pages; 0 when the set is empty.
+    pub fn page_size(&self) -> u32 {
+        self.page_size
+    }
+
+    /// How many pages it has.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// The pages, by ascending number.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (u32, PageOp<'_>)> + DoubleEndedIterator {
+        self.index.iter().map(|page| (page.pgno, self.op(*page)))
+    }
+
+    /// What to do with page `pgno`.
+    pub fn get(&self, pgno: u32) -> Option<PageOp<'_>> {
+        let at = self.index.binary_search_by_key(&pgno, |page| page.pgno).ok()?;
+        Some(self.op(self.index[at]))
+    }
+
+    fn op(&self, page: Indexed) -> PageOp<'_> {
+        if page.offset == NO_IMAGE {
+            return PageOp::Zero;
+        }
+        let start = page.offset as usize;
+        PageOp::Full(&self.buffer[start..start + self.page_size as usize])
+    }
+
+    fn index_len(&self) -> usize {
+        let mut before = 0;
+        let delta_len = |page: &Indexed| {
+            let delta = page.pgno - before;
+            before = page.pgno;
+            varint32_len(delta)
+        };
+        self.index.iter().map(delta_len).sum::<usize>() + self.index.len()
+    }
+
+    /// Length of the encoding.
+    pub fn byte_len(&self) -> usize {
+        let images = self.index.iter().filter(|page| page.offset != NO_IMAGE).count();
+        FIXED_LEN + self.index_len() + images * self.page_size as usize
+    }
+
+    /// The set's only encoding.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(self.byte_len());
+        self.encode_into(&mut out);
+        out
+    }
+
+    /// Appends the encoding.
+    pub fn encode_into(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.page_size.to_le_bytes());
+        out.extend_from_slice(&(self.index.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.index_len() as u32).to_le_bytes());
+        let mut before = 0;
+        for page in &self.index {
+            put_varint32(out, page.pgno - before);
+            out.push(if page.offset == NO_IMAGE { OP_ZERO } else { OP_FULL });
+            before = page.pgno;
+        }
+        for (_, op) in self.iter() {
+            if let PageOp::Full(image) = op {
+                out.extend_from_slice(image);
+            }
+        }
+    }
+
+    /// Reads a set. The bytes become its buffer: images are not copied.
+    pub fn decode(bytes: Vec<u8>) -> Result<Self, FormatError> {
+        let mut reader = Reader::new(&bytes);
+        let page_size = reader.u32("page size")?;
+        let count = reader.u32_up_to(MAX_PAGES, "page count")?;
+        let index_len = reader.u32_up_to(MAX_PLAINTEXT_LEN, "page index")?;
+        let page_size_fits = if count == 0 { page_size == 0 } else { is_page_size(page_size) };
+        if !page_size_fits {
+            return Err(malformed("page size"));
+        }
+        let mut entries = Reader::new(reader.bytes(index_len, "page index")?);
+        if count > entries.remaining() / 2 {
+            return Err(malformed("page count"));
+        }
+        let mut index = Vec::with_capacity(count);
+        let mut offset = FIXED_LEN + index_len;
+        let mut pgno = 0u32;
+        for _ in 0..count {
+            let delta = entries.varint32("page number")?;
+            pgno = pgno.checked_add(delta).filter(|_| delta > 0).ok_or(malformed("page number"))?;
+            match entries.u8("page operation")? {
+                OP_ZERO => index.push(Indexed { pgno, offset: NO_IMAGE }),
+                OP_FULL if bytes.len() - offset >= page_size as usize => {
+                    let start = u32::try_from(offset).map_err(|_| malformed("page image"))?;
+                    index.push(Indexed { pgno, offset: start });
+                    offset += page_size as usize;
+                }
+                OP_FULL => return Err(malformed("page image")),
+                _ => return Err(malformed("page operation")),
+            }
+        }
+        entries.finish("page index")?;
+        if offset != bytes.len() {
+            return Err(malformed("bytes after the pages"));
+        }
+        Ok(Self { page_size, index, buffer: bytes })
+    }
+}
+
+impl PartialEq for PageSet {
+    fn eq(&self, other: &Self) -> bool {
+        self.page_size == other.page_size && self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for PageSet {}
+
+/// Gathers pages in any order; of several with one number the last counts.
+#[derive(Debug, Clone)]
+pub struct PageSetBuilder {
+    page_size: u32,
+    index: Vec<Indexed>,
+    buffer: Vec<u8>,
+}
+
+impl PageSetBuilder {
+    /// Adds a page, as [`PageOp::Zero`] when it is all zeros. Panics if `image` is no page of this size or `pgno` is 0.
+    pub fn push(&mut self, pgno: u32, image: &[u8]) {
+        assert_eq!(image.len(), self.page_size as usize, "an image is one page long");
+        if image.iter().all(|byte| *byte == 0) {
+            self.push_zero(pgno);
+            return;
+        }
+        assert!(pgno > 0, "pages are numbered from 1");
+        let offset = u32::try_from(self.buffer.len()).expect("a page set is far shorter than 4 GiB");
+        self.buffer.extend_from_slice(image);
+        self.index.push(Indexed { pgno, offset });
+    }
+
+    /// Adds a page of zeros. Panics if `pgno` is 0.
+    pub fn push_zero(&mut self, pgno: u32) {
+        assert!(pgno > 0, "pages are numbered from 1");
+        self.index.push(Indexed { pgno, offset: NO_IMAGE });
+    }
+
+    /// How many pages were added, repeated ones counted each time.
+    pub fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// Whether none was added.
+    pub fn is_empty(&self) -> bool {
+        self.index.is_empty()
+    }
+
+    /// The most that the finished set can take when encoded.
+    pub fn byte_len(&self) -> usize {
+        FIXED_LEN + self.index.len() * 6 + self.buffer.len()
+    }
+
+    /// Whether one more page could take the set past a limit of the format.
+    pub fn is_full(&self) -> bool {
+        self.index.len() >= MAX_PAGES || self.byte_len() + 6 + self.page_size as usize > MAX_PLAINTEXT_LEN
+    }
+
+    /// The sorted set. Panics if pages were added to a set that [is full](Self::is_full).
+    pub fn finish(mut self) -> PageSet {
+        assert!(
+            self.index.len() <= MAX_PAGES && self.byte_len() <= MAX_PLAINTEXT_LEN,
+            "the caller asks is_full() before it pushes"
+        );
+        self.index.reverse(); // a stable sort then puts the last of equals first, where dedup keeps it
+        self.index.sort_by_key(|page| page.pgno);
+        self.index.dedup_by_key(|page| page.pgno);
+        let page_size = if self.index.is_empty() { 0 } else { self.page_size };
+        PageSet { page_size, index: self.index, buffer: self.buffer }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use proptest::prelude::*;
+
+    fn set(pages: &[(u32, u8)]) -> PageSet {
+        let mut builder = PageSet::builder(512);
+        for (pgno, fill) in pages {
+            builder.push(*pgno, &[*fill; 512]);
+        }
+        builder.finish()
+    }
+
+    fn raw(page_size: u32, count: u32, index: &[u8], images: usize) -> Vec<u8> {
+        let mut out =
+            [page_size.to_le_bytes(), count.to_le_bytes(), (index.len() as u32).to_le_bytes()].concat();
+        out.extend_from_slice(index);
+        out.resize(out.len() + images, 7);
+        out
+    }
+
+    #[test]
+    fn the_encoding_is_the_documented_one() {
+        let expected = raw(512, 3, &[3, 1, 1, 0, 0xc8, 1, 1], 1024);
+        assert_eq!(set(&[(3, 7), (4, 0), (204, 7)]).encode(), expected);
+        assert_eq!(PageSet::default().encode(), [0; 12]);
+        assert_eq!(PageSet::decode(vec![0; 12]).unwrap(), PageSet::default());
+    }
+
+    #[test]
+    fn pages_come_in_any_order_and_the_last_one_counts() {
+        let pages = set(&[(9, 1), (2, 2), (9, 3), (5, 5), (5, 0)]);
+        let seen: Vec<_> =
+            pages.iter().map(|(pgno, op)| (pgno, matches!(op, PageOp::Full([3, ..])))).collect();
+        assert_eq!(seen, [(2, false), (5, false), (9, true)]);
+        assert_eq!(pages.get(5), Some(PageOp::Zero));
+        assert_eq!(pages.get(6), None);
+        assert_eq!(PageSet::decode(pages.encode()).unwrap(), pages);
+    }
+
+    #[test]
+    fn what_is_not_canonical_is_refused() {
+        let check = |bytes: Vec<u8>, what| assert_eq!(PageSet::decode(bytes).unwrap_err(), malformed(what));
+        check(raw(512, 0, &[], 0), "page size");
+        check(raw(513, 1, &[1, 0], 0), "page size");
+        check(raw(0, 1, &[1, 0], 0), "page size");
+        check(raw(131_072, 1, &[1, 0], 0), "page size");
+        check(raw(512, 1, &[0, 0], 0), "page number");
+        check(raw(512, 2, &[1, 0, 0, 0], 0), "page number");
+        check(raw(512, 1, &[0x81, 0, 0], 0), "page number");
+        check(raw(512, 2, &[0xff, 0xff, 0xff, 0xff, 0x0f, 0, 1, 0], 0), "page number");
+        check(raw(512, 1, &[1, 2], 512), "page operation");
+        check(raw(512, 1, &[1, 1], 511), "page image");
+        check(raw(512, 1, &[1, 1], 513), "bytes after the pages");
+        check(raw(512, 1, &[1, 0, 0], 0), "page index");
+        check(raw(512, 2, &[1, 0], 0), "page count");
+        check(raw(512, MAX_PAGES as u32 + 1, &[1, 0], 0), "page count");
+        check(raw(512, u32::MAX, &[1, 0], 0), "page count");
+    }
+
+    proptest! {
+        #[test]
+        fn sets_read_back(pages in proptest::collection::vec((1u32.., 0u8..3), 0..40)) {
+            let pages = set(&pages);
+            let bytes = pages.encode();
+            prop_assert_eq!(bytes.len(), pages.byte_len());
+            prop_assert_eq!(PageSet::decode(bytes).unwrap(), pages);
+        }
+
+        #[test]
+        fn any_bytes_are_an_error_or_read_back_to_themselves(
+            index in proptest::collection::vec(0u8..4, 0..20), count in 0u32..10, images in 0usize..3, extra in 0usize..2,
+        ) {
+            let bytes = raw(if count == 0 { 0 } else { 512 }, count, &index, images * 512 + extra);
+            if let Ok(pages) = PageSet::decode(bytes.clone()) {
+                prop_assert_eq!(pages.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn cut_or_flipped_bytes_never_panic(at in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<bool>()) {
+            let mut bytes = set(&[(1, 1), (2, 0), (700, 3)]).encode();
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+            let result = PageSet::decode(bytes.clone());
+            prop_assert!(!cut || result.is_err());
+            if let Ok(pages) = result {
+                prop_assert_eq!(pages.encode(), bytes);
+            }
+        }
+    }
+}
