@@ -83,7 +83,7 @@ pub(crate) fn seal_by_hand(
     info.extend_from_slice(&archive.0);
     match name {
         ObjectName::Keyring(number) | ObjectName::Entry(number) => {
-            info.extend_from_slice(&number.to_le_bytes())
+            info.extend_from_slice(&number.to_le_bytes());
         }
         ObjectName::Pack(name) => info.extend_from_slice(&name),
     }
