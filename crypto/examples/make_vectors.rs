@@ -338,6 +338,7 @@ fn objects() -> Value {
         ("plaintext shorter than claimed", stream(&frame, 10)),
         ("two frames", stream(&[&frame[..], &frame].concat(), 18)),
         ("skippable frame", stream(&[0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0], 0)),
+        ("a frame after the one that counts", stream(&[&frame[..], &frame].concat(), 9)),
         ("no frame", stream(&[], 0)),
         ("padding that is not zero", dirty),
         ("padding longer than needed", [stream(&frame, 9), vec![0; 256]].concat()),

@@ -74,16 +74,13 @@ impl fmt::Display for DamagedPart {
 }
 
 impl OpenError {
-    /// What a failure of the structure means for an object; `part` is blamed where the structure does not say more.
+    /// What a failure of the structure means for an object; `part` is what was being read.
     pub(crate) fn from_format(error: &FormatError, part: DamagedPart) -> Self {
         match *error {
             FormatError::NotOurs => Self::NotOurs,
             FormatError::NewerFormat { version } => Self::NewerFormat { version },
             FormatError::Truncated { expected, actual } => Self::Truncated { expected, actual },
-            FormatError::Malformed { what: "header" } => Self::Damaged { what: DamagedPart::Header },
-            FormatError::Malformed { what: "bytes after the end" } => {
-                Self::Damaged { what: DamagedPart::Trailing }
-            }
+            FormatError::Trailing { .. } => Self::Damaged { what: DamagedPart::Trailing },
             _ => Self::Damaged { what: part },
         }
     }

@@ -250,6 +250,7 @@ fn authentic_streams_that_no_encoder_writes_are_refused() {
     check(&stream(&bomb, 9), "bomb that claims little");
     check(&stream(&bomb, MAX_PLAINTEXT_LEN as u64 + 1), "bomb that says so");
     check(&stream(&[&frame[..], &frame].concat(), 18), "two frames");
+    check(&stream(&[&frame[..], &frame].concat(), 9), "a frame after the one that counts");
     check(&stream(&[0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0], 0), "skippable frame");
     check(&stream(&[], 0), "no frame");
     check(&stream(&frame[..frame.len() - 1], 9), "cut frame");

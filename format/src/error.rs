@@ -21,6 +21,14 @@ pub enum FormatError {
         /// Length of what is there.
         actual: u64,
     },
+    /// There are bytes after the object's end. Fetch it again, or from another store.
+    #[error("object is too long: {actual} bytes instead of {expected}")]
+    Trailing {
+        /// Length that the object should have.
+        expected: u64,
+        /// Length of what is there.
+        actual: u64,
+    },
     /// The bytes cannot come from an encoder of this format. Fetch the object again, or from another store.
     #[error("malformed {what}")]
     Malformed {

@@ -89,7 +89,7 @@ impl Header {
         match actual.cmp(&header.sealed_len) {
             std::cmp::Ordering::Less => Err(FormatError::Truncated { expected: header.sealed_len, actual }),
             std::cmp::Ordering::Equal => Ok(header),
-            std::cmp::Ordering::Greater => Err(malformed("bytes after the end")),
+            std::cmp::Ordering::Greater => Err(FormatError::Trailing { expected: header.sealed_len, actual }),
         }
     }
 }

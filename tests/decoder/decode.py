@@ -1,0 +1,554 @@
+#!/usr/bin/env python3
+"""A second decoder for Chatkeep archives, written from docs/format.md alone.
+
+    decode.py restore STORE ARCHIVE DATABASE OUT [--seq N]    the 64 digits are read from standard input
+    decode.py list STORE ARCHIVE                              likewise
+    decode.py check VECTORS                                   checks every vector and restores the archive beside them
+
+STORE is a folder that holds an archive as a local store does. Needs `cryptography`, `zstandard` and `blake3` from PyPI.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import struct
+import sys
+
+import zstandard
+from blake3 import blake3
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+MAGIC = b"chatkeep"
+HEADER_LEN = 96
+CHUNK_LEN = 65_536
+TAG_LEN = 16
+MAX_PLAINTEXT_LEN = 67_108_864
+MAX_SEALED_LEN = 75_497_472
+MIN_STREAM_LEN = 4096
+MAX_KEYRING_LEN = 1_048_576
+MAX_KEYSLOTS = 32
+MAX_KEYSLOT_LEN = 16_384
+MAX_KEY_EPOCHS = 1024
+MAX_COUNTER = 9_999_999_999_999_999
+MAX_NAME_LEN = 255
+MAX_TEXT_LEN = 1024
+MAX_DATABASES = 256
+MAX_PACKS = 65_536
+MAX_PAGES = 262_144
+KEYRING, ENTRY, PACK = 1, 2, 3
+
+
+class FormatError(Exception):
+    """Its text is the error's name in docs/format.md."""
+
+
+def fail(error):
+    raise FormatError(error)
+
+
+def checksum(data):
+    return blake3(data).digest()[:8]
+
+
+def hkdf(key, salt, info, length):
+    return HKDF(hashes.SHA256(), length, salt or None, info).derive(key)
+
+
+def padme(n):
+    if n < 2:
+        return n
+    e = n.bit_length() - 1
+    mask = (1 << max(0, e - e.bit_length())) - 1
+    return (n + mask) & ~mask
+
+
+class Reader:
+    """Takes values off the front; whatever is missing is `error`."""
+
+    def __init__(self, data, error):
+        self.data, self.at, self.error = data, 0, error
+
+    def left(self):
+        return len(self.data) - self.at
+
+    def take(self, length):
+        if length > self.left():
+            fail(self.error)
+        self.at += length
+        return self.data[self.at - length : self.at]
+
+    def number(self, length, limit=None, signed=False):
+        value = int.from_bytes(self.take(length), "little", signed=signed)
+        if limit is not None and value > limit:
+            fail(self.error)
+        return value
+
+    def text(self, limit):
+        try:
+            return self.take(self.number(2, limit)).decode("utf-8")
+        except UnicodeDecodeError:
+            fail(self.error)
+
+    def varint(self):
+        value = 0
+        for shift in range(0, 35, 7):
+            byte = self.number(1)
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if value > 0xFFFFFFFF or (byte == 0 and shift > 0):
+                    fail(self.error)
+                return value
+        fail(self.error)
+
+    def must(self, condition):
+        if not condition:
+            fail(self.error)
+
+
+# --- the 64 digits -----------------------------------------------------------------------------------------------
+
+
+def key_from_digits(text):
+    dashes = "-_\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+    spaced = "".join(" " if c in dashes else c for c in text)
+    groups = spaced.split()
+    digits = "".join(groups)
+    if len(digits) not in (64, 68):
+        for index, group in enumerate(groups):
+            if len(groups) in (16, 17) and len(group) != 4:
+                fail(f"GroupLength {index + 1}")
+        fail("Length")
+    for at, digit in enumerate(digits):
+        if digit not in "0123456789abcdefABCDEF":
+            fail(f"NotHex {at // 4 + 1}")
+    key, check = bytes.fromhex(digits[:64]), bytes.fromhex(digits[64:])
+    if check and check != hashlib.sha256(b"chatkeep/1 key check" + key).digest()[:2]:
+        fail("CheckGroup")
+    return key
+
+
+# --- header, keyring, objects --------------------------------------------------------------------------------------
+
+
+def read_header(data):
+    if data[:8] != MAGIC[: len(data)]:
+        fail("NotOurs")
+    if len(data) < HEADER_LEN:
+        fail("Truncated")
+    if checksum(data[:88]) != data[88:96]:
+        fail("Damaged header")
+    version, kind, zero, epoch, length = struct.unpack("<BBHIQ", data[8:24])
+    if version > 1:
+        fail(f"NewerFormat {version}")
+    limit = MAX_KEYRING_LEN if kind == KEYRING else MAX_SEALED_LEN
+    if version == 0 or kind not in (KEYRING, ENTRY, PACK) or zero or not HEADER_LEN <= length <= limit:
+        fail("Damaged header")
+    if len(data) != length:
+        fail("Truncated" if len(data) < length else "Damaged trailing")
+    return kind, epoch, data[24:56], data[56:88]
+
+
+def open_keyring(data, archive, counter, key):
+    """The data roots by key epoch."""
+    kind, newest, salt, check = read_header(data)
+    if kind != KEYRING:
+        fail("NotThisObject")
+    reader = Reader(data[:-8], "Damaged keyring")
+    reader.take(HEADER_LEN)
+    reader.must(checksum(data[:-8]) == data[-8:])
+    found = (reader.take(16), reader.number(8, MAX_COUNTER))
+    for _ in range(reader.number(1, MAX_KEYSLOTS)):
+        slot_kind, length = reader.number(1), reader.number(2, MAX_KEYSLOT_LEN)
+        reader.must(slot_kind != 0 and (slot_kind != 1 or length == 0))
+        reader.take(length)
+    wrapped = []
+    for _ in range(reader.number(2, MAX_KEY_EPOCHS)):
+        wrapped.append((reader.number(4), reader.take(48)))
+    epochs = [epoch for epoch, _ in wrapped]
+    reader.must(epochs == sorted(set(epochs)) and epochs and epochs[-1] == newest)
+    before_mac = data[: reader.at]
+    mac = reader.take(32)
+    reader.must(reader.left() == 0)
+    if found != (archive, counter):
+        fail("NotThisObject")
+
+    if not hmac.compare_digest(hkdf(key, salt, b"chatkeep/1 keyring check", 32), check):
+        fail("WrongKey")
+    mac_key = hkdf(key, salt, b"chatkeep/1 keyring mac", 32)
+    reader.must(hmac.compare_digest(blake3(before_mac, key=mac_key).digest(), mac))
+    roots = {}
+    for epoch, sealed in wrapped:
+        wrap_key = hkdf(key, salt, b"chatkeep/1 keyring wrap" + archive + struct.pack("<I", epoch), 32)
+        try:
+            roots[epoch] = AESGCM(wrap_key).decrypt(bytes(11) + b"\x01", sealed, None)
+        except InvalidTag:
+            fail("Damaged keyring")
+    return roots
+
+
+def parse_store_key(text):
+    """(archive, kind, name in bytes)"""
+    archive, folder, name = text.split("/", 2)
+    if folder == "pack":
+        return bytes.fromhex(archive), PACK, bytes.fromhex(name.split("/")[1])
+    kind = {"keyring": KEYRING, "log": ENTRY}[folder]
+    return bytes.fromhex(archive), kind, struct.pack("<Q", int(name))
+
+
+def open_object(data, store_key, roots):
+    archive, kind, name = parse_store_key(store_key)
+    found_kind, epoch, salt, commitment = read_header(data)
+    if found_kind != kind or kind == KEYRING:
+        fail("NotThisObject")
+    if epoch not in roots:
+        fail(f"UnknownKeyEpoch {epoch}")
+    derived = hkdf(roots[epoch], salt, b"chatkeep/1 object" + bytes([kind]) + archive + name, 64)
+    if not hmac.compare_digest(derived[32:], commitment):
+        fail("NotThisObject")
+    cipher, header, body = AESGCM(derived[:32]), data[:HEADER_LEN], data[HEADER_LEN:]
+    count = -(-len(body) // (CHUNK_LEN + TAG_LEN))
+    stream_len = len(body) - count * TAG_LEN
+    if stream_len < MIN_STREAM_LEN or -(-stream_len // CHUNK_LEN) != count:
+        fail("Damaged header")
+    stream = bytearray()
+    for index in range(count):
+        nonce = index.to_bytes(11, "big") + (b"\x01" if index == count - 1 else b"\x00")
+        start = index * (CHUNK_LEN + TAG_LEN)
+        try:
+            stream += cipher.decrypt(nonce, body[start : start + CHUNK_LEN + TAG_LEN], header)
+        except InvalidTag:
+            fail(f"Damaged chunk {index}")
+    return read_body(bytes(stream))
+
+
+def read_body(stream):
+    reader = Reader(stream, "Damaged body")
+    frame_len, plain_len = reader.number(8), reader.number(8, MAX_PLAINTEXT_LEN)
+    frame = reader.take(frame_len)
+    padding = reader.take(reader.left())
+    reader.must(len(stream) == max(MIN_STREAM_LEN, padme(16 + frame_len)) and not any(padding))
+    reader.must(frame[:4] == bytes.fromhex("28b52ffd"))
+    try:
+        reader.must(zstandard.frame_content_size(frame) == plain_len)
+        # unpacks into a buffer of the content size, which was just checked
+        plaintext = zstandard.ZstdDecompressor().decompress(frame, allow_extra_data=False)
+    except zstandard.ZstdError:
+        fail("Damaged body")
+    reader.must(len(plaintext) == plain_len)
+    return plaintext
+
+
+# --- plaintexts ----------------------------------------------------------------------------------------------------
+
+
+def is_page_size(size):
+    return 512 <= size <= 65_536 and size & (size - 1) == 0
+
+
+def read_pages(data):
+    """(page size, [(page number, image or None for zeros)])"""
+    reader = Reader(data, "Malformed")
+    size, count, index_len = reader.number(4), reader.number(4, MAX_PAGES), reader.number(4)
+    reader.must(is_page_size(size) if count else size == 0)
+    index = Reader(reader.take(index_len), "Malformed")
+    index.must(count <= index_len // 2)
+    pages, pgno = [], 0
+    for _ in range(count):
+        delta, operation = index.varint(), index.number(1)
+        pgno += delta
+        index.must(delta > 0 and pgno <= 0xFFFFFFFF and operation in (0, 1))
+        pages.append((pgno, reader.take(size) if operation else None))
+    index.must(index.left() == 0 and reader.left() == 0)
+    return size, pages
+
+
+def read_entry(data):
+    reader = Reader(data, "Malformed")
+    entry = {
+        "archive": reader.take(16),
+        "writer_id": reader.take(16),
+        "writer_epoch": reader.number(8),
+        "seq": reader.number(8, MAX_COUNTER),
+        "base_seq": reader.number(8),
+        "prev": reader.take(32),
+        "taken_at_us": reader.number(8, signed=True),
+        "digest_key": reader.take(32),
+        "source_name": reader.text(MAX_TEXT_LEN),
+        "app_id": reader.text(MAX_TEXT_LEN),
+    }
+    reader.must(1 <= entry["base_seq"] <= entry["seq"])
+    reader.must((entry["seq"] == 1) == (entry["prev"] == bytes(32)))
+    entry["databases"] = [read_record(reader) for _ in range(reader.number(2, MAX_DATABASES))]
+    names = [record["name"].encode() for record in entry["databases"]]
+    reader.must(names == sorted(set(names)) and reader.left() == 0)
+    return entry
+
+
+def read_record(reader):
+    record = {"name": reader.text(MAX_NAME_LEN)}
+    state, kind, flags = reader.number(1), reader.number(1), reader.number(1)
+    reader.must(state in (1, 2) and kind in (1, 2) and flags in (0, 1))
+    record["state"] = {1: "present", 2: "gone"}[state]
+    record["kind"] = {1: "plain", 2: "opaque"}[kind]
+    record["is_base"] = flags == 1
+    for field in ("page_size", "page_count", "user_version", "application_id"):
+        record[field] = reader.number(4)
+    record["state_digest"] = reader.take(16)
+    record["changed_pages"] = reader.number(8)
+    count = reader.number(4, MAX_PACKS)
+    reader.must(count * 28 <= reader.left())
+    record["packs"] = [(reader.take(16), reader.number(8, MAX_SEALED_LEN), reader.number(4)) for _ in range(count)]
+    reader.must(all(pages > 0 for _, _, pages in record["packs"]))
+    inline_size, record["inline"] = read_pages(reader.take(reader.number(4, MAX_PLAINTEXT_LEN)))
+
+    name, size = record["name"], record["page_size"]
+    bare = record["page_count"] == 0 and not record["packs"] and not record["inline"]
+    reader.must(name not in ("", ".", "..") and "/" not in name and "\0" not in name)
+    reader.must(state == 1 or bare)
+    reader.must(is_page_size(size) or (size == 0 and bare))
+    reader.must(not record["inline"] or inline_size == size)
+    return record
+
+
+# --- a store in a folder, and restoring from it ------------------------------------------------------------------
+
+
+class Archive:
+    def __init__(self, store, archive, key):
+        self.store, self.archive = store, archive
+        counter = max(self.numbers("keyring"), default=None)
+        if counter is None:
+            fail("no keyring")
+        keyring = self.read(f"{archive}/keyring/{counter:016}")
+        self.roots = open_keyring(keyring, bytes.fromhex(archive), counter, key)
+
+    def read(self, store_key):
+        with open(os.path.join(self.store, store_key), "rb") as file:
+            return file.read(MAX_SEALED_LEN + 1)
+
+    def numbers(self, folder):
+        path = os.path.join(self.store, self.archive, folder)
+        names = os.listdir(path) if os.path.isdir(path) else []
+        return sorted(int(name) for name in names if len(name) == 16 and name.isdecimal())
+
+    def entry(self, seq):
+        """The entry, and the digest of its sealed bytes."""
+        store_key = f"{self.archive}/log/{seq:016}"
+        sealed = self.read(store_key)
+        entry = read_entry(open_object(sealed, store_key, self.roots))
+        if entry["archive"].hex() != self.archive or entry["seq"] != seq:
+            fail("NotThisObject")
+        return entry, blake3(sealed).digest()
+
+    def pack(self, name, page_size):
+        store_key = f"{self.archive}/pack/{name[:1].hex()}/{name.hex()}"
+        size, pages = read_pages(open_object(self.read(store_key), store_key, self.roots))
+        if pages and size != page_size:
+            fail("Malformed")
+        return pages
+
+    def restore(self, seq, database):
+        """The bytes of the database at entry `seq`; None if it is gone."""
+        target, _ = self.entry(seq)
+        goal = find_record(target, database)
+        if goal is None:
+            fail("no such database")
+        if goal["state"] == "gone":
+            return None
+        size, count = goal["page_size"], goal["page_count"]
+        lock_page = (1 << 30) // size + 1 if size else 0
+        found, at, prev = {}, seq, None
+        while True:
+            entry, digest = self.entry(at)
+            if prev is not None and digest != prev:
+                fail("chain broken")
+            record = find_record(entry, database)
+            if record is not None:
+                if record["state"] == "gone":
+                    break
+                if record["page_size"] not in (0, size):
+                    fail("Malformed")
+                layers = [lambda r=record: r["inline"]]
+                layers += [lambda n=name: self.pack(n, size) for name, _, _ in reversed(record["packs"])]
+                for layer in layers:
+                    for pgno, image in layer():
+                        if pgno <= count and pgno != lock_page:
+                            found.setdefault(pgno, image)
+                if record["is_base"]:
+                    break
+            if at == target["base_seq"]:
+                break
+            at, prev = at - 1, entry["prev"]
+        image, digest = bytearray(size * count), 0
+        for pgno in range(1, count + 1):
+            if pgno == lock_page:
+                continue
+            if pgno not in found:
+                fail(f"page {pgno} is missing")
+            page = found[pgno] or bytes(size)
+            image[(pgno - 1) * size : pgno * size] = page
+            keyed = blake3(struct.pack("<I", pgno) + page, key=target["digest_key"]).digest()
+            digest ^= int.from_bytes(keyed[:16], "big")
+        if digest.to_bytes(16, "big") != goal["state_digest"]:
+            fail("state digest differs")
+        return bytes(image)
+
+
+def find_record(entry, name):
+    return next((record for record in entry["databases"] if record["name"] == name), None)
+
+
+# --- vectors -------------------------------------------------------------------------------------------------------
+
+
+def edited(data, edits):
+    data = bytearray(data)
+    for edit in edits:
+        ((operation, argument),) = edit.items()
+        if operation == "flip":
+            data[argument[0]] ^= 1 << argument[1]
+        elif operation == "truncate":
+            del data[argument:]
+        elif operation == "append":
+            data += bytes.fromhex(argument)
+        elif operation == "replace":
+            data = bytearray.fromhex(argument)
+        elif operation == "put":
+            put = bytes.fromhex(argument[1])
+            data[argument[0] : argument[0] + len(put)] = put
+        elif operation == "swap_chunks":
+            a, b = (
+                slice(HEADER_LEN + i * (CHUNK_LEN + TAG_LEN), HEADER_LEN + (i + 1) * (CHUNK_LEN + TAG_LEN))
+                for i in argument
+            )
+            data[a], data[b] = data[b], data[a]
+        elif operation == "mend_header":
+            data[88:96] = checksum(bytes(data[:88]))
+        elif operation == "mend_end":
+            data[-8:] = checksum(bytes(data[:-8]))
+        else:
+            raise ValueError(operation)
+    return bytes(data)
+
+
+def check_case(file, case):
+    """Raises FormatError as the decoder does; AssertionError when the decoder opens but reads something else."""
+    what = file["what"]
+    if what == "digits":
+        assert key_from_digits(case["digits"]).hex() == case["key"]
+    elif what == "padme":
+        assert padme(case[0]) == case[1]
+    elif what == "pages":
+        _, pages = read_pages(bytes.fromhex(case["bytes"]))
+        assert [[pgno, image.hex() if image else "zero"] for pgno, image in pages] == case["pages"]
+    elif what == "entries":
+        check_entry(read_entry(bytes.fromhex(case["bytes"])), case["fields"])
+    elif what == "keyring":
+        field = {**file, **case}
+        data = edited(bytes.fromhex(file["object"]), case["edits"])
+        roots = open_keyring(data, bytes.fromhex(field["archive"]), field["counter"], bytes.fromhex(field["key"]))
+        assert {str(epoch): root.hex() for epoch, root in roots.items()} == case["roots"]
+    elif what == "objects":
+        archive, key = bytes.fromhex(file["archive"]), bytes.fromhex(file["key"])
+        roots = open_keyring(bytes.fromhex(file["keyring"]), archive, file["keyring_counter"], key)
+        sealed = file["objects"][case["object"]]
+        data = edited(bytes.fromhex(sealed["sealed"]), case["edits"])
+        plaintext = open_object(data, case.get("as", sealed["store_key"]), roots)
+        assert len(plaintext) == case["len"] and blake3(plaintext).hexdigest() == case["blake3"]
+    else:
+        raise ValueError(what)
+
+
+def check_entry(entry, fields):
+    for name in ("writer_epoch", "seq", "base_seq", "taken_at_us", "source_name", "app_id"):
+        assert entry[name] == fields[name], name
+    assert (entry["archive"].hex(), entry["prev"].hex()) == (fields["archive"], fields["prev"])
+    assert len(entry["databases"]) == len(fields["databases"])
+    for record, expected in zip(entry["databases"], fields["databases"]):
+        packs = [[name.hex(), length, pages] for name, length, pages in record["packs"]]
+        assert packs == expected["packs"] and len(record["inline"]) == expected["inline"]
+        for name in ("name", "state", "kind", "is_base", "page_size", "page_count"):
+            assert record[name] == expected[name], name
+
+
+def check_vectors(folder):
+    checked = wrong = 0
+    for name in sorted(os.listdir(os.path.join(folder, "format"))):
+        with open(os.path.join(folder, "format", name), encoding="utf-8") as file:
+            content = json.load(file)
+        for case in content["cases"]:
+            label = case["name"] if isinstance(case, dict) else str(case)
+            expected = case.get("error", "opens") if isinstance(case, dict) else "opens"
+            try:
+                check_case(content, case)
+                result = "opens"
+            except FormatError as error:
+                result = str(error)
+            except AssertionError as error:
+                result = f"opens, but reads otherwise {error}"
+            checked += 1
+            if result != expected:
+                wrong += 1
+                print(f"{name}: {label}: {result}, not {expected}")
+    store = os.path.join(folder, "store")
+    with open(os.path.join(store, "expected.json"), encoding="utf-8") as file:
+        about = json.load(file)
+    archive = Archive(store, about["archive"], key_from_digits(about["digits"]))
+    for restore in about["restores"]:
+        image = archive.restore(restore["seq"], restore["database"])
+        right = image is None if restore.get("gone") else blake3(image).hexdigest() == restore["blake3"]
+        checked += 1
+        if not right:
+            wrong += 1
+            print(f"store: {restore['database']} at {restore['seq']} restores to something else")
+    try:
+        Archive(store, about["archive"], key_from_digits(about["digits_before_rotation"]))
+        result = "opens"
+    except FormatError as error:
+        result = str(error)
+    checked += 1
+    if result != "WrongKey":
+        wrong += 1
+        print(f"store: the key before the rotation: {result}, not WrongKey")
+    print(f"{checked} checked, {wrong} wrong")
+    return wrong == 0
+
+
+def main(arguments):
+    seq = None
+    if "--seq" in arguments:
+        at = arguments.index("--seq")
+        seq = int(arguments[at + 1])
+        del arguments[at : at + 2]
+    match arguments:
+        case ["check", folder]:
+            return 0 if check_vectors(folder) else 1
+        case ["list", store, name]:
+            archive = Archive(store, name, key_from_digits(sys.stdin.read()))
+            for number in archive.numbers("log"):
+                entry, _ = archive.entry(number)
+                databases = ", ".join(record["name"] for record in entry["databases"])
+                print(f"{number}\t{entry['taken_at_us']}\t{entry['source_name']}\t{databases}")
+            return 0
+        case ["restore", store, name, database, out]:
+            archive = Archive(store, name, key_from_digits(sys.stdin.read()))
+            image = archive.restore(seq or max(archive.numbers("log"), default=0), database)
+            if image is None:
+                fail("the database was gone at this point")
+            with open(out, "xb") as file:
+                file.write(image)
+            print(f"{out}: {len(image)} bytes, state digest is right")
+            return 0
+    print(__doc__, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except FormatError as problem:
+        sys.exit(f"decode.py: {problem}")
