@@ -1,1 +1,27 @@
 //! Messages, password-protected secret sharing and limits of the Backup Key Vault.
+//!
+//! Pure: no I/O, no clock, no randomness of its own. `docs/vault-protocol.md` is the twin of this
+//! crate, byte by byte. In reading order: what is pinned ([`pin`], [`tls`]), what is said
+//! ([`message`], [`answer`]), the mathematics ([`suite`], [`shamir`], [`password`], [`secret`]), what
+//! is stored beside the backup ([`slot`]) and the two operations on it ([`ppss`]).
+
+pub mod answer;
+pub mod cbor;
+pub mod limits;
+pub mod message;
+pub mod password;
+pub mod pin;
+pub mod ppss;
+pub mod secret;
+pub mod shamir;
+pub mod slot;
+pub mod suite;
+pub mod tls;
+
+mod error;
+
+pub use error::{AnswerError, SlotError};
+pub use password::{KdfFloor, KdfParams};
+pub use pin::{Identity, VaultPin};
+pub use secret::SlotSecret;
+pub use suite::Suite;
