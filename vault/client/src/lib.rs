@@ -1,1 +1,26 @@
 //! Registers with, recovers from and watches Backup Key Vaults over one small transport trait.
+//!
+//! In reading order: how bytes reach a vault ([`transport`], [`courier`]), what can go wrong
+//! ([`VaultError`]), then the operations: [`register`], [`recover`], [`begin_change`] and
+//! [`commit_change`], [`rewrap`], [`status`], [`freeze`], [`destroy`], [`info`]. The protocol itself,
+//! and all mathematics, is in `chatkeep-vault-protocol`.
+
+pub mod courier;
+pub mod transport;
+
+mod change;
+mod error;
+mod exchange;
+mod owner;
+mod recover;
+mod register;
+
+pub use change::{PendingChange, begin_change, commit_change, rewrap};
+pub use chatkeep_vault_protocol::answer::{Counters, DestroyReason, VaultInfo};
+pub use chatkeep_vault_protocol::{Identity, KdfFloor, KdfParams, SlotError, SlotSecret, VaultPin};
+pub use courier::CourierTransport;
+pub use error::VaultError;
+pub use owner::{StatusReport, VaultReport, destroy, freeze, info, status};
+pub use recover::{Recovered, recover};
+pub use register::{Registered, register};
+pub use transport::{DirectTransport, Transport, TransportError};

@@ -289,21 +289,16 @@ pub fn sign(
 }
 
 /// Checks that `answer` is the pinned vault's answer to the exact bytes of `request`, and reads it.
-pub fn verify(
-    answer: &[u8],
-    identity: &[u8; 32],
-    request: &[u8],
-    now_s: u64,
-) -> Result<Body, AnswerError> {
-    let signed: SignedAnswer = decode(answer, ANSWER_LEN_MAX)
-        .ok_or(AnswerError::Untrusted { what: "it is not a signed answer" })?;
+pub fn verify(answer: &[u8], identity: &[u8; 32], request: &[u8], now_s: u64) -> Result<Body, AnswerError> {
+    let signed: SignedAnswer =
+        decode(answer, ANSWER_LEN_MAX).ok_or(AnswerError::Untrusted { what: "it is not a signed answer" })?;
     let certificate = Certificate::check(&signed.certificate.0, identity, now_s)?;
     let signature = Signature::from_bytes(&signed.signature.0);
     VerifyingKey::from_bytes(&certificate.operational)
         .and_then(|key| key.verify_strict(&message(identity, request, &signed.body.0), &signature))
         .map_err(|_| AnswerError::Untrusted { what: "the signature does not fit" })?;
-    let version: Version = decode(&signed.body.0, ANSWER_LEN_MAX)
-        .ok_or(AnswerError::Malformed { what: "no version" })?;
+    let version: Version =
+        decode(&signed.body.0, ANSWER_LEN_MAX).ok_or(AnswerError::Malformed { what: "no version" })?;
     if version.version != VERSION {
         return Err(AnswerError::NewerFormat { version: version.version });
     }

@@ -67,7 +67,11 @@ impl Default for KdfParams {
 ///
 /// Password rule 1: UTF-8, 1 to 1024 bytes, normalised with NFKC (UAX #15), nothing trimmed or folded. The same
 /// password typed on another system, composed differently, gives the same key. NFKC is stable for assigned characters.
-pub fn stretch(password: &[u8], salt: &[u8; 32], params: KdfParams) -> Result<Zeroizing<[u8; 32]>, SlotError> {
+pub fn stretch(
+    password: &[u8],
+    salt: &[u8; 32],
+    params: KdfParams,
+) -> Result<Zeroizing<[u8; 32]>, SlotError> {
     let normalised = normalise(password)?;
     let argon = argon2::Params::new(params.memory_kib, params.passes, params.lanes, Some(32))
         .map_err(|_| SlotError::Malformed { what: "the password stretching is impossible" })?;

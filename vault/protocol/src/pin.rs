@@ -55,8 +55,7 @@ impl FromStr for Identity {
 
     /// Spaces, dashes and colons between digits are ignored, so grouped forms can be typed.
     fn from_str(text: &str) -> Result<Self, NotAFingerprint> {
-        let digits: String =
-            text.chars().filter(|c| !c.is_whitespace() && !matches!(c, '-' | ':')).collect();
+        let digits: String = text.chars().filter(|c| !c.is_whitespace() && !matches!(c, '-' | ':')).collect();
         let bytes = hex::decode(digits).map_err(|_| NotAFingerprint)?;
         Ok(Self(bytes.try_into().map_err(|_| NotAFingerprint)?))
     }

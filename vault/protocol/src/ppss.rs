@@ -142,7 +142,9 @@ fn wrap(slot: &Slot, secret: &SlotSecret, key: &[u8; 32], rng: &mut impl CryptoR
     wrapped
 }
 
-fn unwrap(slot: &Slot, secret: &SlotSecret) -> Result<Zeroizing<[u8; 32]>, SlotError> {
+/// Opens the wrapped key with S alone, on a device that kept it.
+pub fn unwrap(slot: &Slot, secret: &SlotSecret) -> Result<Zeroizing<[u8; 32]>, SlotError> {
+    check_secret(slot, secret)?;
     let salt: [u8; 32] = slot.wrapped[..32].try_into().expect("32 bytes");
     let payload = Payload { msg: &slot.wrapped[32..], aad: &wrap_aad(slot) };
     let opened = cipher(secret, &salt)
