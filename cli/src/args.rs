@@ -1,0 +1,302 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// End-to-end encrypted backup of the databases of chat programs
+#[derive(Debug, Parser)]
+#[command(name = "chatkeep", version, propagate_version = true, after_long_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Print JSON, for scripts: one object, or one line for each step of a job
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// The service's control socket [default: $XDG_RUNTIME_DIR/chatkeep/control.sock, then the session bus]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// In `--help` and in the manual page.
+pub(crate) const EXIT_CODES: &str = "\
+Exit status:
+  0    done; status: everything is fine
+  1    it failed; status: a backup is overdue, or you must do something
+  2    status: backups are failing
+  3    the service cannot be reached
+  4    wrong password or key
+  5    cancelled by somebody else
+  64   wrong use of the command line
+  130  interrupted with Ctrl-C
+
+Times are given as 2026-11-24T08:30 or \"2026-11-24 08:30:00\" (UTC), as @SECONDS since 1970, or as an age: 90m, 12h, 3d.
+Passwords and keys are asked for on the terminal, or read from --password-fd, --key-fd or standard input, never from
+arguments or the environment.";
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show how current and how safe the backups are
+    Status,
+    /// Watch a database
+    Register {
+        /// The database file
+        file: PathBuf,
+        /// A name for it [default: the file's name without its ending]
+        #[arg(long)]
+        name: Option<String>,
+        /// Where its backups go [default: the configured store]
+        #[arg(long)]
+        store: Option<String>,
+    },
+    /// Stop watching a database; its backups stay
+    Unregister {
+        /// The database
+        id: String,
+    },
+    /// Back up now
+    Backup {
+        /// The database
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        id: Option<String>,
+        /// Back up all databases
+        #[arg(long)]
+        all: bool,
+        /// Wait for the end, with progress
+        #[arg(long)]
+        wait: bool,
+    },
+    /// List the moments a database can be restored to
+    Points {
+        /// The database
+        id: String,
+        /// At most so many, the newest ones
+        #[arg(long)]
+        limit: Option<u32>,
+    },
+    /// Restore a database into a new file
+    Restore {
+        /// The database
+        id: String,
+        /// A directory, or a file name in an existing directory
+        #[arg(long, value_name = "DIR[/NAME]")]
+        to: PathBuf,
+        /// As it was at this time
+        #[arg(long, value_name = "TIME", conflicts_with = "point")]
+        at: Option<String>,
+        /// A point from `chatkeep points`
+        #[arg(long, value_name = "POINT")]
+        point: Option<String>,
+        /// Replace an existing file; the old one is kept beside it
+        #[arg(long)]
+        overwrite: bool,
+    },
+    /// List what a store holds, for a new machine
+    ListRemote {
+        /// The store
+        store: String,
+    },
+    /// Continue an archive from another machine here
+    Adopt {
+        /// The store
+        store: String,
+        /// The archive, from `chatkeep list-remote`
+        remote_id: String,
+        /// Where the database belongs
+        #[arg(long, value_name = "DIR/NAME")]
+        to: PathBuf,
+        /// A name for it
+        #[arg(long)]
+        name: Option<String>,
+        /// Restore it as soon as it is unlocked
+        #[arg(long)]
+        restore: bool,
+    },
+    /// Keys and passwords
+    #[command(subcommand)]
+    Encryption(EncryptionCommand),
+    /// Bring a database's key to this machine, with the password or the 64 digits
+    Unlock {
+        /// The database
+        id: String,
+        #[command(flatten)]
+        secret: SecretArgs,
+    },
+    /// Backup key vaults
+    #[command(subcommand)]
+    Vault(VaultCommand),
+    /// Places where backups are kept
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Let backups wait
+    Pause {
+        /// For how long: 90m, 12h, 3d [default: until resumed]
+        #[arg(value_name = "DURATION")]
+        duration: Option<String>,
+        /// Why; shown by status
+        #[arg(long, default_value = "user")]
+        reason: String,
+    },
+    /// End the pause
+    Resume,
+    /// Check what is stored
+    Verify {
+        /// The database
+        id: String,
+        /// How deep: manifest (is it all there), chunks (read it back), restore (a full rehearsal)
+        #[arg(long, default_value = "chunks", value_parser = ["manifest", "chunks", "restore"])]
+        depth: String,
+    },
+    /// Look for what could be wrong
+    Doctor,
+    /// Print a completion script
+    Completions {
+        /// bash, zsh, fish …
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    #[command(hide = true)]
+    Man,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EncryptionCommand {
+    /// Show modes, states and keys
+    Status {
+        /// The database [default: all]
+        id: Option<String>,
+    },
+    /// Encrypt with a password, through a vault
+    EnablePassword {
+        /// The database
+        id: String,
+        /// Which vault [default: the configured one]
+        #[arg(long)]
+        vault: Option<String>,
+        #[command(flatten)]
+        secret: SecretArgs,
+    },
+    /// Encrypt with 64 digits that you have already
+    EnableKey {
+        /// The database
+        id: String,
+        #[command(flatten)]
+        secret: SecretArgs,
+    },
+    /// Encrypt with 64 new digits, shown once
+    GenerateKey {
+        /// The database
+        id: String,
+        #[command(flatten)]
+        key: NewKeyArgs,
+    },
+    /// Type new digits back that were not confirmed yet
+    Confirm {
+        /// The database
+        id: String,
+        #[command(flatten)]
+        secret: SecretArgs,
+    },
+    /// Change the password; the key stays the same
+    ChangePassword {
+        /// The database
+        id: String,
+        /// Read the current password from this descriptor
+        #[arg(long, value_name = "N", requires = "new_password_fd")]
+        password_fd: Option<u32>,
+        /// Read the new password from this descriptor
+        #[arg(long, value_name = "N", requires = "password_fd")]
+        new_password_fd: Option<u32>,
+    },
+    /// Use a new key from now on
+    RotateKey {
+        /// The database
+        id: String,
+        /// Also encrypt what is stored already again
+        #[arg(long)]
+        reencrypt: bool,
+        #[command(flatten)]
+        key: NewKeyArgs,
+    },
+    /// Bring the key to this machine, as `chatkeep unlock`
+    Unlock {
+        /// The database
+        id: String,
+        #[command(flatten)]
+        secret: SecretArgs,
+    },
+    /// Do you still know the password or the digits?
+    Check {
+        /// The database
+        id: String,
+        /// Ask the vault, too; a wrong password costs an attempt
+        #[arg(long)]
+        vault: bool,
+        #[command(flatten)]
+        secret: SecretArgs,
+    },
+}
+
+/// Where a secret comes from, when not from the terminal or standard input.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct SecretArgs {
+    /// Read the password from this descriptor
+    #[arg(long, value_name = "N", conflicts_with = "key_fd")]
+    pub(crate) password_fd: Option<u32>,
+    /// Read the digits from this descriptor
+    #[arg(long, value_name = "N")]
+    pub(crate) key_fd: Option<u32>,
+}
+
+/// Where new digits go, when not to the terminal.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct NewKeyArgs {
+    /// Write the digits to a new file, readable by you only, instead of showing them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key_out: Option<PathBuf>,
+    /// Confirm with the digits in this file instead of typing them; with --key-out, right afterwards
+    #[arg(long, value_name = "FILE")]
+    pub(crate) confirm_from_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VaultCommand {
+    /// Ask the vaults, and show the attempts left
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Write, read and delete a probe
+    Test {
+        /// The store
+        store: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_option_takes_a_secret_itself() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments() {
+                let name = argument.get_id().as_str();
+                let secret = name.contains("password") || name.contains("key");
+                let safe = name.ends_with("_fd") || name == "key_out";
+                assert!(!secret || safe, "{} of {}", name, command.get_name());
+                assert!(argument.get_env().is_none(), "{name} is not read from the environment");
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+}
