@@ -1,0 +1,380 @@
+//! `config.toml`: settings, never components and never secrets. An unknown key is fatal and named.
+//!
+//! `config.example.toml` in the repository shows every key with its unit and default; a test parses it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// The whole configuration file.
+#[derive(Debug, Clone, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// What the service does on this machine.
+    pub service: Service,
+    /// When changes are captured and shipped.
+    pub capture: Capture,
+    /// Where sealed objects go.
+    pub store: Vec<Store>,
+    /// Backup Key Vaults a password may be entrusted to.
+    pub vault: Vec<Vault>,
+    /// Databases to watch, beside those that apps register over D-Bus.
+    pub source: Vec<Source>,
+}
+
+/// `[service]`
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Service {
+    /// Where this device keeps its copy of the keys.
+    pub key_storage: KeyStorage,
+    /// Flatpak application ids that may call us although they are sandboxed.
+    pub allowed_apps: Vec<String>,
+    /// Listening socket of the vault courier; none = `$XDG_RUNTIME_DIR/chatkeep-courier.sock`.
+    pub courier_socket: Option<PathBuf>,
+}
+
+/// `service.key_storage`
+#[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeyStorage {
+    /// The desktop's keyring, over the Secret Service.
+    SecretService,
+    /// A file with mode 0600: whoever gets a copy of the home directory can read the backups.
+    File,
+}
+
+/// `[capture]`
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Capture {
+    /// Ship when the database was silent for this long.
+    pub quiet: Span,
+    /// Ship at the latest this long after the first unshipped commit.
+    pub max_age: Span,
+    /// Ship at once when this much waits, in bytes.
+    pub max_pending_bytes: u64,
+    /// zstd level of sealed objects, 1 to 19.
+    pub compression_level: i32,
+}
+
+/// `[[store]]`
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Store {
+    /// Its name on D-Bus and in logs.
+    pub name: String,
+    /// The scheme picks the kind of store.
+    pub url: String,
+    /// Settings of that kind of store, handed over as they are.
+    #[serde(default)]
+    pub options: BTreeMap<String, toml::Value>,
+    /// Where each secret of the store lives: `"keyring"`, `"credential:NAME"` or `"env:NAME"`. Never the secret.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, String>,
+}
+
+/// `[[vault]]`
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Vault {
+    /// Its name on D-Bus and in logs.
+    pub name: String,
+    /// `https://` address.
+    pub url: String,
+    /// The vault's identity key as printed by `chatkeep-vault fingerprint`: it is pinned.
+    pub identity: String,
+}
+
+/// `[[source]]`
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Its name on D-Bus, in logs and inside the (sealed) entries.
+    pub name: String,
+    /// The SQLite database of the app.
+    pub path: PathBuf,
+    /// Name of the store; may be left out when there is only one.
+    pub store: Option<String>,
+}
+
+/// A duration, written `"500ms"`, `"30s"`, `"5m"` or `"2h"`. In milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub u64);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        parse_span(&text).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "`{text}` is not a duration (\"500ms\", \"30s\", \"5m\", \"2h\")"
+            ))
+        })
+    }
+}
+
+fn parse_span(text: &str) -> Option<Span> {
+    let digits = text.find(|c: char| !c.is_ascii_digit())?;
+    let value: u64 = text[..digits].parse().ok()?;
+    let factor = match &text[digits..] {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    value.checked_mul(factor).map(Span)
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self { key_storage: KeyStorage::SecretService, allowed_apps: Vec::new(), courier_socket: None }
+    }
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        // Two seconds of silence, ten at most, 8 MiB: what a laptop's death may cost, against one object per burst.
+        Self { quiet: Span(2000), max_age: Span(10_000), max_pending_bytes: 8 << 20, compression_level: 1 }
+    }
+}
+
+/// Why the configuration cannot be used. The service does not start on a guess.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is there and cannot be read.
+    #[error("cannot read {path}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Not TOML, or a key we do not know, or a value of the wrong kind.
+    #[error("{path}: {message}")]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The parser's words, with line and key.
+        message: String,
+    },
+    /// A secret stands in the file, where backups, dotfile repositories and screen shares find it.
+    #[error(
+        "{path}: `{key}` holds a secret; secrets do not belong into this file. Write where it lives instead: \
+         \"keyring\", \"credential:NAME\" or \"env:NAME\", under `secrets`"
+    )]
+    SecretInFile {
+        /// The file.
+        path: PathBuf,
+        /// The key that holds it.
+        key: String,
+    },
+    /// Two things that contradict each other.
+    #[error("{path}: {message}")]
+    Contradiction {
+        /// The file.
+        path: PathBuf,
+        /// What contradicts what.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads `path`; a file that does not exist is the default configuration.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Unreadable { path: path.to_owned(), source }),
+        }
+    }
+
+    /// Parses the text of `path` (used for messages only).
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let syntax = |message: String| ConfigError::Syntax { path: path.to_owned(), message };
+        let tree: toml::Table = toml::from_str(text).map_err(|error| syntax(error.to_string()))?;
+        if let Some(key) = secret_in(&tree, "") {
+            return Err(ConfigError::SecretInFile { path: path.to_owned(), key });
+        }
+        let config: Self = toml::from_str(text).map_err(|error| syntax(error.to_string()))?;
+        config.check().map_err(|message| ConfigError::Contradiction { path: path.to_owned(), message })?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        unique("store", self.store.iter().map(|s| s.name.as_str()))?;
+        unique("vault", self.vault.iter().map(|v| v.name.as_str()))?;
+        unique("source", self.source.iter().map(|s| s.name.as_str()))?;
+        for source in &self.source {
+            match &source.store {
+                Some(name) if !self.store.iter().any(|s| s.name == *name) => {
+                    return Err(format!(
+                        "source `{}` names the store `{name}`, which is not configured",
+                        source.name
+                    ));
+                }
+                None if self.store.len() != 1 => {
+                    return Err(format!("source `{}` must say which store it uses", source.name));
+                }
+                _ => {}
+            }
+            if !source.path.is_absolute() {
+                return Err(format!("source `{}`: `path` must be absolute", source.name));
+            }
+        }
+        for store in &self.store {
+            if !store.url.contains(':') {
+                return Err(format!("store `{}`: `{}` is not a URL", store.name, store.url));
+            }
+        }
+        if !(1..=19).contains(&self.capture.compression_level) {
+            return Err("`capture.compression_level` must be 1 to 19".to_owned());
+        }
+        if self.capture.quiet.0 > self.capture.max_age.0 {
+            return Err("`capture.quiet` is longer than `capture.max_age`".to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), String> {
+    let mut seen = std::collections::BTreeSet::new();
+    for name in names {
+        if name.is_empty() || name.len() > 64 {
+            return Err(format!("a {what} needs a name of 1 to 64 bytes"));
+        }
+        if !seen.insert(name) {
+            return Err(format!("two {what}s are called `{name}`"));
+        }
+    }
+    Ok(())
+}
+
+/// Names under which people write secrets into configuration files.
+const SECRET_NAMES: [&str; 10] = [
+    "password",
+    "passphrase",
+    "passwd",
+    "secret",
+    "secret_key",
+    "secret_access_key",
+    "access_key_id",
+    "token",
+    "api_key",
+    "private_key",
+];
+
+/// The dotted path of the first secret in the tree, if there is one.
+fn secret_in(table: &toml::Table, at: &str) -> Option<String> {
+    for (key, value) in table {
+        let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
+        match value {
+            toml::Value::Table(inner) if key == "secrets" => {
+                let leaked = inner.iter().find(|(_, v)| !v.as_str().is_some_and(names_a_place));
+                if let Some((name, _)) = leaked {
+                    return Some(format!("{path}.{name}"));
+                }
+            }
+            toml::Value::Table(inner) => {
+                if let Some(found) = secret_in(inner, &path) {
+                    return Some(found);
+                }
+            }
+            toml::Value::Array(items) => {
+                for item in items.iter().filter_map(toml::Value::as_table) {
+                    if let Some(found) = secret_in(item, &path) {
+                        return Some(found);
+                    }
+                }
+            }
+            toml::Value::String(text) if key == "url" && has_user_info(text) => return Some(path),
+            _ if SECRET_NAMES.contains(&key.to_ascii_lowercase().as_str()) => return Some(path),
+            _ => {}
+        }
+    }
+    None
+}
+
+fn names_a_place(value: &str) -> bool {
+    value == "keyring" || value.starts_with("credential:") || value.starts_with("env:")
+}
+
+/// `https://user:password@host/`
+fn has_user_info(url: &str) -> bool {
+    let authority = url.split_once("://").map_or("", |(_, rest)| rest.split('/').next().unwrap_or(""));
+    authority.split_once('@').is_some_and(|(user, _)| user.contains(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(text, Path::new("config.toml"))
+    }
+
+    #[test]
+    fn the_example_is_the_default_written_out() {
+        let example = include_str!("../../config.example.toml");
+        assert_eq!(parse(example).unwrap(), Config::default());
+        let all: Vec<&str> = example.lines().map(|line| line.strip_prefix("#: ").unwrap_or(line)).collect();
+        let config = parse(&all.join("\n")).unwrap();
+        assert!(!config.store.is_empty() && !config.vault.is_empty() && !config.source.is_empty());
+    }
+
+    #[test]
+    fn an_unknown_key_is_fatal_and_named() {
+        let error = parse("[capture]\nquite = \"2s\"\n").unwrap_err().to_string();
+        assert!(error.contains("quite"), "{error}");
+    }
+
+    #[test]
+    fn a_secret_is_refused_and_the_key_named() {
+        for (text, key) in [
+            (
+                "[[store]]\nname='a'\nurl='s3://b'\nsecrets={secret_access_key='AKIA123'}\n",
+                "store.secrets.secret_access_key",
+            ),
+            ("[[store]]\nname='a'\nurl='s3://b'\noptions={token='x'}\n", "store.options.token"),
+            ("[service]\npassword='x'\n", "service.password"),
+            ("[[store]]\nname='a'\nurl='dav://me:hunter2@host/x'\n", "store.url"),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(
+                matches!(&error, ConfigError::SecretInFile { key: found, .. } if found == key),
+                "{error}"
+            );
+            assert!(!error.to_string().contains("AKIA123") && !error.to_string().contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn the_place_of_a_secret_is_no_secret() {
+        let config = parse("[[store]]\nname='a'\nurl='file:///x'\nsecrets={token='keyring'}\n").unwrap();
+        assert_eq!(config.store[0].secrets["token"], "keyring");
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse("[capture]\nquiet='500ms'\n").unwrap().capture.quiet, Span(500));
+        for bad in ["'5'", "'5 s'", "'s'", "5", "'99999999999999999999h'"] {
+            assert!(parse(&format!("[capture]\nquiet={bad}\n")).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn contradictions_are_found() {
+        for bad in [
+            "[[source]]\nname='a'\npath='/x'\n",
+            "[[source]]\nname='a'\npath='/x'\nstore='b'\n",
+            "[[store]]\nname='a'\nurl='file:///x'\n[[store]]\nname='a'\nurl='file:///y'\n",
+            "[[store]]\nname='a'\nurl='file:///x'\n[[source]]\nname='a'\npath='x'\n",
+            "[capture]\nquiet='1m'\n",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

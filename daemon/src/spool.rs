@@ -1,0 +1,185 @@
+//! Sealed objects that wait for their upload: plain files, named in upload order, each written and synced before it
+//! counts. What lies here is ciphertext; nothing of it was announced to anybody yet.
+//!
+//! ```text
+//! <state>/spool/<archive>/<16-digit entry seq>.<8-digit position>.pack.<32 hex digits>
+//! <state>/spool/<archive>/<16-digit entry seq>.99999999.entry
+//! ```
+//!
+//! A pack whose entry never came (the capture was cut off) is swept at start.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use chatkeep_format::{ArchiveId, ObjectName};
+
+/// The queue of one archive.
+#[derive(Debug, Clone)]
+pub struct Spool {
+    folder: PathBuf,
+}
+
+/// One object that waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spooled {
+    /// The entry it belongs to.
+    pub seq: u64,
+    /// What it is called in the store.
+    pub name: ObjectName,
+    /// Its length, in bytes.
+    pub len: u64,
+    /// Where it lies.
+    pub path: PathBuf,
+}
+
+impl Spool {
+    /// Opens the queue of `archive` under `state`, and sweeps what a crash left half done.
+    pub fn open(state: &Path, archive: &ArchiveId) -> io::Result<Self> {
+        let folder = state.join("spool").join(archive.to_string());
+        std::fs::create_dir_all(&folder)?;
+        let spool = Self { folder };
+        for entry in std::fs::read_dir(&spool.folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|e| e == "tmp") {
+                std::fs::remove_file(path)?;
+            }
+        }
+        let waiting = spool.list()?;
+        for object in &waiting {
+            let published =
+                waiting.iter().any(|o| o.seq == object.seq && matches!(o.name, ObjectName::Entry(_)));
+            if !published {
+                std::fs::remove_file(&object.path)?;
+            }
+        }
+        Ok(spool)
+    }
+
+    /// Writes a pack of entry `seq`. It is durable after [`Spool::put_entry`] of that entry, which syncs the folder.
+    pub fn put_pack(&self, seq: u64, position: u32, name: [u8; 16], sealed: &[u8]) -> io::Result<Spooled> {
+        self.write(&format!("{seq:016}.{position:08}.pack.{}", hex::encode(name)), sealed)?;
+        Ok(self.describe(seq, ObjectName::Pack(name), position, sealed.len()))
+    }
+
+    /// Writes entry `seq`: from here on it will reach the store, whatever crashes.
+    pub fn put_entry(&self, seq: u64, sealed: &[u8]) -> io::Result<Spooled> {
+        // The packs' names must be on the disk before the entry's.
+        std::fs::File::open(&self.folder)?.sync_all()?;
+        self.write(&format!("{seq:016}.99999999.entry"), sealed)?;
+        std::fs::File::open(&self.folder)?.sync_all()?;
+        Ok(self.describe(seq, ObjectName::Entry(seq), 99_999_999, sealed.len()))
+    }
+
+    /// Everything that waits, in upload order.
+    pub fn list(&self) -> io::Result<Vec<Spooled>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            if let Some((seq, position, name)) = entry.file_name().to_str().and_then(parse_name) {
+                let len = entry.metadata()?.len();
+                found.push((position, Spooled { seq, name, len, path: entry.path() }));
+            }
+        }
+        found.sort_by_key(|(position, object)| (object.seq, *position));
+        Ok(found.into_iter().map(|(_, object)| object).collect())
+    }
+
+    /// Forgets the objects of entry `seq`: they are in the store.
+    pub fn remove(&self, seq: u64) -> io::Result<()> {
+        // The entry first: packs without an entry are swept, an entry without packs would be a hole.
+        let mut objects: Vec<_> = self.list()?.into_iter().filter(|o| o.seq == seq).collect();
+        objects.reverse();
+        for object in objects {
+            std::fs::remove_file(object.path)?;
+        }
+        Ok(())
+    }
+
+    /// Drops the packs of a capture that came to nothing.
+    pub fn discard_packs(&self, seq: u64) -> io::Result<()> {
+        for object in self.list()?.into_iter().filter(|o| o.seq == seq) {
+            if matches!(object.name, ObjectName::Pack(_)) {
+                std::fs::remove_file(object.path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops everything: the queue continues nothing that is in the store.
+    pub fn clear(&self) -> io::Result<()> {
+        for object in self.list()?.into_iter().rev() {
+            std::fs::remove_file(object.path)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes that wait.
+    pub fn bytes(&self) -> io::Result<u64> {
+        Ok(self.list()?.iter().map(|o| o.len).sum())
+    }
+
+    fn write(&self, name: &str, body: &[u8]) -> io::Result<()> {
+        let temporary = self.folder.join(format!("{name}.tmp"));
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(body)?;
+        file.sync_data()?;
+        std::fs::rename(&temporary, self.folder.join(name))
+    }
+
+    fn describe(&self, seq: u64, name: ObjectName, position: u32, len: usize) -> Spooled {
+        let file = match name {
+            ObjectName::Pack(id) => format!("{seq:016}.{position:08}.pack.{}", hex::encode(id)),
+            _ => format!("{seq:016}.{position:08}.entry"),
+        };
+        Spooled { seq, name, len: len as u64, path: self.folder.join(file) }
+    }
+}
+
+fn parse_name(name: &str) -> Option<(u64, u32, ObjectName)> {
+    let mut parts = name.split('.');
+    let seq: u64 = parts.next()?.parse().ok()?;
+    let position: u32 = parts.next()?.parse().ok()?;
+    let object = match (parts.next()?, parts.next()) {
+        ("entry", None) => ObjectName::Entry(seq),
+        ("pack", Some(id)) => ObjectName::Pack(hex::decode(id).ok()?.try_into().ok()?),
+        _ => return None,
+    };
+    parts.next().is_none().then_some((seq, position, object))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    const ARCHIVE: ArchiveId = ArchiveId([1; 16]);
+
+    #[test]
+    fn objects_come_back_in_upload_order_with_the_entry_last() {
+        let state = tempfile::tempdir().unwrap();
+        let spool = Spool::open(state.path(), &ARCHIVE).unwrap();
+        for position in [2, 0, 1] {
+            spool.put_pack(5, position, [position as u8; 16], b"pack").unwrap();
+        }
+        let entry = spool.put_entry(5, b"entry").unwrap();
+        spool.put_entry(6, b"next").unwrap();
+        let listed = Spool::open(state.path(), &ARCHIVE).unwrap().list().unwrap();
+        let names: Vec<_> = listed.iter().map(|o| o.name).collect();
+        let packs = (0..3).map(|i| ObjectName::Pack([i; 16]));
+        assert_eq!(names, packs.chain([ObjectName::Entry(5), ObjectName::Entry(6)]).collect::<Vec<_>>());
+        assert_eq!(listed[3], entry);
+        spool.remove(5).unwrap();
+        assert_eq!(spool.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn packs_without_their_entry_and_half_written_files_are_swept() {
+        let state = tempfile::tempdir().unwrap();
+        let spool = Spool::open(state.path(), &ARCHIVE).unwrap();
+        spool.put_pack(7, 0, [7; 16], b"pack").unwrap();
+        std::fs::write(spool.folder.join("0000000000000007.99999999.entry.tmp"), b"half").unwrap();
+        let spool = Spool::open(state.path(), &ARCHIVE).unwrap();
+        assert!(spool.list().unwrap().is_empty());
+        assert_eq!(std::fs::read_dir(&spool.folder).unwrap().count(), 0);
+    }
+}

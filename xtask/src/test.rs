@@ -1,0 +1,74 @@
+//! `cargo xtask test`: brings up what the tests need, then runs every check. The first failure ends it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// A program that a test runs for real, and the Debian package that has it.
+const NEEDED: [(&str, &str); 4] = [
+    ("dbus-daemon", "dbus-daemon"),
+    ("sqlcipher", "sqlcipher"),
+    ("systemd-analyze", "systemd"),
+    ("python3", "python3"),
+];
+
+/// Runs all of it.
+pub(crate) fn run() -> Result<()> {
+    let root = workspace();
+    bring_up()?;
+    step(&root, "format", "cargo", &["fmt", "--all", "--check"])?;
+    step(&root, "lints", "cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
+    step(&root, "binaries", "cargo", &["build", "--workspace", "--bins"])?;
+    step(&root, "tests", "cargo", &["test", "--workspace", "--no-fail-fast"])?;
+    step(&root, "units", "sh", &["systemd/verify.sh", "target/debug"])?;
+    println!("\nall checks passed");
+    Ok(())
+}
+
+fn workspace() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}
+
+fn step(root: &Path, title: &str, program: &str, arguments: &[&str]) -> Result<()> {
+    println!("\n== {title}: {program} {}", arguments.join(" "));
+    let status = Command::new(program)
+        .args(arguments)
+        .current_dir(root)
+        .status()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("{title} failed ({status})");
+    }
+    Ok(())
+}
+
+/// Installs what is missing when we may, else says the exact command.
+fn bring_up() -> Result<()> {
+    let missing: Vec<&str> =
+        NEEDED.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("\n== packages: {}", missing.join(" "));
+    let install =
+        format!("apt-get update -q && apt-get install -q -y --no-install-recommends {}", missing.join(" "));
+    if find("apt-get").is_none() || !is_root() {
+        bail!("the tests need programs that are not installed; on Debian, as root: {install}");
+    }
+    let status =
+        Command::new("sh").args(["-c", &install]).env("DEBIAN_FRONTEND", "noninteractive").status()?;
+    if !status.success() {
+        bail!("could not install {}", missing.join(" "));
+    }
+    Ok(())
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|out| out.stdout.trim_ascii() == b"0")
+}
