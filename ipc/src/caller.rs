@@ -75,16 +75,25 @@ pub(crate) async fn identify(connection: &zbus::Connection, header: &Header<'_>)
         return Err(Error::AccessDenied("the service belongs to another user".into()));
     }
     let pid = pid.unwrap_or(0);
-    let app = tokio::task::spawn_blocking(move || app_of(pid)).await.unwrap_or(App::Unknown);
+    let on_bus = connection.is_bus();
+    let app = tokio::task::spawn_blocking(move || app_of(pid, on_bus)).await.unwrap_or(App::Unknown);
     Ok(Caller { uid, pid, app, sender: sender.map(ToString::to_string).unwrap_or_default() })
 }
 
 /// Reads which app the process is.
-fn app_of(pid: u32) -> App {
+///
+/// When this service may not look into other processes (`hardening.conf`), a caller on the bus is unknown. One on the
+/// control socket is a host process: sandboxes do not contain that directory, and without this the command would be
+/// refused.
+fn app_of(pid: u32, on_bus: bool) -> App {
     if pid == 0 {
         return App::Unknown; // in another pid namespace
     }
-    app_of_info(std::fs::read_to_string(format!("/proc/{pid}/root/.flatpak-info")), || {
+    let info = std::fs::read_to_string(format!("/proc/{pid}/root/.flatpak-info"));
+    if !on_bus && matches!(&info, Err(error) if error.kind() == io::ErrorKind::PermissionDenied) {
+        return App::Host;
+    }
+    app_of_info(info, || {
         // the file is missing, or the process has ended and everything is: only the first means a host process
         std::fs::symlink_metadata(format!("/proc/{pid}/root/proc")).is_ok()
     })
@@ -139,8 +148,10 @@ mod tests {
 
     #[test]
     fn this_process_is_a_host_process_and_a_missing_one_is_unknown() {
-        assert_eq!(app_of(std::process::id()), App::Host);
-        assert_eq!(app_of(0), App::Unknown);
-        assert_eq!(app_of(u32::MAX), App::Unknown);
+        for on_bus in [true, false] {
+            assert_eq!(app_of(std::process::id(), on_bus), App::Host);
+            assert_eq!(app_of(0, on_bus), App::Unknown);
+            assert_eq!(app_of(u32::MAX, on_bus), App::Unknown);
+        }
     }
 }

@@ -27,12 +27,16 @@ pub(super) async fn doctor(socket: Option<&Path>, as_json: bool) -> Result<u8> {
         path.map_or_else(|| "XDG_RUNTIME_DIR is not set".to_owned(), |path| path.display().to_string());
     add("control socket", exists, if exists { named } else { format!("missing: {named}") });
     let mut reached = false;
+    let mut units = vec!["chatkeepd.service"];
     match connect(socket).await {
         Ok(service) => match View::read(&service.connection).await {
             Ok(view) => {
                 reached = true;
                 add("service", true, format!("answers on {}", service.way));
                 look_at(&view, &mut add);
+                if !view.vaults.is_empty() {
+                    units.push("chatkeep-courier.socket");
+                }
             }
             Err(_) => add("service", false, format!("does not answer properly on {}", service.way)),
         },
@@ -40,7 +44,7 @@ pub(super) async fn doctor(socket: Option<&Path>, as_json: bool) -> Result<u8> {
             add("service", false, "cannot be reached; start it: `systemctl --user start chatkeepd`".into());
         }
     }
-    for unit in ["chatkeepd.service", "chatkeep-courier.socket"] {
+    for unit in units {
         if let Some(state) = unit_state(unit) {
             add(unit, state == "active", state);
         }
