@@ -1,12 +1,14 @@
 //! One question to one vault or to all at once, signatures checked, signed refusals turned into errors.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use chatkeep_vault_protocol::answer::{self, Answer};
 use chatkeep_vault_protocol::message::{Envelope, Request};
 use chatkeep_vault_protocol::slot::Slot;
 use chatkeep_vault_protocol::{KdfFloor, SlotError, VaultPin};
+use futures_util::StreamExt as _;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use rand_core::CryptoRngCore;
 
 use crate::{Transport, TransportError, VaultError};
@@ -14,6 +16,10 @@ use crate::{Transport, TransportError, VaultError};
 /// A lost answer is asked for again with the same bytes, which costs no second attempt.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(300);
+/// After this long a lost answer is not asked for again: somebody is waiting.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// A vault that is not needed gets so long, because an attempt it charged and could not be proved stays charged.
+const LATE: Duration = Duration::from_secs(5);
 
 /// A checked answer and how the vault keeps its keys.
 pub(crate) struct Answered {
@@ -28,6 +34,40 @@ pub(crate) async fn ask_all(
     envelopes: &[Envelope],
 ) -> Vec<Result<Answered, VaultError>> {
     join_all(vaults.iter().zip(envelopes).map(|(vault, envelope)| ask(transport, vault, envelope))).await
+}
+
+/// As [`ask_all`], but once `enough` vaults helped, the others have only [`LATE`] left to answer.
+pub(crate) async fn ask_enough(
+    transport: &dyn Transport,
+    vaults: &[VaultPin],
+    envelopes: &[Envelope],
+    enough: usize,
+) -> Vec<Result<Answered, VaultError>> {
+    let late = |vault: &VaultPin| {
+        let (vault, what) = (vault.name.clone(), "others were faster by far".to_owned());
+        Err(VaultError::Unreachable { vault, what })
+    };
+    let mut answers: Vec<Result<Answered, VaultError>> = vaults.iter().map(late).collect();
+    let mut waiting: FuturesUnordered<_> = vaults
+        .iter()
+        .zip(envelopes)
+        .enumerate()
+        .map(|(index, (vault, envelope))| async move { (index, ask(transport, vault, envelope).await) })
+        .collect();
+    let mut helped = 0;
+    let mut deadline = None;
+    loop {
+        let next = match deadline {
+            None => waiting.next().await,
+            Some(deadline) => tokio::time::timeout_at(deadline, waiting.next()).await.ok().flatten(),
+        };
+        let Some((index, answer)) = next else { return answers };
+        helped += usize::from(answer.is_ok());
+        answers[index] = answer;
+        if helped >= enough && deadline.is_none() {
+            deadline = Some(tokio::time::Instant::now() + LATE);
+        }
+    }
 }
 
 /// Puts one request per vault into envelopes.
@@ -45,10 +85,13 @@ pub(crate) async fn ask(
 ) -> Result<Answered, VaultError> {
     let request = envelope.encode();
     let mut tries = 1;
+    let started = Instant::now();
     let bytes = loop {
         match transport.call(vault, request.clone()).await {
             Ok(bytes) => break bytes,
-            Err(TransportError::Unreachable { .. }) if tries < TRIES => tries += 1,
+            Err(TransportError::Unreachable { .. }) if tries < TRIES && started.elapsed() < PATIENCE => {
+                tries += 1;
+            }
             Err(error) => return Err(VaultError::transport(&vault.name, error)),
         }
         tokio::time::sleep(PAUSE).await;

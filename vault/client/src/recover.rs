@@ -9,12 +9,11 @@ use chatkeep_vault_protocol::{KdfFloor, SlotError, SlotSecret, VaultPin};
 use rand_core::CryptoRngCore;
 use zeroize::Zeroizing;
 
-use crate::exchange::{ask_all, attackers_bound, dominant, envelopes, open_slot, unexpected};
+use crate::exchange::{ask_all, ask_enough, attackers_bound, dominant, envelopes, open_slot, unexpected};
 use crate::register::stretch;
 use crate::{Transport, VaultError};
 
 /// What a right password gives.
-#[derive(Debug)]
 pub struct Recovered {
     /// The backup key.
     pub key: Zeroizing<[u8; 32]>,
@@ -28,6 +27,18 @@ pub struct Recovered {
     pub unproved: Vec<(String, VaultError)>,
     /// The last attempt was the right one: too few vaults are left to open this slot again. Register anew.
     pub must_register_again: bool,
+}
+
+impl std::fmt::Debug for Recovered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recovered")
+            .field("key", &"(redacted)")
+            .field("attempts_left", &self.attempts_left)
+            .field("failed_since_change", &self.failed_since_change)
+            .field("unproved", &self.unproved)
+            .field("must_register_again", &self.must_register_again)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Asks all vaults for their part and opens the slot with the first `t` that fit.
@@ -57,7 +68,7 @@ pub async fn recover(
     let guesses = envelopes(guesses, rng);
 
     let (mut masks, mut attempts, mut errors) = (Vec::new(), Vec::new(), Vec::new());
-    let answers = ask_all(transport, &vaults, &guesses).await;
+    let answers = ask_enough(transport, &vaults, &guesses, usize::from(t)).await;
     for ((vault, question), answered) in vaults.iter().zip(&questions).zip(answers) {
         let charged = match answered.map(|answered| answered.answer) {
             Ok(Answer::Charged(charged)) => charged,

@@ -60,6 +60,9 @@ pub enum AnchorError {
     Store(#[from] StoreError),
 }
 
+/// The newest revision of every account: about 50 bytes of memory each.
+pub type Revisions = std::collections::HashMap<[u8; 16], u64>;
+
 /// Keeps the digest over all rows: the sum, modulo 2^256, of one HMAC per row, so that a write costs two of them.
 ///
 /// Keyed, and never shown: who does not know the key cannot search for rows whose sum stays the same.
@@ -98,13 +101,22 @@ impl Digester {
     }
 
     /// Checks the whole store against its head and the anchor; advances an anchor that a crash left one batch behind.
-    pub fn check(&self, store: &mut dyn Store, anchor: &mut dyn Anchor) -> Result<Head, AnchorError> {
+    ///
+    /// Gives the revision of every record too: while the vault runs, an older row that somebody puts back is noticed.
+    pub fn check(
+        &self,
+        store: &mut dyn Store,
+        anchor: &mut dyn Anchor,
+    ) -> Result<(Head, Revisions), AnchorError> {
         let head = store.head()?;
         if head != self.head(head.seq, head.root, head.previous_root) {
             return Err(AnchorError::RootMismatch);
         }
-        let mut root = [0; 32];
-        store.scan(&mut |account, row| root = self.replace(&root, account, None, Some(row)))?;
+        let (mut root, mut revisions) = ([0; 32], Revisions::new());
+        store.scan(&mut |account, row| {
+            root = self.replace(&root, account, None, Some(row));
+            revisions.insert(*account, row.revision);
+        })?;
         if root != head.root {
             return Err(AnchorError::RootMismatch);
         }
@@ -116,7 +128,7 @@ impl Digester {
         } else if anchored != now {
             return Err(AnchorError::RolledBack { found: head.seq, anchored: anchored.seq });
         }
-        Ok(head)
+        Ok((head, revisions))
     }
 
     fn row(&self, account: &[u8; 16], row: &Row) -> [u8; 32] {
@@ -242,7 +254,7 @@ mod tests {
         }
 
         fn check(&mut self) -> Result<Head, AnchorError> {
-            self.digester.check(&mut self.store, &mut self.anchor)
+            self.digester.check(&mut self.store, &mut self.anchor).map(|(head, _)| head)
         }
     }
 

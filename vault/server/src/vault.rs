@@ -16,7 +16,7 @@ use chatkeep_vault_protocol::message::{Envelope, Request};
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
-use crate::anchor::{Anchor, AnchorError, Anchored, Digester};
+use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Revisions};
 use crate::core::{Context, Policy, Record, Reply, step};
 use crate::hsm::{IdentityKey, OprfRoot, Sealer};
 use crate::store::{Head, Row, Store, StoreError, Write};
@@ -103,7 +103,7 @@ impl Vault {
         mut parts: Parts,
         on_failure: impl FnOnce(String) + Send + 'static,
     ) -> Result<Self, AnchorError> {
-        let head = parts.digester.check(&mut *parts.store, &mut *parts.anchor)?;
+        let (head, revisions) = parts.digester.check(&mut *parts.store, &mut *parts.anchor)?;
         let shared = Arc::new(Shared {
             signer: RwLock::new(Arc::new(Signer::new(&*parts.keys.identity, (parts.clock)()))),
             keys: parts.keys,
@@ -121,6 +121,7 @@ impl Vault {
             anchor: parts.anchor,
             digester: parts.digester,
             head,
+            revisions,
         };
         let writer = std::thread::Builder::new()
             .name("vault-writer".to_owned())
@@ -268,6 +269,8 @@ enum WriterError {
     Anchor(#[from] AnchorError),
     #[error("a record cannot be opened")]
     Sealed,
+    #[error("somebody put an older record back while this vault was running")]
+    PutBack,
 }
 
 struct Writer {
@@ -276,6 +279,7 @@ struct Writer {
     anchor: Box<dyn Anchor>,
     digester: Digester,
     head: Head,
+    revisions: Revisions,
 }
 
 /// One account within a batch: as it is stored, and as the batch will leave it.
@@ -317,6 +321,9 @@ impl Writer {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let stored = self.store.load(&account)?;
+                if stored.as_ref().map(|row| row.revision) != self.revisions.get(&account).copied() {
+                    return Err(WriterError::PutBack);
+                }
                 let record = stored.as_ref().map(|row| self.shared.open(&account, row)).transpose()?;
                 entry.insert(Touched { stored, record, changed: false })
             }
@@ -353,6 +360,7 @@ impl Writer {
         }
         let head = self.digester.head(self.head.seq + 1, root, self.head.root);
         self.store.commit_batch(&head, &writes)?;
+        self.revisions.extend(writes.iter().map(|write| (write.account, write.row.revision)));
         self.anchor.advance(&Anchored { seq: head.seq, root: head.root })?;
         self.shared.seq.store(head.seq, Ordering::Release);
         self.head = head;
