@@ -34,7 +34,7 @@ pub enum VaultError {
         /// Until when, in seconds since 1970.
         until_s: u64,
     },
-    /// The vault cannot answer now: retry later. Nothing was charged.
+    /// The vault cannot answer now: retry later.
     #[error("vault `{vault}` is busy")]
     Busy {
         /// Its name.

@@ -94,7 +94,7 @@ pub enum Answer {
         #[serde(rename = "y")]
         why: Refusal,
     },
-    /// Not now: nothing was charged. Ask again later.
+    /// Not now. The same bytes, sent again later, are charged once at most.
     Busy {},
 }
 

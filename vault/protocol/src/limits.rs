@@ -12,7 +12,7 @@ pub const VAULTS_MAX: usize = 15;
 pub const NAME_LEN_MAX: usize = 64;
 /// Longest vault URL, in bytes.
 pub const URL_LEN_MAX: usize = 256;
-/// Longest encoded slot: 15 vaults with the longest names and URLs need 6042 bytes.
+/// Longest encoded slot: 15 vaults with the longest names and URLs need 6019 bytes.
 pub const SLOT_LEN_MAX: usize = 8192;
 /// Longest password, in bytes before normalisation.
 pub const PASSWORD_LEN_MAX: usize = 1024;

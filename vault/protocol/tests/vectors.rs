@@ -142,6 +142,8 @@ fn answers_are_believed_only_from_the_pinned_identity_to_this_request_in_time() 
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn decoders_take_any_bytes(junk in proptest::collection::vec(any::<u8>(), 0..600)) {
         drop(Slot::decode(&junk, KdfFloor::AllowWeakKdf));

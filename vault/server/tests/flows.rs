@@ -27,6 +27,18 @@ async fn the_right_password_gives_the_key_back() {
     assert_eq!(*unlock(&transport, &pins, &registered.slot, composed).await.unwrap().key, KEY);
 }
 
+/// With the least stretching that is accepted outside tests: 64 MiB, three passes.
+#[tokio::test]
+async fn slots_for_real_use_open_without_leave_for_weak_ones() {
+    let vaults = [Local::new("a")];
+    let (transport, pins) = (transport(&vaults), pins(&vaults));
+    let kdf = KdfParams::FLOOR;
+    let slot = register(&transport, &pins, 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng).await.unwrap().slot;
+    let floor = KdfFloor::Production;
+    let recovered = recover(&transport, &pins, &CONTEXT, &slot, PASSWORD, floor, &mut OsRng).await.unwrap();
+    assert_eq!(*recovered.key, KEY);
+}
+
 #[tokio::test]
 async fn ten_wrong_passwords_are_counted_down_and_then_the_key_is_gone() {
     let vaults = [Local::new("a")];
@@ -284,6 +296,21 @@ async fn a_vault_whose_database_was_put_back_does_not_serve() {
     std::fs::rename(&copy, &database).unwrap();
     let refused = vaults[0].start().unwrap_err().to_string();
     assert!(refused.contains("does not serve"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_record_put_back_while_it_runs_stops_the_vault() {
+    let vaults = [Local::new("a")];
+    let (transport, pins) = (transport(&vaults), pins(&vaults));
+    let slot = enroll(&transport, &pins, 1).await.slot;
+    let database = rusqlite::Connection::open(vaults[0].dir.path().join("vault.db")).unwrap();
+    database.execute("CREATE TEMP TABLE old AS SELECT * FROM record", []).unwrap();
+    unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
+    database.execute("REPLACE INTO record SELECT * FROM old", []).unwrap();
+    let evaluations = vaults[0].vault().unwrap().evaluations();
+    let error = unlock(&transport, &pins, &slot, PASSWORD).await.unwrap_err();
+    assert!(matches!(error, VaultError::Unreachable { .. }), "{error}");
+    assert_eq!(vaults[0].vault().unwrap().evaluations(), evaluations);
 }
 
 #[test]

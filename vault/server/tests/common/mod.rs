@@ -43,7 +43,7 @@ impl Local {
 
     pub(crate) fn start(&self) -> anyhow::Result<()> {
         let (parts, lock) = setup::open(self.dir.path(), Policy::without_delays(), true)?;
-        let vault = Vault::start(parts, |what| panic!("{what}"))?;
+        let vault = Vault::start(parts, |what| eprintln!("stopped: {what}"))?;
         *self.running.lock().unwrap() = Some((Arc::new(vault), lock));
         Ok(())
     }
