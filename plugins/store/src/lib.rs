@@ -1,1 +1,21 @@
-//! The contract of Chatkeep object stores, its conformance suite, memory and chaos stores.
+//! The contract of object stores: what a store must do, and what its errors mean to the caller.
+//!
+//! A store sees ciphertext only. It keeps whole objects under [`StoreKey`]s, and nothing else is asked of it: no
+//! locks, no renames, no modification times. In reading order: [`key`], [`error`], [`contract`] (the [`Store`]
+//! trait); [`listing`] turns what a foreign store lists into something that can be trusted; [`memory`] is the
+//! simplest store, [`chaos`] makes any store misbehave on command, and [`conformance`] is the suite every store passes.
+
+pub mod chaos;
+pub mod conformance;
+pub mod contract;
+pub mod error;
+pub mod key;
+pub mod listing;
+pub mod memory;
+
+pub use contract::{
+    Capabilities, CreateGuarantee, ObjectMeta, PutCondition, PutReceipt, Store, Usage, Visibility,
+    clamp_range,
+};
+pub use error::{ErrorKind, NextStep, Result, StoreError};
+pub use key::{InvalidKey, ListPrefix, StoreKey};
