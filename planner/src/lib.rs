@@ -1,1 +1,18 @@
 //! Pure decisions of the Chatkeep daemon: when to capture, what to upload, what a restore needs.
+//!
+//! Nothing here reads a clock, a file or a socket. The daemon tells the [`Scheduler`] what happened ([`Event`]) and
+//! what time it is ([`Millis`]), and carries out the [`Command`]s it gets back. In reading order: [`event`] is all
+//! that can be said in either direction, [`policy`] the user's choice, [`scheduler`] the decisions about captures and
+//! uploads, [`restore`] which objects a restore reads and in which order.
+
+pub mod event;
+pub mod policy;
+pub mod restore;
+pub mod scheduler;
+
+pub use event::{Command, Event, Millis, Retry, SourceId, UploadId};
+pub use policy::{Backoff, CapturePolicy};
+pub use restore::{
+    RestorePlan, RestorePlanError, Target, choose_point, follows, packs_newest_first, plan_restore,
+};
+pub use scheduler::{Scheduler, SourceView};

@@ -1,0 +1,300 @@
+//! One source: what waits to be captured, what waits to be uploaded, and until when neither is tried.
+
+use std::collections::VecDeque;
+
+use crate::event::{Retry, SourceId, UploadId};
+use crate::policy::{Backoff, CapturePolicy, RETRY_AFTER_MAX_MS};
+use crate::scheduler::clock::Moment;
+
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    id: SourceId,
+    removed: bool,
+    /// Changes that no capture has been started for.
+    change: Option<Change>,
+    /// A person asked, and no capture has been started since.
+    asked: bool,
+    capture: Option<RunningCapture>,
+    capture_failures: Failures,
+    /// In the order of upload; the one under way stays in front until it is done.
+    queue: VecDeque<Waiting>,
+    uploading: Option<UploadId>,
+    upload_failures: Failures,
+    /// Number of the last upload of this source among all uploads.
+    pub(super) last_turn: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    first_at: Moment,
+    last_at: Moment,
+    pending_bytes: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct RunningCapture {
+    /// What it is to hold.
+    change: Change,
+    /// The source was removed meanwhile: what this capture held says nothing about the source that was added again.
+    disowned: bool,
+}
+
+/// An object in the spool.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waiting {
+    upload: UploadId,
+    pub(super) entry: bool,
+}
+
+impl Source {
+    pub(super) fn new(id: SourceId) -> Self {
+        Self {
+            id,
+            removed: false,
+            change: None,
+            asked: false,
+            capture: None,
+            capture_failures: Failures::default(),
+            queue: VecDeque::new(),
+            uploading: None,
+            upload_failures: Failures::default(),
+            last_turn: 0,
+        }
+    }
+
+    pub(super) fn watch(&mut self) {
+        self.removed = false;
+    }
+
+    /// Forgets everything but what runs.
+    pub(super) fn remove(&mut self) {
+        let capture = self.capture.map(|capture| RunningCapture { disowned: true, ..capture });
+        *self = Self {
+            removed: true,
+            capture,
+            uploading: self.uploading,
+            last_turn: self.last_turn,
+            ..Self::new(self.id)
+        };
+    }
+
+    pub(super) fn is_removed(&self) -> bool {
+        self.removed
+    }
+
+    /// Whether it is removed and nothing runs for it any more.
+    pub(super) fn is_over(&self) -> bool {
+        self.removed && self.capture.is_none() && self.uploading.is_none()
+    }
+
+    pub(super) fn resume(&mut self) {
+        self.capture_failures.end_wait(&[Wait::Never]);
+        self.upload_failures.end_wait(&[Wait::Never]);
+    }
+
+    pub(super) fn store_is_reachable(&mut self) {
+        for failures in [&mut self.capture_failures, &mut self.upload_failures] {
+            if failures.end_wait(&[Wait::WhenReachable, Wait::Never]) {
+                failures.in_a_row = 0;
+            }
+        }
+    }
+
+    pub(super) fn failed_attempts(&self) -> u32 {
+        self.capture_failures.in_a_row.max(self.upload_failures.in_a_row)
+    }
+
+    /// When a failed capture or upload is tried again by itself.
+    pub(super) fn next_attempt(&self) -> Option<Moment> {
+        let capture =
+            self.capture_failures.retry_at().filter(|_| self.capture.is_none() && self.change.is_some());
+        let upload =
+            self.upload_failures.retry_at().filter(|_| self.uploading.is_none() && !self.queue.is_empty());
+        capture.into_iter().chain(upload).min()
+    }
+
+    /// The next moment at which time alone makes something due.
+    pub(super) fn next_due(&self, policy: &CapturePolicy, paused: bool, now: Moment) -> Option<Moment> {
+        let capture = self.capture_due(policy, paused);
+        let waits = self.uploading.is_none() && !self.queue.is_empty() && !self.removed && !paused;
+        // an upload whose wait is over waits for another one to end, which is an event
+        let upload = self.upload_failures.retry_at().filter(|at| waits && *at > now);
+        capture.into_iter().chain(upload).min()
+    }
+}
+
+/// Captures.
+impl Source {
+    pub(super) fn changed(&mut self, pending_bytes: u64, now: Moment) {
+        if self.removed {
+            return;
+        }
+        let change = self.change.get_or_insert(Change { first_at: now, last_at: now, pending_bytes });
+        // a look that finds what the last one found is silence
+        if change.pending_bytes != pending_bytes {
+            change.last_at = now;
+            change.pending_bytes = pending_bytes;
+        }
+    }
+
+    /// Also ends the waiting of uploads: who asks for a backup wants it in the store. Only what the store itself asked
+    /// for is kept to.
+    pub(super) fn ask_for_capture(&mut self) {
+        if self.removed {
+            return;
+        }
+        self.asked = true;
+        self.capture_failures.end_wait(&[Wait::Never]);
+        self.upload_failures.end_wait(&[Wait::Backoff, Wait::WhenReachable, Wait::Never]);
+    }
+
+    pub(super) fn is_capturing(&self) -> bool {
+        self.capture.is_some()
+    }
+
+    /// When the next capture is due, as things are. May be in the past.
+    pub(super) fn capture_due(&self, policy: &CapturePolicy, paused: bool) -> Option<Moment> {
+        if self.capture.is_some() || self.removed {
+            return None;
+        }
+        if self.asked {
+            return Some(Moment::default());
+        }
+        let change = self.change.filter(|_| !paused)?;
+        let silent = change.last_at.after_ms(policy.quiet_ms);
+        let late = change.first_at.after_ms(policy.wait_max_ms);
+        let settled =
+            if change.pending_bytes >= policy.pending_bytes_max { change.last_at } else { silent.min(late) };
+        match self.capture_failures.wait {
+            None => Some(settled),
+            Some((Wait::Never, _)) => None,
+            Some((_, until)) => Some(settled.max(until)),
+        }
+    }
+
+    pub(super) fn start_capture(&mut self, now: Moment) {
+        let asked_only = Change { first_at: now, last_at: now, pending_bytes: 0 };
+        let change = self.change.take().unwrap_or(asked_only);
+        self.capture = Some(RunningCapture { change, disowned: false });
+        self.asked = false;
+    }
+
+    /// What looks found during the capture counts only if the capture says that it does not hold it: they also find
+    /// what is just being captured.
+    pub(super) fn capture_done(&mut self, more: bool, now: Moment) {
+        let Some(capture) = self.capture.take() else { return };
+        if self.removed || capture.disowned {
+            return;
+        }
+        self.capture_failures = Failures::default();
+        let seen_meanwhile =
+            self.change.take().unwrap_or(Change { first_at: now, last_at: now, pending_bytes: 0 });
+        // how much of it is left, the next look tells
+        self.change = more.then_some(Change { pending_bytes: 0, ..seen_meanwhile });
+    }
+
+    pub(super) fn capture_failed(&mut self, when: Retry, backoff: Backoff, now: Moment) {
+        let Some(capture) = self.capture.take() else { return };
+        if self.removed || capture.disowned {
+            return;
+        }
+        self.capture_failures.add(self.id, when, backoff, now);
+        let newest = self.change.unwrap_or(capture.change);
+        self.change = Some(Change { first_at: capture.change.first_at, ..newest });
+    }
+}
+
+/// Uploads.
+impl Source {
+    pub(super) fn enqueue(&mut self, upload: UploadId, entry: bool) {
+        let known = self.queue.iter().any(|waiting| waiting.upload == upload);
+        if !known && !self.removed {
+            self.queue.push_back(Waiting { upload, entry });
+        }
+    }
+
+    pub(super) fn uploading(&self) -> Option<UploadId> {
+        self.uploading
+    }
+
+    pub(super) fn waiting_uploads(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The object that may go up now.
+    pub(super) fn next_upload(&self, now: Moment) -> Option<Waiting> {
+        let waits = match self.upload_failures.wait {
+            None => false,
+            Some((Wait::Never, _)) => true,
+            Some((_, until)) => until > now,
+        };
+        if waits || self.uploading.is_some() { None } else { self.queue.front().copied() }
+    }
+
+    pub(super) fn start_upload(&mut self, now: Moment) -> Option<UploadId> {
+        self.uploading = self.next_upload(now).map(|next| next.upload);
+        self.uploading
+    }
+
+    pub(super) fn upload_done(&mut self, upload: UploadId) {
+        if self.uploading != Some(upload) {
+            return;
+        }
+        self.uploading = None;
+        self.upload_failures = Failures::default();
+        // not in front if the source was removed and added again while this ran
+        if self.queue.front().is_some_and(|front| front.upload == upload) {
+            self.queue.pop_front();
+        }
+    }
+
+    pub(super) fn upload_failed(&mut self, upload: UploadId, when: Retry, backoff: Backoff, now: Moment) {
+        if self.uploading != Some(upload) {
+            return;
+        }
+        self.uploading = None;
+        self.upload_failures.add(self.id, when, backoff, now);
+    }
+}
+
+/// Failures in a row, and what is waited for because of the last one.
+#[derive(Debug, Clone, Copy, Default)]
+struct Failures {
+    in_a_row: u32,
+    /// Until when; for `Never` the moment of the failure.
+    wait: Option<(Wait, Moment)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Backoff,
+    AsTold,
+    WhenReachable,
+    Never,
+}
+
+impl Failures {
+    fn add(&mut self, source: SourceId, when: Retry, backoff: Backoff, now: Moment) {
+        self.in_a_row = self.in_a_row.saturating_add(1);
+        let delayed = now.after_ms(backoff.delay_ms(source, self.in_a_row));
+        self.wait = Some(match when {
+            Retry::Backoff => (Wait::Backoff, delayed),
+            Retry::After { ms } => (Wait::AsTold, now.after_ms(ms.clamp(1, RETRY_AFTER_MAX_MS))),
+            Retry::WhenReachable => (Wait::WhenReachable, delayed),
+            Retry::Never => (Wait::Never, now),
+        });
+    }
+
+    /// Ends the waiting if it is of one of these kinds, and says whether it was.
+    fn end_wait(&mut self, kinds: &[Wait]) -> bool {
+        let ends = self.wait.is_some_and(|(wait, _)| kinds.contains(&wait));
+        if ends {
+            self.wait = None;
+        }
+        ends
+    }
+
+    fn retry_at(&self) -> Option<Moment> {
+        self.wait.filter(|(wait, _)| *wait != Wait::Never).map(|(_, until)| until)
+    }
+}
