@@ -1,6 +1,10 @@
 //! `cargo xtask`: build, test and demonstrate Chatkeep. `cargo xtask --help` lists the commands.
 
+mod build;
 mod test;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -15,10 +19,54 @@ struct Arguments {
 enum Command {
     /// Everything that must hold: format, lints, tests, units. Installs Debian packages when root.
     Test,
+    /// The whole story in about a minute: back up, kill, lose the machine, restore, guess passwords.
+    Demo {
+        /// Play it with a copy of this SQLite database.
+        #[arg(long, value_name = "FILE")]
+        database: Option<PathBuf>,
+    },
+    /// The long, seeded form of the tests: prints its seed first and its figures as JSON last.
+    #[command(subcommand)]
+    Prove(Prove),
+}
+
+#[derive(Subcommand)]
+enum Prove {
+    /// Random writers and random kills: every announced recovery point restores, nothing is readable, ten guesses.
+    Spine {
+        /// Few rounds: less than five minutes.
+        #[arg(long, conflicts_with = "rounds")]
+        quick: bool,
+        /// How many rounds.
+        #[arg(long, value_name = "N")]
+        rounds: Option<u32>,
+        /// Repeat the choices of an earlier run.
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
+    },
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Test => test::run(),
+        Command::Demo { database } => {
+            let mut arguments: Vec<OsString> = vec!["demo".into()];
+            if let Some(file) = database {
+                arguments.extend(["--database".into(), std::path::absolute(file)?.into()]);
+            }
+            build::and_run(arguments)
+        }
+        Command::Prove(Prove::Spine { quick, rounds, seed }) => {
+            let mut arguments: Vec<OsString> = vec!["prove".into(), "spine".into()];
+            if quick {
+                arguments.push("--quick".into());
+            }
+            for (name, value) in [("--rounds", rounds.map(u64::from)), ("--seed", seed)] {
+                if let Some(value) = value {
+                    arguments.extend([name.into(), value.to_string().into()]);
+                }
+            }
+            build::and_run(arguments)
+        }
     }
 }

@@ -6,8 +6,9 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// A program that a test runs for real, and the Debian package that has it.
-const NEEDED: [(&str, &str); 4] = [
+const NEEDED: [(&str, &str); 5] = [
     ("dbus-daemon", "dbus-daemon"),
+    ("dbus-monitor", "dbus-bin"),
     ("sqlcipher", "sqlcipher"),
     ("systemd-analyze", "systemd"),
     ("python3", "python3"),
