@@ -234,6 +234,17 @@ fn uploads_of_a_source_go_one_by_one_in_their_order() {
 }
 
 #[test]
+fn an_answer_about_another_object_ends_no_upload() {
+    let mut world = World::with(&[A]);
+    world.expect(enqueued(A, 1), &[upload(A, 1)]);
+    world.expect(enqueued(A, 2), &[]);
+    world.expect(uploaded(A, 2), &[]);
+    world.expect(not_uploaded(A, 2, Retry::Backoff), &[]);
+    assert_eq!(world.state(A).waiting_uploads, 2);
+    world.expect(uploaded(A, 1), &[upload(A, 2)]);
+}
+
+#[test]
 fn a_failed_upload_is_not_overtaken_by_the_next_one() {
     let mut world = World::with(&[A]);
     world.expect(enqueued(A, 1), &[upload(A, 1)]);
