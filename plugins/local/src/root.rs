@@ -9,12 +9,13 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use chatkeep_store::{Result, StoreError, StoreKey};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::errors;
+use crate::{errors, leftovers};
 
 /// Shows that this folder is the store, and not the empty place where a drive is to be mounted.
 pub(crate) const MARKER: &str = "chatkeep-store";
@@ -33,42 +34,55 @@ pub(crate) enum FirstUse {
 #[derive(Debug)]
 pub(crate) struct Root {
     path: PathBuf,
+    first_use: FirstUse,
+    /// Whether the store was seen since the start: from then on it is never begun anew.
+    seen: AtomicBool,
     /// Folders whose own names are known to be on the disk. Another thread may have made a folder that it has not
     /// synced yet, and an object in it must not be acknowledged before.
     durable: Mutex<BTreeSet<String>>,
 }
 
 impl Root {
-    pub(crate) fn at(path: PathBuf) -> Self {
-        Self { path, durable: Mutex::new(BTreeSet::new()) }
+    pub(crate) fn at(path: PathBuf, first_use: FirstUse) -> Self {
+        Self { path, first_use, seen: AtomicBool::new(false), durable: Mutex::new(BTreeSet::new()) }
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Opens the folder for the first time since the start, and makes a store of it if that is allowed.
-    pub(crate) fn prepare(&self, first_use: FirstUse) -> Result<OwnedFd> {
-        let folder = match open_folder(&self.path) {
-            Err(Errno::NOENT) if first_use == FirstUse::Allowed => self.make()?,
-            other => other.map_err(|errno| self.sort(errno))?,
-        };
-        if !has_marker(&folder)? {
-            if first_use == FirstUse::Refused && is_empty(&folder)? {
-                return Err(not_mounted(&self.path));
-            }
-            write_marker(&folder)?;
-        }
-        Ok(folder)
-    }
-
     /// Opens the folder for one call.
     pub(crate) fn open(&self) -> Result<OwnedFd> {
+        if !self.seen.load(Ordering::Acquire) {
+            return self.open_first();
+        }
         let folder = open_folder(&self.path).map_err(|errno| self.sort(errno))?;
         // without the marker but with objects it is still the store: somebody has tidied up
         if !has_marker(&folder)? && is_empty(&folder)? {
             return Err(not_mounted(&self.path));
         }
+        Ok(folder)
+    }
+
+    /// Opens the folder for the first time since the start, and makes a store of it if that is allowed.
+    fn open_first(&self) -> Result<OwnedFd> {
+        let folder = match open_folder(&self.path) {
+            Err(Errno::NOENT) if self.first_use == FirstUse::Allowed => self.make()?,
+            other => other.map_err(|errno| self.sort(errno))?,
+        };
+        if !has_marker(&folder)? {
+            let empty = is_empty(&folder)?;
+            if self.first_use == FirstUse::Refused && empty {
+                return Err(not_mounted(&self.path));
+            }
+            match write_marker(&folder) {
+                // a store on a drive that became full or read-only is still one
+                Err(StoreError::Quota(_) | StoreError::Permission(_)) if !empty => {}
+                written => written?,
+            }
+        }
+        leftovers::remove_old(&folder);
+        self.seen.store(true, Ordering::Release);
         Ok(folder)
     }
 

@@ -12,7 +12,7 @@ use chatkeep_store::{
 };
 
 use crate::root::{FirstUse, Root};
-use crate::{files, leftovers, url};
+use crate::{files, url};
 
 /// A folder as a store. Clones share it.
 #[derive(Debug, Clone)]
@@ -21,17 +21,21 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Opens the store in the folder `path`, which must be absolute; its first use makes the folder (not those above
-    /// it) and writes a marker file.
+    /// The store in the folder `path`, which must be absolute. Its first use makes the folder (not those above it) and
+    /// writes a marker file.
     ///
-    /// An empty folder may also be the place of a drive that is not plugged in: for a store that was used before,
-    /// call [`LocalStore::reopen`], which never starts anew. Blocks.
+    /// Fails only where the path itself makes no sense. Anything else may pass by itself, so the calls tell it:
+    /// [`Offline`](StoreError::Offline) while the folder is away, and again whenever its marker vanishes from an empty
+    /// folder, which is then the place of a drive that is not mounted.
+    ///
+    /// Before the first call has found it, an empty folder cannot be told from such a place: for a store that was used
+    /// before, call [`LocalStore::reopen`], which never begins anew. Blocks.
     pub fn open(path: &Path) -> Result<Self> {
         Self::start(path, FirstUse::Allowed)
     }
 
-    /// Opens a store that was used before. Without its folder, or in an empty folder without the marker, it is
-    /// [`Offline`](StoreError::Offline): the drive is not mounted. Blocks.
+    /// As [`LocalStore::open`], for a store that was used before: without its folder, or in an empty folder without
+    /// the marker, calls are [`Offline`](StoreError::Offline) until it is back.
     pub fn reopen(path: &Path) -> Result<Self> {
         Self::start(path, FirstUse::Refused)
     }
@@ -57,10 +61,11 @@ impl LocalStore {
                 format!("the folder of a store must be given from / on, not as `{}`", path.display());
             return Err(StoreError::Invalid { reason });
         }
-        let root = Root::at(PathBuf::from(path));
-        let folder = root.prepare(first_use)?;
-        leftovers::remove_old(&folder);
-        Ok(Self { root: Arc::new(root) })
+        let root = Root::at(PathBuf::from(path), first_use);
+        match root.open() {
+            Err(error @ StoreError::Invalid { .. }) => Err(error),
+            _ => Ok(Self { root: Arc::new(root) }),
+        }
     }
 
     /// Runs blocking file calls. They run to their end even if nobody waits for them any more, so that a dropped call

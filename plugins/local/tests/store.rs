@@ -55,6 +55,10 @@ fn open_fails(path: &Path) -> ErrorKind {
     LocalStore::open(path).unwrap_err().kind()
 }
 
+async fn is_offline(store: &LocalStore) -> bool {
+    names(store).await.is_err_and(|error| error.kind() == ErrorKind::Offline)
+}
+
 fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
@@ -159,32 +163,41 @@ async fn of_two_stores_in_one_folder_only_one_creates_an_object() {
 
 // Where the folder is not what it should be.
 
-#[test]
-fn a_first_use_makes_the_folder_but_not_those_above() {
+#[tokio::test]
+async fn a_first_use_makes_the_folder_but_not_those_above() {
     let folder = tempfile::tempdir().unwrap();
     assert!(LocalStore::open(&folder.path().join("new")).is_ok());
     assert!(folder.path().join("new").join(MARKER).is_file());
-    assert_eq!(open_fails(&folder.path().join("drive/store")), ErrorKind::Offline);
+    let away = LocalStore::open(&folder.path().join("drive/store")).unwrap();
+    assert!(is_offline(&away).await);
     assert!(!folder.path().join("drive").exists());
+    // the drive is plugged in
+    fs::create_dir(folder.path().join("drive")).unwrap();
+    create(&away, "a/log/1").await.unwrap();
+    assert!(folder.path().join("drive/store").join(MARKER).is_file());
 }
 
-#[test]
-fn a_folder_that_has_other_files_can_become_a_store() {
+#[tokio::test]
+async fn a_folder_that_has_other_files_can_become_a_store() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("README"), "mine").unwrap();
-    assert!(LocalStore::open(folder.path()).is_ok());
-    assert!(LocalStore::reopen(folder.path()).is_ok());
+    create(&LocalStore::open(folder.path()).unwrap(), "a/log/1").await.unwrap();
+    assert_eq!(names(&LocalStore::reopen(folder.path()).unwrap()).await.unwrap(), ["a/log/1"]);
 }
 
-#[test]
-fn what_was_used_before_is_never_started_anew() {
+#[tokio::test]
+async fn what_was_used_before_is_never_begun_anew() {
     let folder = tempfile::tempdir().unwrap();
     let empty = folder.path().join("mount-point");
     fs::create_dir(&empty).unwrap();
     fs::create_dir(empty.join("lost+found")).unwrap();
-    assert_eq!(LocalStore::reopen(&empty).unwrap_err().kind(), ErrorKind::Offline);
-    assert_eq!(LocalStore::reopen(&folder.path().join("nowhere")).unwrap_err().kind(), ErrorKind::Offline);
-    assert!(!empty.join(MARKER).exists());
+    for path in [&empty, &folder.path().join("nowhere")] {
+        let store = LocalStore::reopen(path).unwrap();
+        assert!(is_offline(&store).await);
+        assert_eq!(create(&store, "a/log/1").await.unwrap_err().kind(), ErrorKind::Offline);
+    }
+    assert_eq!(fs::read_dir(&empty).unwrap().count(), 1);
+    assert!(!folder.path().join("nowhere").exists());
 }
 
 #[tokio::test]
