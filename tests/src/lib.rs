@@ -1,3 +1,7 @@
-//! End-to-end tests of Chatkeep: the harness that runs all of it for real.
+//! What the end-to-end tests share: a chat whose every row can be recomputed, and the checker that does so.
 
+pub mod chat;
+pub mod check;
 pub mod stack;
+
+pub use check::{Checked, Expect, check_database, check_sqlcipher};
