@@ -1,1 +1,39 @@
 //! Reads live SQLite databases of other programs consistently from outside, and writes them back proven.
+//!
+//! Nothing here opens a live database with the SQLite library, takes a lock on it, or writes beside it: databases
+//! and their logs are read through read-only descriptors, and what was read is accepted only with a proof that it
+//! is one committed state. [`LiveDatabase`] follows the write-ahead log commit by commit; where the proof fails it
+//! reads the whole file while following. [`RestoreWriter`] writes a state back beside the target, recomputes the
+//! digest over all pages, lets SQLite check it, and renames it into place.
+
+mod types;
+
+mod digest;
+mod error;
+
+mod index;
+mod wal;
+
+mod os;
+mod watch;
+
+mod dirty;
+mod table;
+mod tail;
+mod tracker;
+
+mod capture;
+mod follow;
+mod live;
+mod rest;
+
+mod restore;
+mod verify;
+
+pub use digest::{Digest, Kind, lock_byte_page, page_digest};
+pub use error::{CaptureError, GapReason, RestoreError};
+pub use live::LiveDatabase;
+pub use restore::{Existing, RestoreWriter, Restored};
+pub use types::{Capture, LiveConfig, Look, Mode, PageSink};
+pub use verify::Integrity;
+pub use watch::Waker;

@@ -1,0 +1,299 @@
+//! One live database: what is known of it, and the doors to it.
+//!
+//! What is known is the page table (the last committed capture) plus the dirty map (every page that changed since).
+//! Either both together are the newest state ("joined"), or there is a gap, and the next capture reads the whole file.
+
+use std::fs::File;
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::digest::xor;
+use crate::dirty::Dirty;
+use crate::error::{CaptureError, GapReason, doing};
+use crate::os::{Identity, Paths, Stat, open_read, unsuitable_file_system};
+use crate::rest::Rest;
+use crate::table::{Change, Header, Position, Table};
+use crate::tail::Tail;
+use crate::tracker::Tracker;
+use crate::types::{Capture, LiveConfig, Look, Mode, PageSink};
+use crate::watch::{Waker, Watch};
+
+/// Images of changed pages in memory; more go to an unlinked file.
+const DIRTY_MEMORY_MAX: usize = 16 << 20;
+/// Shortest time between two looks: an app that writes without a pause makes an event a microsecond.
+const LOOK_PAUSE: Duration = Duration::from_millis(2);
+
+/// One live database of another program. Used by one thread.
+pub struct LiveDatabase {
+    pub(crate) paths: Paths,
+    pub(crate) key: [u8; 32],
+    pub(crate) watch: Watch,
+    pub(crate) table: Table,
+    pub(crate) dirty: Dirty,
+    pub(crate) tracker: Tracker,
+    /// Held, so that its inode number is not given to another file.
+    pub(crate) db: Option<(File, Identity)>,
+    pub(crate) source: Source,
+    /// Why table and dirty map are not the newest state.
+    pub(crate) gap: Option<GapReason>,
+    /// A place in a log where the known state ends, from before the log was (or could be) followed.
+    pub(crate) resume: Option<Position>,
+    /// Everything known was read to its end before its log was closed: a new log may be joined to it.
+    pub(crate) read_to_end: bool,
+    /// Size of the known state.
+    pub(crate) pages: u32,
+    /// Its smallest size since the last committed capture.
+    pub(crate) least_pages: u32,
+    /// The file has no name any more.
+    pub(crate) gone: bool,
+    pub(crate) pending: Option<Pending>,
+    /// When the whole file may be read again.
+    pub(crate) scan_due: Instant,
+    pub(crate) bytes_read: u64,
+    /// Off only to show that the tests would notice.
+    pub(crate) proof: bool,
+}
+
+/// Where changes are seen.
+pub(crate) enum Source {
+    /// To be found out.
+    Unknown,
+    Log(Tail),
+    File(Rest),
+}
+
+/// A capture between `capture()` and `commit()`.
+pub(crate) struct Pending {
+    pub(crate) change: Change,
+    pub(crate) cut: u64,
+    pub(crate) scanned: bool,
+    pub(crate) unchanged: bool,
+}
+
+impl LiveDatabase {
+    /// Opens the database, read-only, and loads its page table. Reads no page yet.
+    pub fn open(config: LiveConfig) -> Result<Self, CaptureError> {
+        // SQLite keeps a log beside the file a symbolic link points to.
+        let path = match std::fs::canonicalize(&config.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(CaptureError::Missing),
+            other => other.map_err(doing("resolving the path of the database"))?,
+        };
+        let LiveConfig { digest_key, state_dir, name, .. } = config;
+        let paths = Paths::new(&path);
+        let db = open_read(&paths.db).map_err(doing("opening the database"))?.ok_or(CaptureError::Missing)?;
+        if let Some(name) = unsuitable_file_system(&db).map_err(doing("asking for the file system"))? {
+            return Err(CaptureError::Unsupported { reason: format!("the database is on {name}") });
+        }
+        let watch = match Watch::new(&paths.db) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(CaptureError::Missing),
+            other => other.map_err(doing("watching the folder"))?,
+        };
+        std::fs::create_dir_all(&state_dir).map_err(doing("creating the state folder"))?;
+        let table = Table::open(&state_dir, &name, &digest_key);
+        let table = table.map_err(doing("loading the page table"))?;
+        let identity = Stat::of_file(&db).map_err(doing("opening the database"))?.identity;
+        let header = table.header().copied();
+        let resume = header.and_then(|header| header.position).filter(|position| position.db == identity);
+        let gap = match header {
+            None => Some(GapReason::FirstSight),
+            Some(_) if resume.is_none() => Some(GapReason::Restarted),
+            Some(_) => None,
+        };
+        let pages = header.map_or(0, |header| header.page_count);
+        Ok(LiveDatabase {
+            dirty: Dirty::new(state_dir.join(format!("{name}.spill")), DIRTY_MEMORY_MAX),
+            paths,
+            key: digest_key,
+            watch,
+            table,
+            tracker: Tracker::default(),
+            db: Some((db, identity)),
+            source: Source::Unknown,
+            gap,
+            resume,
+            read_to_end: false,
+            pages,
+            least_pages: pages,
+            gone: false,
+            pending: None,
+            scan_due: Instant::now(),
+            bytes_read: 0,
+            proof: true,
+        })
+    }
+
+    /// Follows without the proof that nothing was missed: shows that the tests notice.
+    #[doc(hidden)]
+    pub fn disable_proof(&mut self) {
+        self.proof = false;
+    }
+
+    /// Makes [`wait`](Self::wait) return.
+    pub fn waker(&self) -> Waker {
+        self.watch.waker()
+    }
+
+    /// Waits for something to happen in the folder, for a wake, or for `timeout`; `false` when it was the timeout.
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
+        self.watch.wait(timeout, LOOK_PAUSE)
+    }
+
+    /// Takes over what was committed since the last look. Costs as much as was written; never reads the whole file.
+    pub fn look(&mut self) -> Result<Look, CaptureError> {
+        self.settle();
+        let mut commits = 0;
+        if self.gap.is_none() {
+            commits = self.follow()?.commits;
+        }
+        if self.gap.is_some() {
+            self.look_across_gap()?;
+        }
+        let pending_pages = if self.gap.is_some() { 0 } else { self.dirty.newer() };
+        let page_size = self.table.header().map_or(0, |header| header.page_size);
+        let stored_pages = self.table.header().map_or(0, |header| header.page_count);
+        let changed = match self.gap {
+            _ if self.gone => true,
+            Some(_) => Instant::now() >= self.scan_due,
+            None => pending_pages > 0 || self.pages != stored_pages,
+        };
+        let mode = match &self.source {
+            _ if self.gone => Mode::Gone,
+            Source::Log(_) => Mode::Following,
+            _ if self.log_in_use() => Mode::Following,
+            _ => Mode::AtRest,
+        };
+        let pending_bytes = pending_pages * u64::from(page_size);
+        Ok(Look { pending_pages, pending_bytes, changed, mode, gap: self.gap, commits: u64::from(commits) })
+    }
+
+    /// Gives the pages of one consistent committed state, at least as new as everything acknowledged before the call.
+    ///
+    /// After it comes [`commit`](Self::commit) or [`abort`](Self::abort), and nothing between.
+    pub fn capture(
+        &mut self,
+        sink: &mut dyn PageSink,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Capture, CaptureError> {
+        self.settle();
+        self.bytes_read = 0;
+        if self.gap.is_none() {
+            self.follow_until_still()?;
+        }
+        if self.gap.is_none()
+            && let Some(capture) = self.increment(sink)?
+        {
+            return Ok(capture);
+        }
+        if self.gap.is_some() {
+            self.look_across_gap()?;
+        }
+        if self.gone { self.capture_gone(sink) } else { self.scan(sink, cancelled) }
+    }
+
+    /// The captured state is safely kept as entry `seq`.
+    pub fn commit(&mut self, seq: u64) -> io::Result<()> {
+        let Some(mut pending) = self.pending.take() else { return Ok(()) };
+        pending.change.header.seq = seq;
+        if let Err(error) = self.table.apply(&pending.change) {
+            self.pending = Some(pending);
+            return Err(error);
+        }
+        self.dirty.forget(pending.cut);
+        self.least_pages = self.pages;
+        if pending.change.header.gone {
+            self.lose(GapReason::Replaced);
+        }
+        Ok(())
+    }
+
+    /// The captured state was lost: the next capture gives it again.
+    pub fn abort(&mut self) {
+        let Some(pending) = self.pending.take() else { return };
+        if pending.unchanged {
+            return;
+        }
+        if pending.scanned {
+            self.lose(GapReason::Aborted);
+            self.scan_due = Instant::now();
+        } else {
+            self.dirty.uncut();
+        }
+    }
+
+    /// The entry the table on disk stands at; `None` when there is no table.
+    pub fn table_seq(&self) -> Option<u64> {
+        self.table.header().map(|header| header.seq)
+    }
+
+    /// Brings the table up to entry `seq`, which was kept but not committed here before a crash.
+    ///
+    /// Fails when the entry does not join on to the table: then [`forget`](Self::forget).
+    pub fn replay(
+        &mut self,
+        seq: u64,
+        page_size: u32,
+        page_count: u32,
+        pages: &mut dyn Iterator<Item = (u32, [u8; 16])>,
+    ) -> io::Result<()> {
+        let lock_page = if page_size == 0 { 0 } else { crate::lock_byte_page(page_size) };
+        let wanted = |pgno: u32| pgno > 0 && pgno <= page_count && pgno != lock_page;
+        let mut slots: Vec<_> = pages.filter(|(pgno, _)| wanted(*pgno)).collect();
+        // Of two images of a page the later one counts.
+        slots.reverse();
+        slots.sort_by_key(|(pgno, _)| *pgno);
+        slots.dedup_by_key(|(pgno, _)| *pgno);
+        let all = page_count - u32::from((1..=page_count).contains(&lock_page));
+        let old = self.table.header().copied();
+        let replace = slots.len() == all as usize;
+        let joins = old.is_some_and(|old| old.page_size == page_size && old.seq < seq);
+        if !replace && !joins {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the entry does not join on to the page table",
+            ));
+        }
+        let mut state = [0; 16];
+        let mut next = slots.iter().peekable();
+        for pgno in 1..=page_count {
+            match next.next_if(|(number, _)| *number == pgno) {
+                Some((_, digest)) => xor(&mut state, digest),
+                None => xor(&mut state, self.table.digest(pgno).unwrap_or(&[0; 16])),
+            }
+        }
+        let facts = old.map_or(crate::digest::Facts::EMPTY, |old| old.facts);
+        let gone = page_size == 0 && page_count == 0;
+        let header = Header { seq, page_size, page_count, state, facts, gone, position: None };
+        self.table.apply(&Change { header, slots, replace })?;
+        self.resume = None;
+        self.lose(GapReason::Restarted);
+        Ok(())
+    }
+
+    /// Throws the table away: the next capture is a base.
+    pub fn forget(&mut self) -> io::Result<()> {
+        self.pending = None;
+        self.lose(GapReason::FirstSight);
+        self.gap = Some(GapReason::FirstSight);
+        self.scan_due = Instant::now();
+        self.table.drop_table()
+    }
+
+    /// A capture that was neither committed nor aborted counts as lost.
+    fn settle(&mut self) {
+        if self.pending.is_some() {
+            self.abort();
+        }
+    }
+
+    /// From here on table and dirty map are not the newest state.
+    pub(crate) fn lose(&mut self, reason: GapReason) {
+        if self.gap.is_none() {
+            tracing::debug!(%reason, "lost the thread, the next capture reads the whole file");
+            self.gap = Some(reason);
+        }
+        self.dirty.clear();
+        self.source = Source::Unknown;
+        self.resume = None;
+        self.read_to_end = false;
+    }
+}

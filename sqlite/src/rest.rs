@@ -1,0 +1,245 @@
+//! A database that nobody has open in WAL mode: closed, crashed, or with a rollback journal.
+//!
+//! It is read without a lock, and what was read counts only if nobody wrote meanwhile. Who writes holds a lock that
+//! can be asked for without taking one, and every write makes an event before the lock is given up: nobody holding
+//! it afterwards and no event since before is the proof. Times and sizes are compared as well, in case an event
+//! was lost.
+
+use std::fs::File;
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use crate::capture::{Pass, Refused};
+use crate::digest::HeaderPageSize;
+use crate::error::{CaptureError, GapReason, doing};
+use crate::follow::Round;
+use crate::live::{LiveDatabase, Source};
+use crate::os::{Stat, being_written, open_read, read_at, reserved};
+use crate::table::Position;
+use crate::tail::{read_header, recover};
+use crate::tracker::Tracker;
+use crate::types::PageSink;
+
+/// A file written this recently may be written again within the same tick of its clock (4 ms), unnoticed.
+const TICK_NS: i128 = 20_000_000;
+/// A modification time this far in the future is a wrong clock, not a recent write.
+const FUTURE_NS: i128 = -1_000_000_000;
+/// Page size assumed when nothing tells it.
+const DEFAULT_PAGE_SIZE: u32 = 4096;
+
+/// The files as they were when the known state was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rest {
+    db: Stat,
+    /// A log that was left behind by a crash.
+    wal: Option<Stat>,
+    /// Its end.
+    position: Option<Position>,
+}
+
+impl Rest {
+    /// The end of the log left behind.
+    pub(crate) fn position(&self) -> Option<Position> {
+        self.position
+    }
+}
+
+impl LiveDatabase {
+    /// The log that was followed is gone, and was read to its end.
+    pub(crate) fn come_to_rest(&mut self) -> Result<Round, CaptureError> {
+        if self.resume.is_some() {
+            return Ok(self.lost(GapReason::Restarted));
+        }
+        if !self.read_to_end {
+            return Ok(self.lost(GapReason::Reopened));
+        }
+        let looking = "looking at the files";
+        let wal = Stat::of_path(&self.paths.wal).map_err(doing(looking))?;
+        if wal.is_some_and(|wal| wal.size > 0) {
+            // Who closes the database removes the index first and the log next.
+            return Ok(Round::Moved { commits: 0 });
+        }
+        let Some(db) = Stat::of_path(&self.paths.db).map_err(doing(looking))? else {
+            return Ok(Round::Moved { commits: 0 });
+        };
+        self.drain()?;
+        if !self.tracker.untouched(true) {
+            return Ok(self.lost(GapReason::WrittenDirectly));
+        }
+        self.source = Source::File(Rest { db, wal: None, position: None });
+        if wal.is_none() {
+            self.tracker = Tracker::restart(false);
+        }
+        Ok(Round::Still { commits: 0 })
+    }
+
+    /// Whether the known state is still the newest.
+    pub(crate) fn round_at_rest(&mut self) -> Result<Round, CaptureError> {
+        let Source::File(rest) = self.source else { return Ok(self.lost(GapReason::Unreadable)) };
+        self.drain()?;
+        match self.held_file_has_the_name()? {
+            Some(true) => {}
+            Some(false) => return Ok(self.lost(GapReason::Replaced)),
+            None => {
+                self.gone = true;
+                return Ok(Round::Still { commits: 0 });
+            }
+        }
+        self.gone = false;
+        if self.log_in_use() {
+            self.source = Source::Unknown;
+            self.resume = rest.position;
+            self.read_to_end = rest.wal.is_none();
+            return Ok(Round::Moved { commits: 0 });
+        }
+        let looking = "looking at the files";
+        let wal = Stat::of_path(&self.paths.wal).map_err(doing(looking))?;
+        let db = Stat::of_path(&self.paths.db).map_err(doing(looking))?;
+        let log_is_empty = wal.is_none_or(|wal| wal.size == 0);
+        if rest.wal.is_none() && !log_is_empty {
+            // Somebody is opening or closing it, or was killed.
+            return Ok(Round::Moved { commits: 0 });
+        }
+        let changed = db != Some(rest.db) || (rest.wal.is_some() && wal != rest.wal);
+        let written = self.tracker.db_written || !self.tracker.untouched(log_is_empty);
+        if changed || written {
+            return Ok(self.lost(GapReason::WrittenDirectly));
+        }
+        if wal.is_none() {
+            self.tracker = Tracker::restart(false);
+        }
+        Ok(Round::Still { commits: 0 })
+    }
+
+    /// Reads the file, and a log left behind, while nobody writes.
+    pub(crate) fn scan_at_rest(
+        &mut self,
+        db: &File,
+        sink: &mut dyn PageSink,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Pass, Refused> {
+        let before = self.quiet_files(db)?;
+        self.drain()?;
+        self.tracker = Tracker::restart(before.wal.is_some());
+        let wal = match before.wal {
+            Some(_) => open_read(&self.paths.wal).map_err(doing("opening the log"))?,
+            None => None,
+        };
+        let recovered = match &wal {
+            Some(wal) => recover(wal, &mut self.dirty).map_err(doing("reading the log"))?,
+            None => None,
+        };
+        let page_size = match &recovered {
+            Some((chain, _)) => chain.page_size,
+            None => self.guess_page_size(db, wal.as_ref(), before.db.size)?,
+        };
+        let pages = recovered.map_or((before.db.size / u64::from(page_size)) as u32, |(_, pages)| pages);
+        let mut pass = self.begin_pass(page_size, sink)?;
+        pass.read_file(db, pages, self, sink, cancelled, &mut |_| Ok(pages))?;
+
+        let written = being_written(db).map_err(doing("asking for locks"))?;
+        self.drain()?;
+        let seen = &self.tracker;
+        let events = seen.lost || seen.db_written || seen.wal_written || seen.db_replaced;
+        let after = self.quiet_files(db)?;
+        if written || events || after != before || self.log_in_use() {
+            return Err(Refused::Moved("it was written while it was read"));
+        }
+        pass.override_with(&self.dirty, pages, &self.table, sink)?;
+        let db_id = before.db.identity;
+        let position = recovered.map(|(chain, _)| Position { chain, db: db_id });
+        self.source = Source::File(Rest { db: before.db, wal: before.wal, position });
+        if before.wal.is_none() {
+            self.tracker = Tracker::restart(false);
+        }
+        pass.finish_at(pages, position);
+        Ok(pass)
+    }
+
+    /// The files' identities, sizes and times, if nobody is writing and nothing waits to be rolled back.
+    fn quiet_files(&self, db: &File) -> Result<Rest, Refused> {
+        let looking = "looking at the files";
+        let stat = Stat::of_file(db).map_err(doing(looking))?;
+        let now =
+            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as i128;
+        let age = now - stat.modified_ns;
+        if (FUTURE_NS..TICK_NS).contains(&age) {
+            return Err(Refused::Moved("it was written just now"));
+        }
+        if being_written(db).map_err(doing("asking for locks"))? {
+            return Err(Refused::Moved("an app is writing it"));
+        }
+        if self.hot_journal(db)? {
+            return Err(Refused::Moved("a rollback journal waits for the app"));
+        }
+        let named = Stat::of_path(&self.paths.db).map_err(doing(looking))?;
+        if named.map(|named| named.identity) != Some(stat.identity) {
+            return Err(Refused::Moved("it was replaced"));
+        }
+        let wal = Stat::of_path(&self.paths.wal).map_err(doing(looking))?.filter(|wal| wal.size > 0);
+        Ok(Rest { db: stat, wal, position: None })
+    }
+
+    /// A journal that the next reader would roll back: it has a header, and nobody is at work with it.
+    fn hot_journal(&self, db: &File) -> Result<bool, CaptureError> {
+        let reading = "looking at the rollback journal";
+        let Some(journal) = open_read(&self.paths.journal).map_err(doing(reading))? else { return Ok(false) };
+        let mut magic = [0; 8];
+        let read = read_at(&journal, &mut magic, 0).map_err(doing(reading))?;
+        if read == 0 || magic[..read].iter().all(|byte| *byte == 0) {
+            return Ok(false);
+        }
+        if reserved(db).map_err(doing("asking for locks"))? {
+            return Ok(false);
+        }
+        // It may have been finished between the two questions.
+        Ok(Stat::of_path(&self.paths.journal).map_err(doing(reading))?.is_some_and(|stat| stat.size > 0))
+    }
+
+    /// What a page is when no committed frame tells: header, log, what it was before, or what divides the file.
+    pub(crate) fn guess_page_size(
+        &self,
+        db: &File,
+        wal: Option<&File>,
+        len: u64,
+    ) -> Result<u32, CaptureError> {
+        let reading = doing("reading the database's header");
+        let mut head = [0; 512];
+        let read = match read_at(db, &mut head, 0) {
+            Ok(read) => read,
+            Err(error) => return Err(reading(error)),
+        };
+        let from_wal = || -> io::Result<Option<u32>> {
+            Ok(wal.map(read_header).transpose()?.flatten().map(|chain| chain.page_size))
+        };
+        let logged = from_wal().map_err(doing("reading the log"))?;
+        match HeaderPageSize::read(&head[..read]) {
+            HeaderPageSize::Bytes(size) => return Ok(size),
+            HeaderPageSize::Impossible => {
+                return Err(CaptureError::NotADatabase {
+                    reason: "its header has an impossible page size".to_owned(),
+                });
+            }
+            HeaderPageSize::Unreadable => {}
+        }
+        if let Some(size) = logged {
+            return Ok(size);
+        }
+        if !len.is_multiple_of(512) {
+            return Err(CaptureError::NotADatabase { reason: "it is no whole number of pages".to_owned() });
+        }
+        let text = |byte: &u8| (0x20..0x7f).contains(byte) || (0x09..=0x0d).contains(byte);
+        if read == head.len() && head.iter().all(text) {
+            return Err(CaptureError::NotADatabase { reason: "it is a text file".to_owned() });
+        }
+        let known = self.table.header().map(|header| header.page_size).filter(|size| *size > 0);
+        let mut size = known.unwrap_or(DEFAULT_PAGE_SIZE);
+        while !len.is_multiple_of(u64::from(size)) {
+            size /= 2;
+        }
+        Ok(size)
+    }
+}
+
+/// How long to wait before the next attempt to find nobody writing.
+pub(crate) const QUIET_PAUSE: Duration = Duration::from_millis(7);

@@ -1,0 +1,377 @@
+//! Following one write-ahead log through held descriptors, without a lock.
+//!
+//! # Why what is accepted is right
+//!
+//! *Same generation* (salt of the index = salt of the position). Frames are taken only up to the last one the
+//! index publishes, and each must continue the [`Chain`]. Published frames of a generation never change until
+//! the log is reset, and a reset changes the salt; so what continues the chain is what was committed, and every
+//! whole transaction taken on the way is good by itself, even if a later frame turns out to be overwritten.
+//!
+//! *Reset* (the salts differ). The old generation may still stand behind the new one: its transactions after
+//! the position are read as leftovers (R of them), then the new generation from its header (N). The index
+//! counts commits: `R + N == difference` means nothing was missed, for any number of resets, because R cannot
+//! exceed what the old generation had after the position and N is all that the newest has: a generation in
+//! between would make the difference larger. Two things could forge this equality, and both void it: an index
+//! made anew (its counter starts at 0; making it truncates the file, which is an event), and a commit frame
+//! whose writer was killed before it published it (its descriptor was closed, which is an event, too).
+//!
+//! A reset can only happen when every frame of the old generation is in the database file. So whoever has
+//! missed nothing of the log knows every page that changed in the file: the base scan rests on this.
+
+use std::fs::File;
+use std::io;
+
+use crate::dirty::Dirty;
+use crate::error::GapReason;
+use crate::index::{self, IndexHeader};
+use crate::os::{Identity, Stat, index_in_use, read_at};
+use crate::wal::{Chain, Checksum, FRAME_HEADER_LEN, HEADER_LEN, Salt};
+
+/// Frames are read in pieces of this many bytes.
+const PIECE_LEN: usize = 4 << 20;
+/// A header caught in the middle of a change is read again this often.
+const HEADER_TRIES: u32 = 20;
+
+/// Why a look did not succeed.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// Something moved while it was read: look again.
+    Again,
+    /// The connection to the state before is lost.
+    Gap(GapReason),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Trouble::Io(error)
+    }
+}
+
+/// What events say about the time since the last good look.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Evidence {
+    pub(crate) index_written: bool,
+    pub(crate) writer_left: bool,
+    /// Off only to show that the tests would notice.
+    pub(crate) proof: bool,
+}
+
+/// Where the reader is.
+#[derive(Debug, Clone, Copy)]
+enum At {
+    /// A generation that has no frame yet: its header may not be written either.
+    Nothing(Salt),
+    Frame(Chain),
+}
+
+/// What a good look brought.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Step {
+    /// Transactions taken over.
+    pub(crate) commits: u32,
+    /// The smallest size, in pages, that one of them left the database with.
+    pub(crate) smallest: Option<u32>,
+    pub(crate) bytes_read: u64,
+    pub(crate) reset: bool,
+}
+
+/// A log being followed.
+pub(crate) struct Tail {
+    wal: File,
+    shm: File,
+    pub(crate) wal_id: Identity,
+    pub(crate) shm_id: Identity,
+    at: At,
+    /// The index's counter at the position.
+    change: u32,
+    pub(crate) page_size: u32,
+    /// Size of the database at the position; 0 when the log has told nothing yet.
+    pub(crate) pages: u32,
+}
+
+struct Run {
+    commits: u32,
+    smallest: Option<u32>,
+    /// The chain at the last commit.
+    end: Chain,
+    bytes_read: u64,
+}
+
+impl Tail {
+    /// Begins at nothing: the first [`advance`](Self::advance) takes the whole log as it is.
+    pub(crate) fn attach(wal: File, shm: File) -> Result<Tail, Trouble> {
+        let header = read_index(&shm)?.ok_or(Trouble::Again)?;
+        let (wal_id, shm_id) = (Stat::of_file(&wal)?.identity, Stat::of_file(&shm)?.identity);
+        let at = At::Nothing(header.salt);
+        Ok(Tail { wal, shm, wal_id, shm_id, at, change: 0, page_size: header.page_size, pages: 0 })
+    }
+
+    /// Begins at a position of this log kept from earlier, if the log still has it.
+    pub(crate) fn resume_at(&mut self, position: &Chain) -> io::Result<bool> {
+        let mut head = vec![0; FRAME_HEADER_LEN];
+        let there = if position.frame == 0 {
+            head.resize(HEADER_LEN, 0);
+            read_at(&self.wal, &mut head, 0)?;
+            Chain::parse_header(&head) == Some(*position)
+        } else {
+            read_at(&self.wal, &mut head, position.offset_of(position.frame))?;
+            head[8..16] == position.salt && Checksum::from_stored(&head[16..24]) == position.checksum
+        };
+        if there {
+            self.at = At::Frame(*position);
+        }
+        Ok(there)
+    }
+
+    /// Whether any process still has the database open through this index.
+    pub(crate) fn in_use(&self) -> io::Result<bool> {
+        index_in_use(&self.shm)
+    }
+
+    /// The position, to be taken up again after a restart.
+    pub(crate) fn position(&self) -> Option<Chain> {
+        match self.at {
+            At::Frame(chain) => Some(chain),
+            At::Nothing(_) => None,
+        }
+    }
+
+    /// The index as it is now; `None` when it cannot be read after many tries.
+    pub(crate) fn index(&self) -> io::Result<Option<IndexHeader>> {
+        read_index(&self.shm)
+    }
+
+    /// Takes over all that `header` publishes. On `Again` and `Gap` the position may have moved, but only to
+    /// a place up to which everything was taken over.
+    pub(crate) fn advance(
+        &mut self,
+        header: &IndexHeader,
+        evidence: Evidence,
+        dirty: &mut Dirty,
+    ) -> Result<Step, Trouble> {
+        if header.page_size != 0 {
+            if self.page_size != 0 && self.page_size != header.page_size {
+                return Err(Trouble::Gap(GapReason::PageSize));
+            }
+            self.page_size = header.page_size;
+        }
+        let salt = match self.at {
+            At::Nothing(salt) => salt,
+            At::Frame(chain) => chain.salt,
+        };
+        let mut step = Step::default();
+        if header.salt == salt {
+            self.same_generation(header, dirty, &mut step)?;
+        } else {
+            self.next_generation(header, evidence, dirty, &mut step)?;
+        }
+        self.change = header.change;
+        self.pages = header.pages;
+        Ok(step)
+    }
+
+    fn same_generation(
+        &mut self,
+        header: &IndexHeader,
+        dirty: &mut Dirty,
+        step: &mut Step,
+    ) -> Result<(), Trouble> {
+        let chain = match self.at {
+            At::Nothing(_) if header.frames == 0 => return Ok(()),
+            At::Nothing(salt) => self.start(salt)?.ok_or(Trouble::Again)?,
+            At::Frame(chain) => chain,
+        };
+        if header.frames < chain.frame {
+            return Err(Trouble::Gap(GapReason::Undone));
+        }
+        self.take(chain, header.frames, dirty, step)?;
+        self.check_end(header)
+    }
+
+    fn next_generation(
+        &mut self,
+        header: &IndexHeader,
+        evidence: Evidence,
+        dirty: &mut Dirty,
+        step: &mut Step,
+    ) -> Result<(), Trouble> {
+        if evidence.proof && evidence.index_written {
+            return Err(Trouble::Gap(GapReason::IndexRemade));
+        }
+        if evidence.proof && evidence.writer_left {
+            return Err(Trouble::Gap(GapReason::WriterLeft));
+        }
+        let leftovers = match self.at {
+            At::Nothing(salt) => self.start(salt)?,
+            At::Frame(chain) => Some(chain),
+        };
+        if let Some(chain) = leftovers {
+            self.take(chain, u32::MAX, dirty, step)?;
+        }
+        let before = step.commits;
+        step.reset = true;
+        if header.frames == 0 {
+            if evidence.proof && self.change != header.change {
+                return Err(Trouble::Gap(GapReason::Missed));
+            }
+            self.at = At::Nothing(header.salt);
+            return Ok(());
+        }
+        let chain = self.start(header.salt)?.ok_or(Trouble::Again)?;
+        let (old_at, old_change) = (self.at, self.change);
+        self.take(chain, header.frames, dirty, step)?;
+        let ended = self.check_end(header);
+        let found = step.commits - before;
+        if ended.is_err() || (evidence.proof && old_change.wrapping_add(found) != header.change) {
+            // The position stays where everything before it was taken over.
+            (self.at, self.change) = (old_at, old_change);
+            ended?;
+            return Err(Trouble::Gap(GapReason::Missed));
+        }
+        Ok(())
+    }
+
+    fn check_end(&self, header: &IndexHeader) -> Result<(), Trouble> {
+        match self.at {
+            At::Frame(chain) if chain.frame < header.frames => Err(Trouble::Again),
+            At::Frame(chain) if header.frames > 0 && chain.checksum != header.checksum => Err(Trouble::Again),
+            At::Nothing(_) if header.frames > 0 => Err(Trouble::Again),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes over whole transactions after `from`, up to frame `last`, and moves there.
+    fn take(&mut self, from: Chain, last: u32, dirty: &mut Dirty, step: &mut Step) -> io::Result<()> {
+        let run = read_transactions(&self.wal, from, last, dirty)?;
+        step.commits += run.commits;
+        step.bytes_read += run.bytes_read;
+        step.smallest = step.smallest.into_iter().chain(run.smallest).min();
+        self.change = self.change.wrapping_add(run.commits);
+        self.page_size = run.end.page_size;
+        self.at = At::Frame(run.end);
+        Ok(())
+    }
+
+    /// The chain at the log's header, if it is the header of this generation.
+    fn start(&self, salt: Salt) -> io::Result<Option<Chain>> {
+        Ok(read_header(&self.wal)?.filter(|chain| chain.salt == salt))
+    }
+
+    /// How many commits the index had counted at the position.
+    pub(crate) fn change(&self) -> u32 {
+        self.change
+    }
+
+    /// Whether the log has a whole transaction after the position: one about to be published, or one whose writer
+    /// died before it could.
+    pub(crate) fn has_unpublished(&self) -> io::Result<bool> {
+        let start = match self.at {
+            At::Nothing(salt) => self.start(salt)?,
+            At::Frame(chain) => Some(chain),
+        };
+        let Some(mut chain) = start else { return Ok(false) };
+        let mut raw = vec![0; chain.frame_len()];
+        loop {
+            let read = read_at(&self.wal, &mut raw, chain.offset_of(chain.frame + 1))?;
+            match chain.accept(&raw[..read]) {
+                None => return Ok(false),
+                Some(frame) if frame.commit_pages != 0 => return Ok(true),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Whether the index has published frames since the position: whatever an earlier writer had left there is
+    /// overwritten.
+    pub(crate) fn has_moved_on(&self) -> io::Result<bool> {
+        let (salt, frame) = match self.at {
+            At::Nothing(salt) => (salt, 0),
+            At::Frame(chain) => (chain.salt, chain.frame),
+        };
+        Ok(read_index(&self.shm)?.is_some_and(|header| header.salt == salt && header.frames > frame))
+    }
+
+    /// Whether opening the database now would find in its log exactly what was read: asked when nobody has it open.
+    pub(crate) fn would_recover_the_same(&self) -> io::Result<bool> {
+        let salt = read_header(&self.wal)?.map(|chain| chain.salt);
+        let same = match self.at {
+            At::Nothing(ours) => salt.is_none_or(|salt| salt == ours),
+            At::Frame(chain) => salt == Some(chain.salt),
+        };
+        Ok(same && !self.has_unpublished()?)
+    }
+}
+
+/// Reads the index until it is caught whole.
+fn read_index(shm: &File) -> io::Result<Option<IndexHeader>> {
+    for attempt in 0..HEADER_TRIES {
+        let mut bytes = [0; index::LEN];
+        if read_at(shm, &mut bytes, 0)? == index::LEN
+            && let Some(header) = IndexHeader::parse(&bytes)
+        {
+            return Ok(Some(header));
+        }
+        if attempt > 2 {
+            std::thread::sleep(std::time::Duration::from_micros(100));
+        }
+    }
+    Ok(None)
+}
+
+pub(crate) fn read_header(wal: &File) -> io::Result<Option<Chain>> {
+    let mut bytes = [0; HEADER_LEN];
+    let read = read_at(wal, &mut bytes, 0)?;
+    Ok(Chain::parse_header(&bytes[..read]))
+}
+
+/// What recovery would make of a log that nobody has open: all whole transactions from its beginning.
+/// Returns the chain at its end and the size of the database, `None` when there is nothing in it.
+pub(crate) fn recover(wal: &File, dirty: &mut Dirty) -> io::Result<Option<(Chain, u32)>> {
+    let Some(chain) = read_header(wal)? else { return Ok(None) };
+    let mut last_pages = 0;
+    let run = read_run(wal, chain, u32::MAX, dirty, &mut |pages| last_pages = pages)?;
+    Ok((run.commits > 0).then_some((run.end, last_pages)))
+}
+
+fn read_transactions(wal: &File, from: Chain, last: u32, dirty: &mut Dirty) -> io::Result<Run> {
+    read_run(wal, from, last, dirty, &mut |_| {})
+}
+
+fn read_run(
+    wal: &File,
+    from: Chain,
+    last: u32,
+    dirty: &mut Dirty,
+    each_commit: &mut dyn FnMut(u32),
+) -> io::Result<Run> {
+    let mut run = Run { commits: 0, smallest: None, end: from, bytes_read: 0 };
+    let mut chain = from;
+    let frame_len = from.frame_len();
+    let mut buffer = Vec::new();
+    'pieces: while chain.frame < last {
+        let frames = ((last - chain.frame) as usize).min((PIECE_LEN / frame_len).max(1));
+        // A leftover run has no known end: begin small, so that an ordinary reset stays cheap.
+        let frames = if last == u32::MAX { frames.min(64) } else { frames };
+        buffer.resize(frames * frame_len, 0);
+        let read = read_at(wal, &mut buffer, chain.offset_of(chain.frame + 1))?;
+        run.bytes_read += read as u64;
+        for raw in buffer[..read].chunks_exact(frame_len) {
+            let Some(frame) = chain.accept(raw) else { break 'pieces };
+            dirty.stage(frame.pgno, frame.image)?;
+            if frame.commit_pages != 0 {
+                dirty.publish();
+                each_commit(frame.commit_pages);
+                run.commits += 1;
+                run.smallest =
+                    Some(run.smallest.map_or(frame.commit_pages, |least| least.min(frame.commit_pages)));
+                run.end = chain;
+            }
+        }
+        if read < buffer.len() {
+            break;
+        }
+    }
+    dirty.unstage();
+    Ok(run)
+}
