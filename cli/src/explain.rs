@@ -148,6 +148,14 @@ fn sentences(error: &Error) -> (&'static str, &'static str) {
         Error::Corrupt(_) => {
             ("stored data is damaged", "try an earlier point (`chatkeep points`), and run `chatkeep verify`")
         }
+        Error::ObjectMissing(_) => (
+            "something that must be in the store is missing",
+            "try an earlier point (`chatkeep points`), and run `chatkeep verify`",
+        ),
+        Error::WriterFenced(_) => (
+            "another installation continues this archive",
+            "use it on one machine only; here, `chatkeep unregister` it, then `chatkeep adopt` it again",
+        ),
         Error::RollbackDetected(_) => (
             "the store returned an older state than before",
             "somebody may have put back old data; check the store",

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use chatkeep_planner::CapturePolicy;
 use serde::Deserialize;
 
 /// The whole configuration file.
@@ -137,6 +138,18 @@ impl Default for Capture {
     fn default() -> Self {
         // Two seconds of silence, ten at most, 8 MiB: what a laptop's death may cost, against one object per burst.
         Self { quiet: Span(2000), max_age: Span(10_000), max_pending_bytes: 8 << 20, compression_level: 1 }
+    }
+}
+
+impl Capture {
+    /// For the planner.
+    pub fn policy(&self) -> CapturePolicy {
+        CapturePolicy {
+            quiet_ms: self.quiet.0,
+            wait_max_ms: self.max_age.0,
+            pending_bytes_max: self.max_pending_bytes,
+            ..CapturePolicy::default()
+        }
     }
 }
 

@@ -1,9 +1,36 @@
 //! The Chatkeep user service: it joins the crates that capture, seal, store and restore.
 //!
-//! In reading order: [`config`] and [`paths`] say what the user wants and where things lie; [`keys`] keeps the
-//! device's copy of the keys; [`spool`] holds sealed objects until they are in the store.
+//! In reading order: [`config`] and [`paths`] say what the user wants and where things lie; [`event`] is all that can
+//! happen and all that can be done; [`service`] decides, [`hands`] act. What they work with: [`keys`] (the device's
+//! copy), [`keyring`] (what can be done with keys), [`archive`] and [`log`] (what is in a store), [`registry`] (what is
+//! watched), [`catalogue`] (what is remembered), [`spool`] (what waits). The way out: [`follower`] captures on a
+//! thread of its own, [`writer`] seals. The way back: [`restore`]. [`jobs`] is everything a person waits for.
 
 pub mod config;
-pub mod keys;
 pub mod paths;
+
+pub mod event;
+pub mod fault;
+
+pub mod service;
+pub mod source;
+
+pub mod hands;
+
+pub mod archive;
+pub mod catalogue;
+pub mod clock;
+pub mod courier;
+pub mod keyring;
+pub mod keys;
+pub mod log;
+pub mod registry;
 pub mod spool;
+pub mod stores;
+
+pub mod follower;
+pub mod writer;
+
+pub mod restore;
+
+pub mod jobs;

@@ -1,3 +1,225 @@
-//! The Chatkeep user service.
+//! `chatkeepd`: reads its settings, takes its places, and runs the loop.
 
-fn main() {}
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use chatkeep_ipc::{BusAddress, ServeError, Server, Settings};
+use chatkeepd::catalogue::Catalogue;
+use chatkeepd::config::{Config, KeyStorage};
+use chatkeepd::courier::Courier;
+use chatkeepd::event::Event;
+use chatkeepd::jobs::Tools;
+use chatkeepd::keys::{KeyFiles, KeyStore, SecretService};
+use chatkeepd::paths::{Paths, private_dir};
+use chatkeepd::service::Service;
+use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc::{Sender, channel};
+use tracing::{error, info, warn};
+
+/// Another instance runs, or the configuration must not be run with (`EX_CONFIG`): systemd does not restart it.
+const EXIT_CONFIG: u8 = 78;
+
+/// End-to-end encrypted backup of the databases of chat programs: the user service.
+#[derive(Debug, Parser)]
+#[command(name = "chatkeepd", version)]
+struct Arguments {
+    /// The configuration [default: $XDG_CONFIG_HOME/chatkeep/config.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Serve on the control socket only
+    #[arg(long)]
+    no_bus: bool,
+}
+
+/// Why the service did not start, sorted by whether starting it again can help.
+enum Failed {
+    /// It cannot: the user has to do something.
+    ForGood(anyhow::Error),
+    /// It may.
+    ForNow(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Self {
+        Self::ForNow(error)
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    // No core dump holds a key, and no other process of the user can read our memory.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    log_to_stderr();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            error!(%error, "the service cannot start");
+            return ExitCode::FAILURE;
+        }
+    };
+    let exit = match runtime.block_on(serve(arguments)) {
+        Ok(status) => ExitCode::from(status),
+        Err(Failed::ForGood(error)) => {
+            error!("{error:#}");
+            ExitCode::from(EXIT_CONFIG)
+        }
+        Err(Failed::ForNow(error)) => {
+            error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    };
+    // A call that hangs in the file system must not hold up the end.
+    runtime.shutdown_background();
+    exit
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,zbus=warn,sled=warn"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // The journal has its own clock.
+    if std::env::var_os("JOURNAL_STREAM").is_some() { log.without_time().init() } else { log.init() }
+}
+
+async fn serve(arguments: Arguments) -> Result<u8, Failed> {
+    let mut paths = Paths::from_environment().map_err(Failed::ForGood)?;
+    if let Some(config) = arguments.config {
+        paths.config = config;
+    }
+    let config = Config::load(&paths.config).map_err(|error| Failed::ForGood(error.into()))?;
+    for folder in [&paths.data, &paths.state] {
+        private_dir(folder)?;
+    }
+    private_dir(&paths.state.join("tables"))?;
+    let lock = lock(&paths.state)?;
+    let key_store = key_store(&config, &paths).await?;
+    let catalogue = Catalogue::open(&paths.state.join("cache")).context("the cache cannot be opened")?;
+    let (events, incoming) = channel(1024);
+    let server = start_server(&config, &events);
+    let courier =
+        Courier::new(config.service.courier_socket.clone().unwrap_or_else(|| paths.courier_socket()));
+    let control_socket = paths.control_socket();
+    let tools = Tools {
+        catalogue,
+        key_store,
+        transport: Arc::new(courier),
+        server: server.clone(),
+        paths: Arc::new(paths.clone()),
+    };
+    let service = Service::new(tools.clone(), config, paths.config.clone()).map_err(Failed::ForGood)?;
+    let control = server.serve_control_socket(&control_socket).await.map_err(|error| match error {
+        ServeError::SocketTaken => Failed::ForGood(error.into()),
+        other => Failed::ForNow(anyhow::Error::from(other).context("the control socket cannot be served")),
+    })?;
+    let bus = if arguments.no_bus { None } else { join_bus(&server, &events).await? };
+    listen_for_signals(&events).context("signals cannot be received")?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    let status = chatkeepd::hands::run(service, tools, events, incoming).await;
+    drop(bus);
+    drop(control);
+    drop(lock);
+    info!("stopped");
+    Ok(status)
+}
+
+/// One service for one state folder: two would write one queue.
+fn lock(state: &std::path::Path) -> Result<std::fs::File, Failed> {
+    let path = state.join("lock");
+    let file = std::fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
+            Err(Failed::ForGood(anyhow::anyhow!("another chatkeepd uses {}", state.display())))
+        }
+        Err(error) => {
+            Err(Failed::ForNow(anyhow::Error::from(error).context("the state folder cannot be locked")))
+        }
+    }
+}
+
+async fn key_store(config: &Config, paths: &Paths) -> Result<Arc<dyn KeyStore>, Failed> {
+    Ok(match config.service.key_storage {
+        KeyStorage::File => {
+            let folder = paths.data.join("keys");
+            private_dir(&folder)?;
+            Arc::new(KeyFiles::new(folder))
+        }
+        KeyStorage::SecretService => {
+            let service = SecretService::connect().await.context(
+                "the desktop's keyring cannot be used; start it, or choose `key_storage = \"file\"` knowingly",
+            )?;
+            Arc::new(service)
+        }
+    })
+}
+
+/// Calls become events.
+fn start_server(config: &Config, events: &Sender<Event>) -> Server {
+    let (calls, mut incoming) = channel(64);
+    let events = events.clone();
+    tokio::spawn(async move {
+        while let Some(call) = incoming.recv().await {
+            if events.send(Event::Call(call)).await.is_err() {
+                return;
+            }
+        }
+    });
+    Server::new(calls, Settings { allowed_apps: config.service.allowed_apps.iter().cloned().collect() })
+}
+
+/// The bus is for sandboxed apps and for watching: without one the control socket serves all the same.
+async fn join_bus(
+    server: &Server,
+    events: &Sender<Event>,
+) -> Result<Option<tokio::task::JoinHandle<()>>, Failed> {
+    match server.serve_bus(&BusAddress::Session).await {
+        Ok(bus) => {
+            let events = events.clone();
+            Ok(Some(tokio::spawn(async move {
+                bus.closed().await;
+                let _ = events.send(Event::BusLost).await;
+            })))
+        }
+        Err(error @ ServeError::NameTaken) => Err(Failed::ForGood(error.into())),
+        Err(error) => {
+            warn!(%error, "no session bus; only the control socket is served");
+            Ok(None)
+        }
+    }
+}
+
+fn listen_for_signals(events: &Sender<Event>) -> std::io::Result<()> {
+    let wanted: [(SignalKind, fn() -> Event); 3] = [
+        (SignalKind::terminate(), || Event::Stop),
+        (SignalKind::interrupt(), || Event::Stop),
+        (SignalKind::hangup(), || Event::Reload),
+    ];
+    for (kind, event) in wanted {
+        let mut stream = signal(kind)?;
+        let events = events.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() {
+                let reload = kind == SignalKind::hangup();
+                if reload {
+                    notify_reloading();
+                }
+                let _ = events.send(event()).await;
+                if reload {
+                    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+                }
+            }
+        });
+    }
+    Ok(())
+}
+
+/// `Type=notify-reload` wants to know when a reload began, on its own clock.
+fn notify_reloading() {
+    if let Ok(now) = sd_notify::NotifyState::monotonic_usec_now() {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Reloading, now]);
+    }
+}

@@ -60,8 +60,12 @@ pub enum Error {
     StoreFull(String),
     /// What the store returned is damaged.
     Corrupt(String),
+    /// An object that must be in the store is not there.
+    ObjectMissing(String),
     /// The store returned an older state than was seen before.
     RollbackDetected(String),
+    /// Another installation continues this archive; this one writes nothing into it any more.
+    WriterFenced(String),
     /// Written by a newer version of the program.
     NewerFormat(String),
 
@@ -131,7 +135,9 @@ impl Error {
             "StoreAuth" => Self::StoreAuth(text),
             "StoreFull" => Self::StoreFull(text),
             "Corrupt" => Self::Corrupt(text),
+            "ObjectMissing" => Self::ObjectMissing(text),
             "RollbackDetected" => Self::RollbackDetected(text),
+            "WriterFenced" => Self::WriterFenced(text),
             "NewerFormat" => Self::NewerFormat(text),
             "KeyUnavailable" => Self::KeyUnavailable(text),
             "KeyringLocked" => Self::KeyringLocked(text),

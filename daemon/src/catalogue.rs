@@ -1,0 +1,200 @@
+//! What the device remembers of its archives: newest entry, recovery points, keyring, ages. A cache in sled.
+//!
+//! It may be deleted at any time, and is thrown away when it cannot be read: the store has the truth. The one thing
+//! it adds is memory: a store that shows less than was once seen is noticed.
+
+use std::path::Path;
+
+use chatkeep_format::ArchiveId;
+use serde::{Deserialize, Serialize};
+use tracing::warn;
+
+/// Where the writer of an archive stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// Newest entry in the store that this device wrote or saw; 0 for none.
+    pub seq: u64,
+    /// Its digest; zeros for none.
+    pub digest: [u8; 32],
+    /// Oldest entry that a restore of it needs.
+    pub base_seq: u64,
+    /// Key of the page digests of this archive.
+    pub digest_key: [u8; 32],
+    /// This installation.
+    pub writer_id: [u8; 16],
+    /// Fences older writers.
+    pub writer_epoch: u64,
+}
+
+/// A recovery point.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// Entry.
+    pub seq: u64,
+    /// Oldest entry that a restore needs.
+    pub base_seq: u64,
+    /// When it was captured, µs since 1970.
+    pub taken_at_us: i64,
+    /// Sealed bytes of the entry and its packs.
+    pub bytes: u64,
+    /// When it was last read back and proved, µs since 1970; 0 for never.
+    pub verified_us: u64,
+}
+
+/// Ages of the three different successes, in µs since 1970; 0 for never.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// The database was looked at and everything new was captured.
+    pub captured_us: u64,
+    /// The newest recovery point reached the store.
+    pub uploaded_us: u64,
+    /// Stored objects were read back and opened.
+    pub verified_us: u64,
+    /// A whole restore was carried out and proved.
+    pub drilled_us: u64,
+    /// The secret was last proved by the user.
+    pub secret_checked_us: u64,
+    /// When the key was made, or last rotated.
+    pub key_created_us: u64,
+}
+
+/// The cache.
+#[derive(Clone)]
+pub struct Catalogue {
+    db: sled::Db,
+}
+
+impl Catalogue {
+    /// Opens the cache in `folder`; one that cannot be opened is moved away and begun anew.
+    pub fn open(folder: &Path) -> anyhow::Result<Self> {
+        let open = || sled::Config::new().path(folder).cache_capacity(4 << 20).flush_every_ms(None).open();
+        let db = match open() {
+            Ok(db) => db,
+            Err(error) => {
+                warn!(%error, "the cache cannot be read, it is rebuilt from the stores");
+                let aside = folder.with_extension("damaged");
+                let _ = std::fs::remove_dir_all(&aside);
+                std::fs::rename(folder, &aside)?;
+                open()?
+            }
+        };
+        Ok(Self { db })
+    }
+
+    /// Where the writer stands; nothing when this device never wrote or the cache was lost.
+    pub fn head(&self, archive: &ArchiveId) -> Option<Head> {
+        self.get("heads", &archive.0)
+    }
+
+    /// Remembers where the writer stands, and the point it made. Durable when this returns.
+    pub fn advance(&self, archive: &ArchiveId, head: &Head, point: Option<&Point>) -> anyhow::Result<()> {
+        if let Some(point) = point {
+            self.put("points", &point_key(archive, point.seq), point)?;
+        }
+        self.put("heads", &archive.0, head)?;
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// All known recovery points, oldest first.
+    pub fn points(&self, archive: &ArchiveId) -> Vec<Point> {
+        let Ok(tree) = self.db.open_tree("points") else { return Vec::new() };
+        tree.scan_prefix(archive.0)
+            .values()
+            .flatten()
+            .filter_map(|v| serde_json::from_slice(&v).ok())
+            .collect()
+    }
+
+    /// Adds or replaces a point.
+    pub fn put_point(&self, archive: &ArchiveId, point: &Point) -> anyhow::Result<()> {
+        self.put("points", &point_key(archive, point.seq), point)
+    }
+
+    /// The newest keyring that was seen: counter and bytes.
+    pub fn keyring(&self, archive: &ArchiveId) -> Option<(u64, Vec<u8>)> {
+        self.get("keyrings", &archive.0)
+    }
+
+    /// Remembers the newest keyring.
+    pub fn put_keyring(&self, archive: &ArchiveId, counter: u64, bytes: &[u8]) -> anyhow::Result<()> {
+        self.put("keyrings", &archive.0, &(counter, bytes))?;
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// Ages.
+    pub fn facts(&self, archive: &ArchiveId) -> Facts {
+        self.get("facts", &archive.0).unwrap_or_default()
+    }
+
+    /// Changes ages.
+    pub fn update_facts(&self, archive: &ArchiveId, update: impl FnOnce(&mut Facts)) -> Facts {
+        let mut facts = self.facts(archive);
+        update(&mut facts);
+        if let Err(error) = self.put("facts", &archive.0, &facts) {
+            warn!(%error, "the cache cannot be written");
+        }
+        facts
+    }
+
+    /// Writes everything out.
+    pub fn flush(&self) {
+        if let Err(error) = self.db.flush() {
+            warn!(%error, "the cache cannot be written");
+        }
+    }
+
+    fn get<T: for<'de> Deserialize<'de>>(&self, tree: &str, key: &[u8]) -> Option<T> {
+        let value = self.db.open_tree(tree).ok()?.get(key).ok()??;
+        serde_json::from_slice(&value).ok()
+    }
+
+    fn put<T: Serialize>(&self, tree: &str, key: &[u8], value: &T) -> anyhow::Result<()> {
+        self.db.open_tree(tree)?.insert(key, serde_json::to_vec(value)?)?;
+        Ok(())
+    }
+}
+
+fn point_key(archive: &ArchiveId, seq: u64) -> Vec<u8> {
+    [&archive.0[..], &seq.to_be_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn the_cache_remembers_and_a_broken_one_is_begun_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache");
+        let archive = ArchiveId([5; 16]);
+        let head = Head {
+            seq: 300,
+            digest: [1; 32],
+            base_seq: 2,
+            digest_key: [2; 32],
+            writer_id: [3; 16],
+            writer_epoch: 1,
+        };
+        {
+            let catalogue = Catalogue::open(&path).unwrap();
+            for seq in [2, 300] {
+                let point = Point { seq, base_seq: 2, taken_at_us: 7, bytes: 9, verified_us: 0 };
+                catalogue.advance(&archive, &head, Some(&point)).unwrap();
+            }
+            catalogue.update_facts(&archive, |facts| facts.drilled_us = 11);
+        }
+        {
+            let catalogue = Catalogue::open(&path).unwrap();
+            assert_eq!(catalogue.head(&archive), Some(head));
+            assert_eq!(catalogue.points(&archive).iter().map(|p| p.seq).collect::<Vec<_>>(), [2, 300]);
+            assert_eq!(catalogue.facts(&archive).drilled_us, 11);
+            assert_eq!(catalogue.points(&ArchiveId([6; 16])), []);
+        }
+        std::fs::write(path.join("conf"), b"not a sled configuration").unwrap();
+        let catalogue = Catalogue::open(&path).unwrap();
+        assert_eq!(catalogue.head(&archive), None);
+    }
+}

@@ -1,0 +1,390 @@
+//! All that can happen to the daemon, and all it can do.
+//!
+//! The loop is one function from [`Event`] to [`Command`]s (`Service::handle`). Nothing else changes its state, and
+//! it does nothing itself that may wait: what takes time is a command, and its end is an event.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use chatkeep_crypto::BackupKey;
+use chatkeep_format::ArchiveId;
+use chatkeep_ipc::{Call, JobId, Reply, Secret, VerifyDepth};
+use chatkeep_planner::{SourceId, UploadId};
+use chatkeep_vault_client::VaultPin;
+
+use crate::archive::Archive;
+use crate::catalogue::Head;
+use crate::fault::Fault;
+use crate::follower::{CaptureOrder, Captured};
+use crate::keyring::Keys;
+use crate::log::Log;
+use crate::spool::{Spool, Spooled};
+use crate::writer::Written;
+
+/// Everything that can happen.
+#[derive(Debug)]
+pub enum Event {
+    /// Somebody asks for something.
+    Call(Call),
+    /// The archive of a source was opened, or could not be.
+    Opened {
+        /// Which source.
+        source: SourceId,
+        /// `None`: the device has no key (locked).
+        result: Result<Option<Box<Opened>>, Fault>,
+    },
+    /// The database is there and followed.
+    Found {
+        /// Which source.
+        source: SourceId,
+    },
+    /// The database cannot be followed now: missing, or not a database.
+    Lost {
+        /// Which source.
+        source: SourceId,
+        /// Why.
+        fault: Box<Fault>,
+    },
+    /// A look found changes that are not captured yet.
+    Changed {
+        /// Which source.
+        source: SourceId,
+        /// How many bytes.
+        pending_bytes: u64,
+    },
+    /// A capture ended.
+    Captured {
+        /// Which source.
+        source: SourceId,
+        /// What came of it.
+        result: Result<Captured, Fault>,
+    },
+    /// An upload ended.
+    Uploaded {
+        /// Which source.
+        source: SourceId,
+        /// Which object.
+        upload: UploadId,
+        /// Whether it is in the store now.
+        result: Result<(), Fault>,
+    },
+    /// A job ended.
+    JobEnded {
+        /// Which.
+        job: JobId,
+        /// What came of it.
+        result: Result<Outcome, Fault>,
+        /// What a vault said on the way.
+        vault: Option<VaultSeen>,
+    },
+    /// Something appeared in a folder where a database is missing, or the configuration changed.
+    FolderChanged {
+        /// What.
+        path: PathBuf,
+    },
+    /// Read the configuration again (SIGHUP).
+    Reload,
+    /// The bus is gone.
+    BusLost,
+    /// Leave (SIGTERM, SIGINT).
+    Stop,
+    /// Time passed: the planner's next deadline, the watchdog, progress.
+    Tick,
+}
+
+/// Everything that can be done.
+pub enum Command {
+    /// Open the archive of a source: keys, keyring, log.
+    Open {
+        /// Which source.
+        source: SourceId,
+        /// Its archive.
+        archive: Archive,
+        /// Vaults that may be needed to finish a change of password.
+        pins: Vec<VaultPin>,
+    },
+    /// Follow the database of a source.
+    Follow {
+        /// Which source.
+        source: SourceId,
+        /// The database.
+        path: PathBuf,
+        /// What was opened.
+        opened: Arc<Opened>,
+        /// How its entries are made.
+        writer: Box<crate::writer::Writer>,
+    },
+    /// Follow it no longer.
+    Unfollow {
+        /// Which source.
+        source: SourceId,
+    },
+    /// Look at it now.
+    Look {
+        /// Which source.
+        source: SourceId,
+    },
+    /// Capture it.
+    Capture {
+        /// Which source.
+        source: SourceId,
+        /// What the capture needs.
+        order: Box<CaptureOrder>,
+    },
+    /// Put an object into the store.
+    Upload(Box<UploadOrder>),
+    /// Carry out a job.
+    Run {
+        /// Its name.
+        job: JobId,
+        /// What it does.
+        work: Box<Work>,
+        /// Set to stop it.
+        cancelled: Arc<AtomicBool>,
+    },
+    /// Answer a question that waits for a store.
+    ListRemote {
+        /// The store.
+        store: Arc<dyn chatkeep_store::Store>,
+        /// Names of the archives known here.
+        known: std::collections::BTreeMap<ArchiveId, String>,
+        /// To whom.
+        reply: Reply<Vec<chatkeep_ipc::RemoteArchive>>,
+    },
+    /// Watch these folders for databases that appear, and no others.
+    WatchFolders(BTreeSet<PathBuf>),
+    /// End the loop, with this exit status.
+    Exit(u8),
+}
+
+/// An archive that is open.
+#[derive(Debug, Clone)]
+pub struct Opened {
+    /// Where it is.
+    pub archive: Archive,
+    /// What opens it.
+    pub keys: Keys,
+    /// Its queue.
+    pub spool: Spool,
+    /// Where its log stands.
+    pub log: Log,
+    /// Attempts left at the vault, when it was asked.
+    pub vault: Option<VaultSeen>,
+}
+
+/// One upload.
+pub struct UploadOrder {
+    /// Whose.
+    pub source: SourceId,
+    /// Its number.
+    pub upload: UploadId,
+    /// The object.
+    pub object: Spooled,
+    /// Where it goes.
+    pub archive: Archive,
+    /// Opens a pack that is there already.
+    pub keys: Keys,
+    /// Its queue.
+    pub spool: Spool,
+    /// For an entry: the point it publishes.
+    pub publishes: Option<Written>,
+    /// Ask first whether the log is still ours.
+    pub confirm: Option<Box<Log>>,
+}
+
+/// What a job does.
+pub enum Work {
+    /// Restore a point.
+    Restore {
+        /// From.
+        opened: Arc<Opened>,
+        /// Which entry.
+        seq: u64,
+        /// Where to.
+        folder: OwnedFd,
+        /// The file's name.
+        file_name: String,
+        /// Keep an existing file beside instead of refusing.
+        overwrite: bool,
+    },
+    /// Check what is stored.
+    Verify {
+        /// What.
+        opened: Arc<Opened>,
+        /// How deep.
+        depth: VerifyDepth,
+    },
+    /// Encrypt with a password: a new archive.
+    EnablePassword {
+        /// The new archive.
+        archive: Archive,
+        /// Which vault.
+        pin: VaultPin,
+        /// The password.
+        password: Secret,
+    },
+    /// Encrypt with 64 digits that the user proved to know: a new archive.
+    EnableKey {
+        /// The new archive.
+        archive: Archive,
+        /// The key.
+        key: BackupKey,
+    },
+    /// Change the password.
+    ChangePassword {
+        /// Of what.
+        opened: Arc<Opened>,
+        /// The pinned vaults.
+        pins: Vec<VaultPin>,
+        /// The current password, or the digits.
+        current: Secret,
+        /// The new password.
+        new: Secret,
+    },
+    /// Use a new key from now on.
+    Rotate {
+        /// Of what.
+        opened: Arc<Opened>,
+        /// The pinned vaults.
+        pins: Vec<VaultPin>,
+        /// The new key.
+        key: BackupKey,
+    },
+    /// Bring the key to this device.
+    Unlock {
+        /// Of what.
+        archive: Archive,
+        /// The pinned vaults.
+        pins: Vec<VaultPin>,
+        /// Password or digits.
+        secret: Secret,
+    },
+    /// Does the user still know it?
+    Check {
+        /// Of what.
+        opened: Arc<Opened>,
+        /// The pinned vaults.
+        pins: Vec<VaultPin>,
+        /// Password or digits.
+        secret: Secret,
+        /// A password may cost an attempt.
+        ask_vault: bool,
+    },
+    /// See whether an archive is there, before it is taken over.
+    Adopt {
+        /// The archive.
+        archive: Archive,
+        /// What becomes of it here.
+        registration: Box<crate::registry::Registration>,
+        /// Restore as soon as it is unlocked.
+        restore: bool,
+    },
+    /// Write, read and delete a probe.
+    StoreTest {
+        /// Its name.
+        name: String,
+        /// The store.
+        store: Arc<dyn chatkeep_store::Store>,
+    },
+    /// Ask how much is in use.
+    StoreUsage {
+        /// Its name.
+        name: String,
+        /// The store.
+        store: Arc<dyn chatkeep_store::Store>,
+    },
+    /// Ask a vault for its state.
+    VaultRefresh {
+        /// Which.
+        pin: VaultPin,
+        /// Its accounts, by what this device has open.
+        opened: Vec<Arc<Opened>>,
+    },
+}
+
+/// What a job changed.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Nothing that the loop must know.
+    Nothing {
+        /// What the user should know.
+        warning: Option<String>,
+    },
+    /// A new archive with its keys.
+    Enabled {
+        /// Which.
+        archive: ArchiveId,
+        /// Its vault, if there is one.
+        vault: String,
+    },
+    /// The keys of an archive changed, or came to this device.
+    Rekeyed {
+        /// What opens the archive now.
+        keys: Box<Keys>,
+        /// The vault that guards it; empty for none, or as before.
+        vault: String,
+        /// The key is a new one.
+        rotated: bool,
+        /// What the user should know.
+        warning: Option<String>,
+    },
+    /// The user proved to know the secret.
+    Checked,
+    /// A restore was carried out and proved.
+    Restored {
+        /// Which point.
+        seq: u64,
+        /// What the user should know.
+        warning: Option<String>,
+    },
+    /// Points were read back.
+    Verified {
+        /// How deep.
+        depth: VerifyDepth,
+        /// Which points.
+        points: Vec<u64>,
+    },
+    /// An archive was found.
+    Adopted {
+        /// What becomes of it here.
+        registration: Box<crate::registry::Registration>,
+        /// Restore as soon as it is unlocked.
+        restore: bool,
+        /// `password` or `key`.
+        mode: String,
+    },
+    /// A store answered.
+    StoreSeen {
+        /// Which.
+        name: String,
+        /// How full it is, if it says.
+        usage: Option<chatkeep_store::Usage>,
+    },
+}
+
+/// What a vault said of an account.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VaultSeen {
+    /// Its name.
+    pub name: String,
+    /// `ok unreachable backoff destroyed untrusted`
+    pub state: &'static str,
+    /// Attempts left, if it said so.
+    pub attempts_left: Option<u32>,
+    /// What that number was at first.
+    pub attempts_max: Option<u32>,
+    /// When the next attempt is possible, µs since 1970; 0 for now.
+    pub retry_after: u64,
+    /// A wrong password was just counted.
+    pub failed: bool,
+}
+
+impl Opened {
+    /// The head that the next capture continues.
+    pub fn head(&self) -> &Head {
+        &self.log.written
+    }
+}

@@ -1,0 +1,282 @@
+//! Carries commands out, and runs the loop around [`Service`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chatkeep_format::ObjectName;
+use chatkeep_planner::SourceId;
+use chatkeep_sqlite::LiveConfig;
+use notify::{RecursiveMode, Watcher};
+use tokio::sync::mpsc::{Receiver, Sender};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::archive::Archive;
+use crate::clock::Monotonic;
+use crate::event::{Command, Event, Opened, UploadOrder, Work};
+use crate::fault::{Fault, Result};
+use crate::follower::{Follower, Start};
+use crate::jobs::{Job, Tools, list_remote, vault_status};
+use crate::keyring::Ring;
+use crate::service::Service;
+use crate::spool::Spool;
+
+/// How long what is under way may take after the order to stop; systemd's own limit is longer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest sleep of the loop.
+const SLEEP_MAX: Duration = Duration::from_mins(1);
+
+/// Everything that acts.
+pub struct Hands {
+    tools: Tools,
+    events: Sender<Event>,
+    followers: BTreeMap<SourceId, Follower>,
+    tasks: JoinSet<()>,
+    watcher: Option<notify::RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+}
+
+/// Runs until there is nothing left to do; returns the exit status.
+pub async fn run(
+    mut service: Service,
+    tools: Tools,
+    events: Sender<Event>,
+    mut incoming: Receiver<Event>,
+) -> u8 {
+    let clock = Monotonic::start();
+    let mut hands = Hands::new(tools, events);
+    // Twice as often as systemd wants to hear from us; the loop itself feeds it, so that a loop that hangs is noticed.
+    let watchdog = sd_notify::watchdog_enabled().map(|period| period / 2);
+    let mut exit = hands.carry_out_all(service.begin(clock.now()));
+    while exit.is_none() {
+        let due = service.next_deadline().map(|at| Duration::from_millis(at.0.saturating_sub(clock.now().0)));
+        let sleep = [due, watchdog].into_iter().flatten().min().unwrap_or(SLEEP_MAX).min(SLEEP_MAX);
+        let event = match tokio::time::timeout(sleep, incoming.recv()).await {
+            Ok(Some(event)) => event,
+            Ok(None) => break,
+            Err(_) => Event::Tick,
+        };
+        if watchdog.is_some() {
+            let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+        }
+        exit = hands.carry_out_all(service.handle(event, clock.now()));
+        while hands.tasks.try_join_next().is_some() {}
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    // Nobody waits for events any more: threads that tell one must not wait for the loop.
+    incoming.close();
+    hands.stop().await;
+    exit.unwrap_or(0)
+}
+
+impl Hands {
+    fn new(tools: Tools, events: Sender<Event>) -> Self {
+        Self {
+            tools,
+            events,
+            followers: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            watcher: None,
+            watched: BTreeSet::new(),
+        }
+    }
+
+    fn carry_out_all(&mut self, commands: Vec<Command>) -> Option<u8> {
+        let mut exit = None;
+        for command in commands {
+            if let Command::Exit(status) = command {
+                exit = Some(status);
+            } else {
+                self.carry_out(command);
+            }
+        }
+        exit
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        match command {
+            Command::Open { source, archive, pins } => {
+                let tools = self.tools.clone();
+                self.spawn(async move {
+                    let result = open(&tools, archive, &pins).await.map(|opened| opened.map(Box::new));
+                    Event::Opened { source, result }
+                });
+            }
+            Command::Follow { source, path, opened, writer } => {
+                let start = Start {
+                    source,
+                    live: LiveConfig {
+                        path,
+                        digest_key: opened.head().digest_key,
+                        state_dir: crate::follower::table_folder(&self.tools.paths.state),
+                        name: opened.archive.id.to_string(),
+                    },
+                    archive: opened.archive.clone(),
+                    written: opened.log.written.clone(),
+                    waiting: opened.log.waiting.iter().cloned().collect(),
+                    writer: *writer,
+                };
+                match Follower::start(start, self.events.clone()) {
+                    Ok(follower) => drop(self.followers.insert(source, follower)),
+                    Err(error) => {
+                        let fault = Box::new(error.into());
+                        self.spawn(async move { Event::Lost { source, fault } });
+                    }
+                }
+            }
+            Command::Unfollow { source } => drop(self.followers.remove(&source)),
+            Command::Look { source } => {
+                if let Some(follower) = self.followers.get(&source) {
+                    follower.look();
+                }
+            }
+            Command::Capture { source, order } => match self.followers.get(&source) {
+                Some(follower) => follower.capture(*order),
+                None => self.spawn(async move {
+                    Event::Captured { source, result: Err(Fault::internal("the database is not followed")) }
+                }),
+            },
+            Command::Upload(order) => {
+                let tools = self.tools.clone();
+                self.spawn(async move {
+                    let (source, upload) = (order.source, order.upload);
+                    Event::Uploaded { source, upload, result: self::upload(&tools, *order).await }
+                });
+            }
+            Command::Run { job, work, cancelled } => {
+                let mut running = Job { tools: self.tools.clone(), id: job.clone(), cancelled, vault: None };
+                self.spawn(async move {
+                    let result = running.run(*work).await;
+                    Event::JobEnded { job, result, vault: running.vault }
+                });
+            }
+            Command::ListRemote { store, known, reply } => {
+                self.tasks.spawn(async move {
+                    let _ = reply.send(list_remote(&store, &known).await.map_err(|fault| fault.error));
+                });
+            }
+            Command::WatchFolders(folders) => self.watch(folders),
+            Command::Exit(_) => {}
+        }
+    }
+
+    /// Runs a task whose end is an event.
+    fn spawn(&mut self, task: impl Future<Output = Event> + Send + 'static) {
+        let events = self.events.clone();
+        self.tasks.spawn(async move {
+            // The loop has ended when nobody listens.
+            let _ = events.send(task.await).await;
+        });
+    }
+
+    fn watch(&mut self, folders: BTreeSet<PathBuf>) {
+        if self.watcher.is_none() {
+            let events = self.events.clone();
+            let told = move |event: notify::Result<notify::Event>| {
+                if let Ok(event) = event
+                    && (event.kind.is_create() || event.kind.is_modify())
+                    && let Some(path) = event.paths.into_iter().next()
+                {
+                    // A full queue is read soon, and databases that are missing are looked for every few seconds anyway.
+                    let _ = events.try_send(Event::FolderChanged { path });
+                }
+            };
+            match notify::recommended_watcher(told) {
+                Ok(watcher) => self.watcher = Some(watcher),
+                Err(error) => {
+                    warn!(%error, "folders cannot be watched");
+                    return;
+                }
+            }
+        }
+        let Some(watcher) = &mut self.watcher else { return };
+        for gone in self.watched.difference(&folders) {
+            // It may have vanished.
+            let _ = watcher.unwatch(gone);
+        }
+        for new in folders.difference(&self.watched) {
+            if let Err(error) = watcher.watch(new, RecursiveMode::NonRecursive) {
+                warn!(%error, "a folder cannot be watched");
+            }
+        }
+        self.watched = folders;
+    }
+
+    /// Waits for what is under way, until its next safe point.
+    async fn stop(mut self) {
+        let followers = std::mem::take(&mut self.followers);
+        let stopped = async {
+            let _ = tokio::task::spawn_blocking(move || drop(followers)).await;
+            while self.tasks.join_next().await.is_some() {}
+        };
+        if tokio::time::timeout(STOP_TIMEOUT, stopped).await.is_err() {
+            info!("what is still under way is left; it is taken up at the next start");
+        }
+        self.tools.catalogue.flush();
+    }
+}
+
+/// Opens an archive with the keys of this device; nothing without keys.
+async fn open(
+    tools: &Tools,
+    archive: Archive,
+    pins: &[chatkeep_vault_client::VaultPin],
+) -> Result<Option<Opened>> {
+    let ring = Ring {
+        archive: &archive,
+        key_store: &*tools.key_store,
+        catalogue: &tools.catalogue,
+        transport: &*tools.transport,
+        pins,
+    };
+    let Some(keys) = ring.open_on_device().await? else { return Ok(None) };
+    let spool = Spool::open(&tools.paths.state, &archive.id)?;
+    let log = crate::log::open(&archive, &keys.roots, &tools.catalogue, &spool).await?;
+    let vault = match pins.first() {
+        Some(pin) if keys.password_slot().is_some() => {
+            // The number of attempts left is nice to know; an archive does not wait for a vault.
+            let asked = vault_status(&*tools.transport, pin, archive.id, &keys);
+            tokio::time::timeout(Duration::from_secs(3), asked).await.ok().flatten()
+        }
+        _ => None,
+    };
+    Ok(Some(Opened { archive, keys, spool, log, vault }))
+}
+
+/// Puts one object into the store. With the entry, the point is announced: first the store has it, then we say so.
+async fn upload(tools: &Tools, order: UploadOrder) -> Result<()> {
+    if let Some(log) = &order.confirm {
+        crate::log::confirm(&order.archive, log).await?;
+    }
+    let path = order.object.path.clone();
+    let sealed =
+        tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)??;
+    let sealed = Bytes::from(sealed);
+    match order.object.name {
+        ObjectName::Pack(id) => order.archive.put_pack(id, sealed, &order.keys.roots).await?,
+        name => order.archive.put_new(name, sealed).await?,
+    }
+    if let Some(written) = order.publishes {
+        let catalogue = tools.catalogue.clone();
+        tokio::task::spawn_blocking(move || -> Result<()> {
+            catalogue
+                .advance(&order.archive.id, &written.head, Some(&written.point))
+                .map_err(Fault::internal)?;
+            order.spool.remove(written.head.seq)?;
+            Ok(())
+        })
+        .await
+        .map_err(Fault::internal)??;
+    }
+    Ok(())
+}
+
+/// Keeps the compiler's eye on what crosses threads.
+const _: () = {
+    const fn sendable<T: Send>() {}
+    sendable::<Work>();
+    sendable::<Arc<Opened>>();
+};

@@ -1,0 +1,402 @@
+//! The loop: state, and one function from events to commands.
+
+mod calls;
+mod encryption;
+mod events;
+mod shown;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use chatkeep_ipc::{Details, Error, JobId, JobOutcome, JobState, NewJob, Reply, VaultState};
+use chatkeep_planner::{Command as Plan, Event as Happened, Millis, Scheduler, SourceId, UploadId};
+use chatkeep_store::Store;
+use chatkeep_vault_client::VaultPin;
+use tracing::{info, warn};
+
+use crate::archive::Archive;
+use crate::config::Config;
+use crate::event::{Command, Event, UploadOrder, Work};
+use crate::fault::{Fault, Result};
+use crate::follower::CaptureOrder;
+use crate::jobs::Tools;
+use crate::registry::{Registration, Registry};
+use crate::source::{Phase, Source};
+use crate::writer::Writer;
+
+/// A job under way.
+struct Running {
+    source: Option<SourceId>,
+    cancelled: Arc<AtomicBool>,
+    /// It changes keys: one at a time.
+    keys: bool,
+    /// A call without a job of its own waits for it.
+    reply: Option<Reply<()>>,
+}
+
+/// A pause somebody asked for.
+struct Pause {
+    until_us: Option<u64>,
+}
+
+/// The state of the daemon. Changed by [`Service::handle`] alone.
+pub struct Service {
+    tools: Tools,
+    config: Config,
+    config_path: PathBuf,
+    stores: BTreeMap<String, Arc<dyn Store>>,
+    pins: Vec<VaultPin>,
+    vaults: BTreeMap<String, VaultState>,
+    registry: Registry,
+    sources: BTreeMap<SourceId, Source>,
+    scheduler: Scheduler,
+    jobs: BTreeMap<JobId, Running>,
+    pause: Option<Pause>,
+    next_source: u32,
+    next_upload: u64,
+    /// Stores that did not answer lately.
+    silent_stores: BTreeSet<String>,
+    /// Folders watched for databases that appear.
+    folders: BTreeSet<PathBuf>,
+    now: Millis,
+    out: Vec<Command>,
+}
+
+impl Service {
+    /// A service that knows its configuration and has done nothing yet; [`Service::begin`] follows.
+    pub fn new(tools: Tools, config: Config, config_path: PathBuf) -> anyhow::Result<Self> {
+        let registry = Registry::load(&tools.paths.data.join("registrations.toml"))?;
+        let scheduler = Scheduler::new(config.capture.policy());
+        let mut service = Self {
+            tools,
+            config,
+            config_path,
+            stores: BTreeMap::new(),
+            pins: Vec::new(),
+            vaults: BTreeMap::new(),
+            registry,
+            sources: BTreeMap::new(),
+            scheduler,
+            jobs: BTreeMap::new(),
+            pause: None,
+            next_source: 0,
+            next_upload: 0,
+            silent_stores: BTreeSet::new(),
+            folders: BTreeSet::new(),
+            now: Millis(0),
+            out: Vec::new(),
+        };
+        service.connect()?;
+        Ok(service)
+    }
+
+    /// Makes stores and vaults of the configuration.
+    fn connect(&mut self) -> anyhow::Result<()> {
+        self.stores = crate::stores::open_all(&self.config.store)?;
+        self.pins = crate::stores::pins(&self.config.vault)?;
+        Ok(())
+    }
+
+    /// Takes up every registered database.
+    pub fn begin(&mut self, now: Millis) -> Vec<Command> {
+        self.now = now;
+        self.show_manager();
+        self.show_stores();
+        self.show_vaults();
+        self.add_configured();
+        for (id, registration) in self.registry.database.clone() {
+            let configured = self.config.source.iter().any(|source| source.name == id);
+            self.add_source(id, registration, configured);
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    /// What happens next after `event`.
+    pub fn handle(&mut self, event: Event, now: Millis) -> Vec<Command> {
+        self.now = now;
+        match event {
+            Event::Call(call) => self.call(call),
+            Event::Reload => {
+                if let Err(error) = self.reload() {
+                    warn!(error = %error.text(), "the configuration was not taken over");
+                }
+            }
+            Event::BusLost => {
+                info!("the bus is gone");
+                self.stop();
+            }
+            Event::Stop => self.stop(),
+            other => self.happened(other),
+        }
+        self.update_folders();
+        std::mem::take(&mut self.out)
+    }
+
+    /// When [`Event::Tick`] is due at the latest.
+    pub fn next_deadline(&self) -> Option<Millis> {
+        let reopen = self.sources.values().filter_map(|source| source.reopen).min();
+        let progress = self.sources.values().any(|source| !source.waiters.is_empty());
+        let progress = progress.then_some(Millis(self.now.0 + 250));
+        [self.scheduler.next_deadline(), reopen, progress].into_iter().flatten().min()
+    }
+
+    fn stop(&mut self) {
+        self.plan(Happened::Stopping);
+        for job in self.jobs.values() {
+            job.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        for source in self.sources.values() {
+            if let Some((cancelled, _)) = &source.capturing {
+                cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        self.out.push(Command::Exit(0));
+    }
+
+    // Sources
+
+    /// Databases that the configuration names are registered like those of apps.
+    fn add_configured(&mut self) {
+        let mut changed = false;
+        for source in self.config.source.clone() {
+            let store = source.store.or_else(|| self.config.store.first().map(|store| store.name.clone()));
+            let store = store.unwrap_or_default();
+            let entry = self.registry.database.entry(source.name.clone()).or_insert_with(|| {
+                changed = true;
+                Registration {
+                    display_name: source.name.clone(),
+                    app_id: String::new(),
+                    path: source.path.clone(),
+                    store: store.clone(),
+                    archive: None,
+                    vault: String::new(),
+                }
+            });
+            if entry.path != source.path {
+                entry.path.clone_from(&source.path);
+                changed = true;
+            }
+            if entry.archive.is_none() && entry.store != store {
+                entry.store = store;
+                changed = true;
+            }
+        }
+        if changed && let Err(fault) = self.save_registry() {
+            warn!(error = %fault.error.text(), "the registrations could not be saved");
+        }
+    }
+
+    fn add_source(&mut self, id: String, registration: Registration, configured: bool) -> SourceId {
+        let number = SourceId(self.next_source);
+        self.next_source += 1;
+        self.sources.insert(number, Source::new(id, registration, configured));
+        self.plan(Happened::SourceAdded { source: number });
+        self.open(number);
+        self.show(number);
+        number
+    }
+
+    /// Opens the archive of a source, if it has one.
+    fn open(&mut self, number: SourceId) {
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        source.reopen = None;
+        let Some(id) = source.registration.archive else { return };
+        let Some(store) = self.stores.get(&source.registration.store).cloned() else {
+            let text = format!("the store `{}` is not configured", source.registration.store);
+            source.phase = Phase::Failed;
+            source.store_fault = Some(Error::NotFound(text).into());
+            return;
+        };
+        source.phase = Phase::Opening;
+        let pins = self.pins_for(&self.sources[&number].registration.vault);
+        self.out.push(Command::Open { source: number, archive: Archive { store, id }, pins });
+    }
+
+    /// The pinned vaults, the one of this name first.
+    fn pins_for(&self, vault: &str) -> Vec<VaultPin> {
+        let mut pins = self.pins.clone();
+        pins.sort_by_key(|pin| pin.name != vault);
+        pins
+    }
+
+    fn number_of(&self, id: &str) -> Result<SourceId, Error> {
+        let found = self.sources.iter().find(|(_, source)| source.id == id);
+        found
+            .map(|(number, _)| *number)
+            .ok_or_else(|| Error::NotFound(format!("there is no database `{id}`")))
+    }
+
+    fn save_registry(&self) -> Result<()> {
+        self.registry.save(&self.tools.paths.data.join("registrations.toml")).map_err(Fault::internal)
+    }
+
+    /// How entries of this source are made; nothing while it is not open.
+    fn writer(&self, source: &Source) -> Option<Writer> {
+        let opened = source.opened.as_ref()?;
+        let path = &source.registration.path;
+        Some(Writer {
+            archive: opened.archive.id,
+            roots: opened.keys.roots.clone(),
+            spool: opened.spool.clone(),
+            source_name: source.registration.display_name.clone(),
+            app_id: source.registration.app_id.clone(),
+            database_name: path
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default(),
+            level: self.config.capture.compression_level,
+        })
+    }
+
+    // The planner
+
+    /// Tells the planner, and turns what it wants into commands.
+    fn plan(&mut self, event: Happened) {
+        let mut waiting = VecDeque::from([event]);
+        while let Some(event) = waiting.pop_front() {
+            for command in self.scheduler.handle(event, self.now) {
+                match command {
+                    Plan::Capture { source } => {
+                        if !self.begin_capture(source) {
+                            let retry = chatkeep_planner::Retry::Never;
+                            waiting.push_back(Happened::CaptureFailed { source, retry });
+                        }
+                    }
+                    Plan::Upload { source, upload } => {
+                        if !self.begin_upload(source, upload) {
+                            waiting.push_back(Happened::UploadDone { source, upload });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn begin_capture(&mut self, number: SourceId) -> bool {
+        let Some(source) = self.sources.get(&number) else { return false };
+        let (Some(writer), Some(log), true) = (self.writer(source), &source.log, source.following) else {
+            return false;
+        };
+        let before = log.written.clone();
+        let (cancelled, done_bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let order =
+            CaptureOrder { before, writer, cancelled: cancelled.clone(), done_bytes: done_bytes.clone() };
+        let source = self.sources.get_mut(&number).expect("it was just there");
+        source.capturing = Some((cancelled, done_bytes));
+        source.captures += 1;
+        self.out.push(Command::Capture { source: number, order: Box::new(order) });
+        self.show(number);
+        true
+    }
+
+    fn begin_upload(&mut self, number: SourceId, upload: UploadId) -> bool {
+        let Some(source) = self.sources.get_mut(&number) else { return false };
+        let (Some(opened), Some(log)) = (&source.opened, &source.log) else { return false };
+        let Some((object, publishes)) = source.uploads.get(&upload) else { return false };
+        source.last_attempt_us = crate::clock::now_us();
+        let order = UploadOrder {
+            source: number,
+            upload,
+            object: object.clone(),
+            archive: opened.archive.clone(),
+            keys: opened.keys.clone(),
+            spool: opened.spool.clone(),
+            publishes: publishes.clone(),
+            confirm: (!log.confirmed).then(|| Box::new(log.clone())),
+        };
+        self.out.push(Command::Upload(Box::new(order)));
+        true
+    }
+
+    // Jobs
+
+    /// Shows a job, before its name is given to the caller.
+    fn begin_job(
+        &mut self,
+        job: &NewJob,
+        operation: &str,
+        source: Option<SourceId>,
+        keys: bool,
+    ) -> Arc<AtomicBool> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let database = source.and_then(|number| self.sources.get(&number)).map(|source| source.id.clone());
+        let state = JobState {
+            operation: operation.to_owned(),
+            database: database.unwrap_or_default(),
+            started_by: job.started_by.clone(),
+            cancelable: !keys,
+            state: "running".to_owned(),
+            started: crate::clock::now_us(),
+            ..JobState::default()
+        };
+        self.tools.server.upsert_job(&job.id, state);
+        let running = Running { source, cancelled: cancelled.clone(), keys, reply: None };
+        self.jobs.insert(job.id.clone(), running);
+        if keys
+            && let Some(number) = source
+            && let Some(source) = self.sources.get_mut(&number)
+        {
+            source.key_job = Some(job.id.clone());
+            self.show(number);
+        }
+        cancelled
+    }
+
+    /// Shows a job and carries it out.
+    fn run(
+        &mut self,
+        job: NewJob,
+        operation: &str,
+        source: Option<SourceId>,
+        keys: bool,
+        work: Work,
+    ) -> JobId {
+        let cancelled = self.begin_job(&job, operation, source, keys);
+        self.out.push(Command::Run { job: job.id.clone(), work: Box::new(work), cancelled });
+        job.id
+    }
+
+    fn end_job(&mut self, job: &JobId, outcome: JobOutcome) {
+        if let Some(running) = self.jobs.remove(job) {
+            if let Some(number) = running.source
+                && let Some(source) = self.sources.get_mut(&number)
+            {
+                if source.key_job.as_ref() == Some(job) {
+                    source.key_job = None;
+                }
+                self.show(number);
+            }
+            if let Some(reply) = running.reply {
+                let _ = reply.send(match &outcome {
+                    JobOutcome::Done(_) => Ok(()),
+                    JobOutcome::Failed(error, _) => Err(error.clone()),
+                    JobOutcome::Cancelled => Err(Error::Cancelled("it was cancelled".to_owned())),
+                });
+            }
+        }
+        self.tools.server.job_completed(job, outcome, crate::clock::now_us());
+    }
+
+    /// Ends the backups that wait for what cannot be done now.
+    fn fail_waiters(&mut self, number: SourceId, fault: &Fault) {
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        for waiter in std::mem::take(&mut source.waiters) {
+            self.end_job(&waiter.job, JobOutcome::Failed(fault.error.clone(), fault.wire_details()));
+        }
+    }
+
+    fn finish_waiters(&mut self, number: SourceId) {
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        let stored = source.log.as_ref().map_or(0, |log| log.stored.seq);
+        let (done, waiting) = std::mem::take(&mut source.waiters)
+            .into_iter()
+            .partition(|waiter| waiter.until_seq.is_some_and(|seq| seq <= stored));
+        source.waiters = waiting;
+        let done: Vec<crate::source::Waiter> = done;
+        for waiter in done {
+            self.end_job(&waiter.job, JobOutcome::Done(Details::new()));
+        }
+    }
+}

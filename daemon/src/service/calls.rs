@@ -1,0 +1,492 @@
+//! What callers ask: checked here, answered here or turned into a job.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chatkeep_format::ArchiveId;
+use chatkeep_ipc::{
+    Call, Caller, Error, JobId, JobOutcome, NewJob, PointFilter, RecoveryPoint, RegisterOptions, Reply,
+    RestoreOptions, RestoreTarget,
+};
+use chatkeep_planner::{Event as Happened, SourceId, Target, choose_point};
+
+use super::{Pause, Service};
+use crate::archive::Archive;
+use crate::event::{Command, Opened, Work};
+use crate::fault::Result;
+use crate::registry::Registration;
+use crate::source::{Phase, Waiter};
+
+/// Answers; a caller that went away does not mind.
+pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, Error>) {
+    let _ = reply.send(result);
+}
+
+pub(super) fn unsupported<T>(reply: Reply<T>) {
+    answer(reply, Err(Error::Unsupported("this version cannot do it yet".to_owned())));
+}
+
+impl Service {
+    pub(super) fn call(&mut self, call: Call) {
+        match call {
+            Call::RegisterDatabase { name, file, options, caller, reply } => {
+                answer(reply, self.register(name, &file, options, &caller));
+            }
+            Call::Unregister { database, reply } => answer(reply, self.unregister(&database)),
+            Call::BackupAll { started_by, reply } => answer(reply, Ok(self.backup_all(&started_by))),
+            Call::Pause { until, reason, reply } => {
+                self.begin_pause(until, reason);
+                answer(reply, Ok(()));
+            }
+            Call::Resume { reply } => {
+                self.resume();
+                answer(reply, Ok(()));
+            }
+            Call::Reload { reply } => answer(reply, self.reload()),
+            Call::ListRemote { store, reply } => self.list_remote(&store, reply),
+            Call::Adopt { store, remote_id, dir, file_name, name, restore, caller, job, reply } => {
+                let path = (&dir, file_name.as_str());
+                let adopted = self.adopt(&store, &remote_id, path, name, restore, &caller, job);
+                answer(reply, adopted);
+            }
+            Call::BackupNow { database, job, reply } => answer(reply, self.backup_now(&database, job)),
+            Call::ListRecoveryPoints { database, filter, reply } => {
+                answer(reply, self.points(&database, &filter));
+            }
+            Call::RestoreTo { database, dir, file_name, options, job, reply } => {
+                answer(reply, self.restore(&database, dir, file_name, &options, job));
+            }
+            Call::Verify { database, depth, job, reply } => {
+                let started = self.opened_of(&database).map(|(number, opened)| {
+                    self.run(job, "verify", Some(number), false, Work::Verify { opened, depth })
+                });
+                answer(reply, started);
+            }
+            Call::StoreTest { store, job, reply } => {
+                let found = self.store(&store);
+                let started = found.map(|found| {
+                    self.run(job, "store-test", None, false, Work::StoreTest { name: store, store: found })
+                });
+                answer(reply, started);
+            }
+            Call::StoreUsage { store, job, reply } => {
+                let found = self.store(&store);
+                let started = found.map(|found| {
+                    self.run(job, "store-usage", None, false, Work::StoreUsage { name: store, store: found })
+                });
+                answer(reply, started);
+            }
+            Call::VaultRefresh { vault, job, reply } => answer(reply, self.vault_refresh(&vault, job)),
+            Call::JobCancel { job, reply } => {
+                self.cancel(&job);
+                answer(reply, Ok(()));
+            }
+            Call::RestoreInPlace { reply, .. }
+            | Call::Prune { reply, .. }
+            | Call::DeleteBackups { reply, .. }
+            | Call::VaultDeregister { reply, .. } => unsupported(reply),
+            Call::Pin { reply, .. }
+            | Call::CancelDelete { reply, .. }
+            | Call::SetSchedule { reply, .. }
+            | Call::SetCredentials { reply, .. } => unsupported(reply),
+            other => self.encryption_call(other),
+        }
+    }
+
+    fn register(
+        &mut self,
+        name: String,
+        file: &OwnedFd,
+        options: RegisterOptions,
+        caller: &Caller,
+    ) -> Result<String, Error> {
+        if options.kind.as_deref().is_some_and(|kind| kind != "sqlite") {
+            return Err(Error::Unsupported("only SQLite databases can be watched".to_owned()));
+        }
+        if !options.attachments.is_empty() || options.schedule.is_some() {
+            return Err(Error::Unsupported("this version knows no attachments and no schedules".to_owned()));
+        }
+        let path = path_of(file)?;
+        looks_like_a_database(file, &path)?;
+        let display_name = options.display_name.unwrap_or(name);
+        if display_name.is_empty() || display_name.len() > 256 {
+            return Err(Error::InvalidArgument("a name has 1 to 256 bytes".to_owned()));
+        }
+        if let Some((id, _)) = self.registry.database.iter().find(|(_, known)| known.path == path) {
+            return Ok(id.clone());
+        }
+        if self.registry.database.values().any(|known| known.display_name == display_name) {
+            return Err(Error::AlreadyRegistered(format!("another file is registered as `{display_name}`")));
+        }
+        let store = self.choose_store(options.store)?;
+        let id = self.registry.new_id(&display_name);
+        let registration = Registration {
+            display_name,
+            app_id: caller.app_id().map(str::to_owned).or(options.app_id).unwrap_or_default(),
+            path,
+            store,
+            archive: None,
+            vault: String::new(),
+        };
+        self.registry.database.insert(id.clone(), registration.clone());
+        if let Err(fault) = self.save_registry() {
+            self.registry.database.remove(&id);
+            return Err(fault.error);
+        }
+        self.add_source(id.clone(), registration, false);
+        Ok(id)
+    }
+
+    fn choose_store(&self, wanted: Option<String>) -> Result<String, Error> {
+        match wanted {
+            Some(name) if self.stores.contains_key(&name) => Ok(name),
+            Some(name) => Err(Error::NotFound(format!("the store `{name}` is not configured"))),
+            None if self.config.store.is_empty() => {
+                let text =
+                    format!("no store is configured; add a [[store]] to {}", self.config_path.display());
+                Err(Error::InvalidArgument(text))
+            }
+            None => Ok(self.config.store[0].name.clone()),
+        }
+    }
+
+    fn unregister(&mut self, id: &str) -> Result<(), Error> {
+        let number = self.number_of(id)?;
+        if self.sources[&number].configured {
+            return Err(Error::Configured(format!("`{id}` stands in {}", self.config_path.display())));
+        }
+        if let Some(known) = self.registry.database.remove(id)
+            && let Err(fault) = self.save_registry()
+        {
+            self.registry.database.insert(id.to_owned(), known);
+            return Err(fault.error);
+        }
+        self.fail_waiters(number, &Error::Cancelled("it was unregistered".to_owned()).into());
+        self.plan(Happened::SourceRemoved { source: number });
+        self.sources.remove(&number);
+        self.out.push(Command::Unfollow { source: number });
+        self.tools.server.remove_database(id);
+        Ok(())
+    }
+
+    fn backup_all(&mut self, started_by: &str) -> Vec<JobId> {
+        let open = self.sources.values().filter(|source| source.phase == Phase::Open);
+        let ids: Vec<String> = open.map(|source| source.id.clone()).collect();
+        let mut jobs = Vec::new();
+        for id in ids {
+            let job = NewJob { id: self.tools.server.new_job_id(), started_by: started_by.to_owned() };
+            if let Ok(job) = self.backup_now(&id, job) {
+                jobs.push(job);
+            }
+        }
+        jobs
+    }
+
+    fn backup_now(&mut self, id: &str, job: NewJob) -> Result<JobId, Error> {
+        let (number, _) = self.opened_of(id)?;
+        let source = &self.sources[&number];
+        if source.phase != Phase::Open {
+            let why = source.fault().map(|fault| fault.error.clone());
+            return Err(why.unwrap_or_else(|| Error::Busy("its archive is being opened".to_owned())));
+        }
+        if !source.found
+            && let Some(fault) = &source.capture_fault
+        {
+            return Err(fault.error.clone());
+        }
+        self.begin_job(&job, "backup", Some(number), false);
+        let name = job.id.clone();
+        self.update(number, |source| {
+            source.waiters.push(Waiter { job: name, capture: source.captures + 1, until_seq: None });
+        });
+        self.plan(Happened::CaptureNow { source: number });
+        Ok(job.id)
+    }
+
+    fn points(&self, id: &str, filter: &PointFilter) -> Result<Vec<RecoveryPoint>, Error> {
+        let (_, opened) = self.opened_of(id)?;
+        let mut points = self.tools.catalogue.points(&opened.archive.id);
+        points.reverse();
+        let time = |at: i64| u64::try_from(at).unwrap_or(0);
+        let wanted = points.into_iter().filter(|point| {
+            let at = time(point.taken_at_us);
+            filter.since.is_none_or(|since| at >= since) && filter.until.is_none_or(|until| at <= until)
+        });
+        let limit = filter.limit.map_or(usize::MAX, |limit| limit as usize);
+        let shown = wanted.take(limit).map(|point| RecoveryPoint {
+            id: point.seq.to_string(),
+            time: time(point.taken_at_us),
+            size: point.bytes,
+            verified: point.verified_us,
+            pinned: false,
+            base: point.seq == point.base_seq,
+        });
+        Ok(shown.collect())
+    }
+
+    fn restore(
+        &mut self,
+        id: &str,
+        folder: OwnedFd,
+        file_name: String,
+        options: &RestoreOptions,
+        job: NewJob,
+    ) -> Result<JobId, Error> {
+        let (number, opened) = self.opened_of(id)?;
+        check_file_name(&file_name)?;
+        let target = match &options.target {
+            RestoreTarget::Newest => Target::Newest,
+            RestoreTarget::At(time) => Target::Before { taken_at_us: *time },
+            RestoreTarget::Point(point) => {
+                let seq =
+                    point.parse().map_err(|_| Error::NotFound(format!("there is no point `{point}`")))?;
+                Target::Seq(seq)
+            }
+        };
+        let points = self.tools.catalogue.points(&opened.archive.id);
+        let times: Vec<(u64, u64)> =
+            points.iter().map(|point| (point.seq, u64::try_from(point.taken_at_us).unwrap_or(0))).collect();
+        let seq = choose_point(&times, target).ok_or_else(|| match target {
+            Target::Newest => Error::NotFound("there is no recovery point yet".to_owned()),
+            _ => Error::NotFound("there is no such recovery point".to_owned()),
+        })?;
+        let overwrite = options.overwrite;
+        let work = Work::Restore { opened, seq, folder, file_name, overwrite };
+        Ok(self.run(job, "restore", Some(number), false, work))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the arguments of the D-Bus method")]
+    fn adopt(
+        &mut self,
+        store_name: &str,
+        remote_id: &str,
+        (dir, file_name): (&OwnedFd, &str),
+        name: Option<String>,
+        restore: bool,
+        caller: &Caller,
+        job: NewJob,
+    ) -> Result<JobId, Error> {
+        let store = self.store(store_name)?;
+        let id: ArchiveId =
+            remote_id.parse().map_err(|_| Error::NotFound(format!("`{remote_id}` is no archive's name")))?;
+        check_file_name(file_name)?;
+        if let Some((known, _)) = self.registry.database.iter().find(|(_, known)| known.archive == Some(id)) {
+            return Err(Error::AlreadyRegistered(format!("this archive is `{known}` here")));
+        }
+        let path = path_of(dir)?.join(file_name);
+        if let Some((known, _)) = self.registry.database.iter().find(|(_, known)| known.path == path) {
+            return Err(Error::AlreadyRegistered(format!(
+                "{} is watched as `{known}` already",
+                path.display()
+            )));
+        }
+        let stem = Path::new(file_name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
+        let registration = Registration {
+            display_name: name.or(stem).unwrap_or_else(|| file_name.to_owned()),
+            app_id: caller.app_id().unwrap_or_default().to_owned(),
+            path,
+            store: store_name.to_owned(),
+            archive: Some(id),
+            vault: String::new(),
+        };
+        let work =
+            Work::Adopt { archive: Archive { store, id }, registration: Box::new(registration), restore };
+        Ok(self.run(job, "adopt", None, false, work))
+    }
+
+    fn list_remote(&mut self, name: &str, reply: Reply<Vec<chatkeep_ipc::RemoteArchive>>) {
+        match self.store(name) {
+            Ok(store) => {
+                let named =
+                    self.registry.database.values().filter_map(|known| {
+                        known.archive.map(|archive| (archive, known.display_name.clone()))
+                    });
+                let known = named.collect();
+                self.out.push(Command::ListRemote { store, known, reply });
+            }
+            Err(error) => answer(reply, Err(error)),
+        }
+    }
+
+    fn vault_refresh(&mut self, name: &str, job: NewJob) -> Result<JobId, Error> {
+        let pin = self.pin(Some(name))?;
+        let guarded = self.sources.values().filter(|source| source.registration.vault == name);
+        let opened: Vec<Arc<Opened>> = guarded.filter_map(|source| source.opened.clone()).collect();
+        Ok(self.run(job, "vault-refresh", None, false, Work::VaultRefresh { pin, opened }))
+    }
+
+    fn cancel(&mut self, job: &JobId) {
+        let Some(running) = self.jobs.get(job) else { return };
+        if running.keys {
+            return;
+        }
+        running.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+        let waiting = running.source.and_then(|number| self.sources.get_mut(&number));
+        if let Some(source) = waiting
+            && let Some(at) = source.waiters.iter().position(|waiter| waiter.job == *job)
+        {
+            // The backup itself goes on: it costs nothing to keep it.
+            source.waiters.remove(at);
+            self.end_job(job, JobOutcome::Cancelled);
+            return;
+        }
+        self.tools.server.update_job(job, |state| "cancelling".clone_into(&mut state.state));
+    }
+
+    fn begin_pause(&mut self, until_us: Option<u64>, reason: String) {
+        self.pause = Some(Pause { until_us });
+        self.plan(Happened::Paused);
+        self.tools.server.update_manager(|manager| {
+            manager.paused = true;
+            manager.pause_reasons = vec![reason];
+        });
+        self.show_all();
+    }
+
+    pub(super) fn resume(&mut self) {
+        self.pause = None;
+        self.plan(Happened::Resumed);
+        self.tools.server.update_manager(|manager| {
+            manager.paused = false;
+            manager.pause_reasons.clear();
+        });
+        self.show_all();
+    }
+
+    fn show_all(&self) {
+        self.sources.keys().for_each(|number| self.show(*number));
+    }
+
+    pub(super) fn reload(&mut self) -> Result<(), Error> {
+        let config = match crate::config::Config::load(&self.config_path) {
+            Ok(config) => config,
+            Err(error) => {
+                let text = error.to_string();
+                self.tools.server.update_manager(|manager| manager.config_errors = vec![text.clone()]);
+                return Err(Error::InvalidArgument(text));
+            }
+        };
+        let before = std::mem::replace(&mut self.config, config);
+        if let Err(error) = self.connect() {
+            self.config = before;
+            let text = format!("{error:#}");
+            self.tools.server.update_manager(|manager| manager.config_errors = vec![text.clone()]);
+            return Err(Error::InvalidArgument(text));
+        }
+        self.tools.server.update_manager(|manager| manager.config_errors.clear());
+        self.scheduler.set_policy(self.config.capture.policy());
+        for gone in before.store.iter().filter(|store| !self.stores.contains_key(&store.name)) {
+            self.tools.server.remove_store(&gone.name);
+        }
+        for gone in before.vault.iter().filter(|vault| self.pins.iter().all(|pin| pin.name != vault.name)) {
+            self.vaults.remove(&gone.name);
+            self.tools.server.remove_vault(&gone.name);
+        }
+        self.show_stores();
+        self.show_vaults();
+        self.add_configured();
+        for (id, registration) in self.registry.database.clone() {
+            if self.number_of(&id).is_err() {
+                let configured = self.config.source.iter().any(|source| source.name == id);
+                self.add_source(id, registration, configured);
+            }
+        }
+        let failed = self.sources.iter().filter(|(_, source)| source.phase == Phase::Failed);
+        for number in failed.map(|(number, _)| *number).collect::<Vec<_>>() {
+            self.open(number);
+        }
+        Ok(())
+    }
+
+    // What calls need
+
+    /// A source whose archive is open.
+    pub(super) fn opened_of(&self, id: &str) -> Result<(SourceId, Arc<Opened>), Error> {
+        let number = self.number_of(id)?;
+        let source = &self.sources[&number];
+        if let Some(opened) = &source.opened {
+            return Ok((number, opened.clone()));
+        }
+        Err(match source.phase {
+            Phase::Off => Error::NotEnabled(format!("encryption is not turned on for `{id}`")),
+            Phase::Locked => {
+                Error::KeyUnavailable(format!("`{id}` is locked on this machine; unlock it first"))
+            }
+            Phase::Opening => Error::Busy(format!("the archive of `{id}` is being opened")),
+            _ => match source.fault() {
+                Some(fault) => fault.error.clone(),
+                None => Error::Internal("it is not open, and nobody knows why".to_owned()),
+            },
+        })
+    }
+
+    pub(super) fn store(&self, name: &str) -> Result<Arc<dyn chatkeep_store::Store>, Error> {
+        let found = self.stores.get(name).cloned();
+        found.ok_or_else(|| Error::NotFound(format!("the store `{name}` is not configured")))
+    }
+
+    pub(super) fn pin(&self, name: Option<&str>) -> Result<chatkeep_vault_client::VaultPin, Error> {
+        let missing = || match name {
+            Some(name) => Error::NotFound(format!("the vault `{name}` is not configured")),
+            None => Error::InvalidArgument(format!(
+                "no vault is configured; add a [[vault]] to {}",
+                self.config_path.display()
+            )),
+        };
+        let found = self.pins.iter().find(|pin| name.is_none_or(|name| pin.name == name));
+        found.cloned().ok_or_else(missing)
+    }
+}
+
+/// The path of an open file or folder, as the system names it now.
+fn path_of(file: &OwnedFd) -> Result<PathBuf, Error> {
+    let unknown =
+        |error: std::io::Error| Error::InvalidArgument(format!("the file's path is unknown: {error}"));
+    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(unknown)?;
+    if !path.is_absolute() || std::fs::metadata(&path).is_err() {
+        return Err(Error::InvalidArgument("the file has no path: it was deleted, or is none".to_owned()));
+    }
+    Ok(path)
+}
+
+/// Refuses what is certainly no database, before it is watched: a text, a picture, a folder.
+///
+/// An empty file may become a database. An encrypted one begins with noise, so what cannot be told is accepted.
+fn looks_like_a_database(file: &OwnedFd, path: &Path) -> Result<(), Error> {
+    use std::os::unix::fs::FileExt;
+    let no =
+        |what: &str| Error::InvalidArgument(format!("{} is not an SQLite database: {what}", path.display()));
+    let file = std::fs::File::from(file.try_clone().map_err(|error| no(&error.to_string()))?);
+    let metadata = file.metadata().map_err(|error| no(&error.to_string()))?;
+    if !metadata.is_file() {
+        return Err(no("it is not a file"));
+    }
+    let mut head = [0; 512];
+    let mut len = 0;
+    while len < head.len() {
+        match file.read_at(&mut head[len..], len as u64) {
+            Ok(0) => break,
+            Ok(count) => len += count,
+            Err(error) => return Err(no(&error.to_string())),
+        }
+    }
+    let head = &head[..len];
+    if head.is_empty() || head.starts_with(b"SQLite format 3\0") {
+        return Ok(());
+    }
+    if metadata.len() % 512 != 0 {
+        return Err(no("its length is not a multiple of a page"));
+    }
+    let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
+    if head.iter().all(printable) {
+        return Err(no("it is a text"));
+    }
+    Ok(())
+}
+
+fn check_file_name(name: &str) -> Result<(), Error> {
+    let plain =
+        !name.is_empty() && name.len() <= 255 && !name.contains(['/', '\0']) && name != "." && name != "..";
+    if plain { Ok(()) } else { Err(Error::InvalidArgument("this is not a file name".to_owned())) }
+}

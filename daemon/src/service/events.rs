@@ -1,0 +1,466 @@
+//! What becomes of the ends of commands.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use chatkeep_ipc::{Details, Error, JobOutcome, VerifyDepth};
+use chatkeep_planner::{Event as Happened, Millis, Retry, SourceId, UploadId};
+use tracing::{debug, info, warn};
+use zbus::zvariant::{OwnedValue, Value};
+
+use super::Service;
+use crate::event::{Command, Event, Opened, Outcome, VaultSeen, Work};
+use crate::fault::{Fault, Result};
+use crate::follower::Captured;
+use crate::source::{Phase, PointSummary};
+use crate::writer::Written;
+
+/// The first wait before an archive that could not be opened is tried again, in milliseconds.
+const REOPEN_FIRST_MS: u64 = 1_000;
+/// The longest one.
+const REOPEN_MAX_MS: u64 = 60_000;
+
+impl Service {
+    pub(super) fn happened(&mut self, event: Event) {
+        match event {
+            Event::Opened { source, result } => self.opened(source, result),
+            Event::Found { source } => self.update(source, |source| {
+                source.found = true;
+                source.capture_fault = None;
+            }),
+            Event::Lost { source, fault } => self.lost(source, *fault),
+            Event::Changed { source, pending_bytes } => {
+                self.update(source, |source| source.pending_bytes = pending_bytes);
+                self.plan(Happened::Changed { source, pending_bytes });
+            }
+            Event::Captured { source, result } => self.captured(source, result),
+            Event::Uploaded { source, upload, result } => self.uploaded(source, upload, result),
+            Event::JobEnded { job, result, vault } => self.job_ended(&job, result, vault.as_ref()),
+            Event::FolderChanged { path } => {
+                debug!(path = %path.display(), "something appeared");
+                let missing = self.sources.iter().filter(|(_, source)| source.following && !source.found);
+                let missing: Vec<SourceId> = missing.map(|(number, _)| *number).collect();
+                self.out.extend(missing.into_iter().map(|source| Command::Look { source }));
+            }
+            Event::Tick => self.tick(),
+            Event::Call(_) | Event::Reload | Event::BusLost | Event::Stop => {}
+        }
+    }
+
+    /// Changes a source and shows it.
+    pub(super) fn update(&mut self, number: SourceId, change: impl FnOnce(&mut crate::source::Source)) {
+        if let Some(source) = self.sources.get_mut(&number) {
+            change(source);
+            self.show(number);
+        }
+    }
+
+    fn tick(&mut self) {
+        self.plan(Happened::Tick);
+        let now_us = crate::clock::now_us();
+        if self.pause.as_ref().is_some_and(|pause| pause.until_us.is_some_and(|until| until <= now_us)) {
+            self.resume();
+        }
+        let due = self.sources.iter().filter(|(_, source)| source.reopen.is_some_and(|at| at <= self.now));
+        for number in due.map(|(number, _)| *number).collect::<Vec<_>>() {
+            self.open(number);
+        }
+        for source in self.sources.values() {
+            for waiter in &source.waiters {
+                let phase = if source.capturing.is_some() { "reading" } else { "uploading" };
+                self.tools.server.update_job(&waiter.job, |job| {
+                    phase.clone_into(&mut job.phase);
+                    job.bytes_done = source.bytes_read().unwrap_or(job.bytes_done);
+                });
+            }
+        }
+    }
+
+    fn opened(&mut self, number: SourceId, result: Result<Option<Box<Opened>>>) {
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        source.reopen = None;
+        match result {
+            Ok(Some(opened)) => {
+                source.open_failures = 0;
+                self.take_up(number, &Arc::from(opened));
+            }
+            Ok(None) => {
+                source.open_failures = 0;
+                source.phase = Phase::Locked;
+                source.store_fault = None;
+                self.show(number);
+            }
+            Err(fault) => {
+                warn!(database = %source.id, error = %fault.error.short_name(), text = %fault.error.text(), "the archive cannot be opened");
+                source.phase = Phase::Failed;
+                if fault.retry() != Retry::Never {
+                    let wait = (REOPEN_FIRST_MS << source.open_failures.min(6)).min(REOPEN_MAX_MS);
+                    source.open_failures += 1;
+                    source.reopen = Some(Millis(self.now.0 + wait));
+                }
+                let store = source.registration.store.clone();
+                self.saw_store(&store, Some(&fault), None);
+                self.update(number, |source| source.store_fault = Some(fault));
+            }
+        }
+        let ends = self.sources.get_mut(&number).map(|source| std::mem::take(&mut source.end_when_open));
+        for (job, outcome) in ends.unwrap_or_default() {
+            self.end_job(&job, outcome);
+        }
+    }
+
+    /// Begins to follow a source whose archive is open.
+    fn take_up(&mut self, number: SourceId, opened: &Arc<Opened>) {
+        let id = opened.archive.id;
+        let mut points = PointSummary::default();
+        self.tools.catalogue.points(&id).iter().for_each(|point| points.add(point));
+        let facts = self.tools.catalogue.facts(&id);
+        if let Some(seen) = &opened.vault {
+            self.saw_vault(seen);
+        }
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        (source.points, source.facts) = (points, facts);
+        source.log = Some(opened.log.clone());
+        source.opened = Some(opened.clone());
+        source.store_fault.clone_from(&opened.log.blocked);
+        source.phase = if source.store_fault.is_some() { Phase::Blocked } else { Phase::Open };
+        info!(database = %source.id, seq = opened.log.stored.seq, waiting = opened.log.waiting.len(), "the archive is open");
+        let store = source.registration.store.clone();
+        if opened.log.confirmed {
+            self.saw_store(&store, None, None);
+        }
+        if self.sources[&number].phase == Phase::Open {
+            for written in &opened.log.waiting {
+                self.enqueue(number, written);
+            }
+            self.follow(number);
+        }
+        if std::mem::take(&mut self.sources.get_mut(&number).expect("it is there").restore_when_open) {
+            self.restore_in_place(number);
+        }
+        self.show(number);
+    }
+
+    fn follow(&mut self, number: SourceId) {
+        let Some(source) = self.sources.get(&number) else { return };
+        let (Some(opened), Some(writer)) = (&source.opened, self.writer(source)) else { return };
+        let command = Command::Follow {
+            source: number,
+            path: source.registration.path.clone(),
+            opened: opened.clone(),
+            writer: Box::new(writer),
+        };
+        self.out.push(command);
+        self.update(number, |source| source.following = true);
+    }
+
+    /// Nothing may be written any more: reading and restoring stay possible.
+    fn block(&mut self, number: SourceId, fault: &Fault) {
+        self.fail_waiters(number, fault);
+        self.plan(Happened::SourceRemoved { source: number });
+        self.plan(Happened::SourceAdded { source: number });
+        self.out.push(Command::Unfollow { source: number });
+        self.update(number, |source| {
+            warn!(database = %source.id, error = %fault.error.short_name(), text = %fault.error.text(), "nothing is written any more");
+            source.phase = Phase::Blocked;
+            source.following = false;
+            source.capturing = None;
+            source.uploads.clear();
+            source.store_fault = Some(fault.clone());
+        });
+    }
+
+    fn lost(&mut self, number: SourceId, fault: Fault) {
+        self.update(number, |source| {
+            info!(database = %source.id, error = %fault.error.short_name(), "the database cannot be followed now");
+            source.found = false;
+            source.pending_bytes = 0;
+            // A database that is gone is a state, not a failure; what is stored stays.
+            source.capture_fault = Some(fault);
+        });
+    }
+
+    fn captured(&mut self, number: SourceId, result: Result<Captured>) {
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        source.capturing = None;
+        match result {
+            Ok(Captured { written, gone, .. }) => {
+                source.pending_bytes = 0;
+                source.capture_fault = None;
+                source.found = !gone;
+                let newest = written.as_ref().map(|written| written.head.seq);
+                let newest = newest.or_else(|| source.log.as_ref().map(|log| log.written.seq)).unwrap_or(0);
+                let count = source.captures;
+                for waiter in source.waiters.iter_mut().filter(|waiter| waiter.capture <= count) {
+                    waiter.until_seq.get_or_insert(newest);
+                }
+                self.note_facts(number, |facts, now| facts.captured_us = now);
+                if let Some(written) = written {
+                    if let Some(log) = self.sources.get_mut(&number).and_then(|source| source.log.as_mut()) {
+                        log.written = written.head.clone();
+                        log.waiting.push_back(written.clone());
+                    }
+                    self.enqueue(number, &written);
+                }
+                self.plan(Happened::CaptureDone { source: number, more: false });
+                self.finish_waiters(number);
+            }
+            Err(fault) => {
+                debug!(database = %source.id, error = %fault.error.text(), "the capture failed");
+                let retry = fault.retry();
+                if !matches!(fault.error, Error::DatabaseBusy(_)) {
+                    self.fail_waiters(number, &fault);
+                }
+                self.update(number, |source| source.capture_fault = Some(fault));
+                self.plan(Happened::CaptureFailed { source: number, retry });
+            }
+        }
+        self.show(number);
+    }
+
+    /// Gives the objects of an entry to the planner, in upload order.
+    fn enqueue(&mut self, number: SourceId, written: &Written) {
+        let last = written.objects.len().saturating_sub(1);
+        for (at, object) in written.objects.iter().enumerate() {
+            let upload = UploadId(self.next_upload);
+            self.next_upload += 1;
+            let publishes = (at == last).then(|| written.clone());
+            if let Some(source) = self.sources.get_mut(&number) {
+                source.uploads.insert(upload, (object.clone(), publishes));
+            }
+            self.plan(Happened::Enqueued { source: number, upload, entry: at == last });
+        }
+    }
+
+    fn uploaded(&mut self, number: SourceId, upload: UploadId, result: Result<()>) {
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        let store = source.registration.store.clone();
+        match result {
+            Ok(()) => {
+                source.store_fault = None;
+                let done = source.uploads.remove(&upload);
+                if let Some(log) = &mut source.log {
+                    log.confirmed = true;
+                    if let Some((_, Some(written))) = &done {
+                        log.stored = written.head.clone();
+                        log.waiting.pop_front();
+                    }
+                }
+                if let Some((_, Some(written))) = done {
+                    info!(database = %source.id, seq = written.head.seq, bytes = written.point.bytes, "recovery point");
+                    source.points.add(&written.point);
+                    self.note_facts(number, |facts, now| facts.uploaded_us = now);
+                }
+                self.saw_store(&store, None, None);
+                self.plan(Happened::UploadDone { source: number, upload });
+                self.finish_waiters(number);
+                self.show(number);
+            }
+            Err(fault) => {
+                self.saw_store(&store, Some(&fault), None);
+                if matches!(
+                    fault.error,
+                    Error::WriterFenced(_) | Error::RollbackDetected(_) | Error::Corrupt(_)
+                ) {
+                    self.block(number, &fault);
+                    return;
+                }
+                self.fail_waiters(number, &fault);
+                let retry = if fault.retry() == Retry::Never { Retry::Backoff } else { fault.retry() };
+                self.update(number, |source| source.store_fault = Some(fault));
+                self.plan(Happened::UploadFailed { source: number, upload, retry });
+            }
+        }
+    }
+
+    fn job_ended(&mut self, job: &chatkeep_ipc::JobId, result: Result<Outcome>, vault: Option<&VaultSeen>) {
+        if let Some(seen) = vault {
+            self.saw_vault(seen);
+        }
+        let number = self.jobs.get(job).and_then(|running| running.source);
+        let outcome = match result {
+            Ok(outcome) => match self.finish(number, outcome) {
+                Ok(warning) => JobOutcome::Done(details(warning)),
+                Err(fault) => JobOutcome::Failed(fault.error.clone(), fault.wire_details()),
+            },
+            Err(Fault { error: Error::Cancelled(_), .. }) => JobOutcome::Cancelled,
+            Err(fault) => JobOutcome::Failed(fault.error.clone(), fault.wire_details()),
+        };
+        let opening = number.and_then(|number| self.sources.get_mut(&number));
+        match opening.filter(|source| source.phase == Phase::Opening && source.key_job.as_ref() == Some(job))
+        {
+            Some(source) => source.end_when_open.push((job.clone(), outcome)),
+            None => self.end_job(job, outcome),
+        }
+    }
+
+    /// Takes over what a job changed. Returns what the user should know.
+    fn finish(&mut self, number: Option<SourceId>, outcome: Outcome) -> Result<Option<String>> {
+        match (outcome, number) {
+            (Outcome::Nothing { warning }, _) => Ok(warning),
+            (Outcome::Enabled { archive, vault }, Some(number)) => {
+                self.change_registration(number, |registration| {
+                    registration.archive = Some(archive);
+                    registration.vault = vault;
+                })?;
+                self.tools.catalogue.update_facts(&archive, |facts| {
+                    facts.key_created_us = crate::clock::now_us();
+                    facts.secret_checked_us = crate::clock::now_us();
+                });
+                self.update(number, |source| source.unconfirmed = None);
+                self.open(number);
+                self.show(number);
+                Ok(None)
+            }
+            (Outcome::Rekeyed { keys, vault, rotated, warning }, Some(number)) => {
+                if !vault.is_empty() {
+                    self.change_registration(number, |registration| registration.vault = vault)?;
+                }
+                self.note_facts(number, |facts, now| {
+                    facts.secret_checked_us = now;
+                    if rotated {
+                        facts.key_created_us = now;
+                    }
+                });
+                let open = self.sources.get_mut(&number).is_some_and(|source| {
+                    source.unconfirmed = None;
+                    match &source.opened {
+                        Some(opened) => {
+                            source.opened = Some(Arc::new(Opened { keys: *keys, ..(**opened).clone() }));
+                            true
+                        }
+                        None => false,
+                    }
+                });
+                if !open {
+                    self.open(number);
+                }
+                self.show(number);
+                Ok(warning)
+            }
+            (Outcome::Checked, Some(number)) => {
+                self.note_facts(number, |facts, now| facts.secret_checked_us = now);
+                Ok(None)
+            }
+            (Outcome::Restored { seq, warning }, Some(number)) => {
+                self.mark_verified(number, &[seq]);
+                Ok(warning)
+            }
+            (Outcome::Verified { depth, points }, Some(number)) => {
+                self.note_facts(number, |facts, now| match depth {
+                    VerifyDepth::Manifest => {}
+                    VerifyDepth::Chunks => facts.verified_us = now,
+                    VerifyDepth::Restore => facts.drilled_us = now,
+                });
+                if depth != VerifyDepth::Manifest {
+                    self.mark_verified(number, &points);
+                }
+                Ok(None)
+            }
+            (Outcome::Adopted { registration, restore, mode }, _) => {
+                let id = self.registry.new_id(&registration.display_name);
+                self.registry.database.insert(id.clone(), (*registration).clone());
+                self.save_registry()?;
+                let number = self.add_source(id, *registration, false);
+                self.update(number, |source| {
+                    source.restore_when_open = restore;
+                    source.mode_hint = mode;
+                });
+                Ok(None)
+            }
+            (Outcome::StoreSeen { name, usage }, _) => {
+                self.saw_store(&name, None, usage);
+                Ok(None)
+            }
+            (_, None) => Err(Fault::internal("the database was unregistered meanwhile")),
+        }
+    }
+
+    fn mark_verified(&mut self, number: SourceId, points: &[u64]) {
+        let Some(archive) = self.sources.get(&number).and_then(|source| source.registration.archive) else {
+            return;
+        };
+        let now = crate::clock::now_us();
+        for mut point in self.tools.catalogue.points(&archive) {
+            if points.contains(&point.seq) {
+                point.verified_us = now;
+                if let Err(error) = self.tools.catalogue.put_point(&archive, &point) {
+                    warn!(%error, "the cache cannot be written");
+                }
+            }
+        }
+        self.tools.catalogue.flush();
+    }
+
+    pub(super) fn note_facts(
+        &mut self,
+        number: SourceId,
+        change: impl FnOnce(&mut crate::catalogue::Facts, u64),
+    ) {
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        let Some(archive) = source.registration.archive else { return };
+        let now = crate::clock::now_us();
+        source.facts = self.tools.catalogue.update_facts(&archive, |facts| change(facts, now));
+        self.show(number);
+    }
+
+    fn change_registration(
+        &mut self,
+        number: SourceId,
+        change: impl FnOnce(&mut crate::registry::Registration),
+    ) -> Result<()> {
+        let Some(source) = self.sources.get_mut(&number) else {
+            return Err(Fault::internal("the database was unregistered meanwhile"));
+        };
+        change(&mut source.registration);
+        self.registry.database.insert(source.id.clone(), source.registration.clone());
+        self.save_registry()
+    }
+
+    /// Puts the newest point where the database belongs, for `adopt --restore`.
+    fn restore_in_place(&mut self, number: SourceId) {
+        let Some(source) = self.sources.get(&number) else { return };
+        let (Some(opened), Some(log)) = (source.opened.clone(), &source.log) else { return };
+        let path = source.registration.path.clone();
+        let job = chatkeep_ipc::NewJob { id: self.tools.server.new_job_id(), started_by: "adopt".to_owned() };
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return };
+        let folder = match std::fs::File::open(parent) {
+            Ok(folder) => folder.into(),
+            Err(error) => {
+                self.begin_job(&job, "restore", Some(number), false);
+                let fault = Fault::from(error);
+                self.end_job(&job.id, JobOutcome::Failed(fault.error, Details::new()));
+                return;
+            }
+        };
+        let work = Work::Restore {
+            opened,
+            seq: log.stored.seq,
+            folder,
+            file_name: name.to_string_lossy().into_owned(),
+            overwrite: false,
+        };
+        self.run(job, "restore", Some(number), false, work);
+    }
+
+    /// Watches the folders of databases that are missing: the nearest one that exists.
+    pub(super) fn update_folders(&mut self) {
+        let missing = self.sources.values().filter(|source| source.following && !source.found);
+        let wanted: BTreeSet<PathBuf> = missing
+            .filter_map(|source| {
+                let nearest = source.registration.path.ancestors().skip(1).find(|folder| folder.is_dir());
+                nearest.map(Path::to_path_buf)
+            })
+            .collect();
+        if wanted != self.folders {
+            self.folders.clone_from(&wanted);
+            self.out.push(Command::WatchFolders(wanted));
+        }
+    }
+}
+
+fn details(warning: Option<String>) -> Details {
+    let value = warning.and_then(|warning| OwnedValue::try_from(Value::from(warning)).ok());
+    value.map(|value| ("warning".to_owned(), value)).into_iter().collect()
+}

@@ -1,0 +1,45 @@
+//! From the configuration to stores and vaults.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use chatkeep_store::Store;
+use chatkeep_store_local::LocalStore;
+use chatkeep_vault_client::{Identity, VaultPin};
+
+use crate::config;
+
+/// Opens every configured store. Whether it can be reached shows later: a drive that is not plugged in is no mistake.
+pub fn open_all(stores: &[config::Store]) -> Result<BTreeMap<String, Arc<dyn Store>>> {
+    let mut opened: BTreeMap<String, Arc<dyn Store>> = BTreeMap::new();
+    for store in stores {
+        let found = open(store).with_context(|| format!("store `{}`", store.name))?;
+        opened.insert(store.name.clone(), found);
+    }
+    Ok(opened)
+}
+
+fn open(store: &config::Store) -> Result<Arc<dyn Store>> {
+    let scheme = store.url.split(':').next().unwrap_or_default();
+    if scheme != "file" {
+        bail!("this version cannot use `{scheme}:` stores, only `file:`");
+    }
+    if let Some(option) = store.options.keys().next() {
+        bail!("`file:` stores have no option `{option}`");
+    }
+    Ok(Arc::new(LocalStore::from_url(&store.url)?))
+}
+
+/// The vaults with their pinned identities.
+pub fn pins(vaults: &[config::Vault]) -> Result<Vec<VaultPin>> {
+    let pin = |vault: &config::Vault| {
+        let identity: Identity =
+            vault.identity.parse().with_context(|| format!("vault `{}`: `identity`", vault.name))?;
+        if !vault.url.starts_with("https://") {
+            bail!("vault `{}`: `url` must begin with https://", vault.name);
+        }
+        Ok(VaultPin { name: vault.name.clone(), url: vault.url.clone(), identity: identity.0 })
+    };
+    vaults.iter().map(pin).collect()
+}
