@@ -81,7 +81,7 @@ pub enum Event {
         /// Whose store.
         source: SourceId,
     },
-    /// The user paused the service: only [`Event::CaptureNow`] starts anything, and no upload.
+    /// The user paused the service: only [`Event::CaptureNow`] starts anything, a capture and the uploads it is for.
     Paused,
     /// The pause is over.
     Resumed,

@@ -64,6 +64,7 @@ impl Scheduler {
     pub fn handle(&mut self, event: Event, now: Millis) -> Vec<Command> {
         let now = self.clock.advance(now);
         self.note(event, now);
+        self.sources.values_mut().for_each(Source::settle);
         self.sources.retain(|_, source| !source.is_over());
         if self.stopping {
             return Vec::new();
@@ -154,9 +155,6 @@ impl Scheduler {
     }
 
     fn start_uploads(&mut self, now: Moment, commands: &mut Vec<Command>) {
-        if self.paused {
-            return;
-        }
         let running = self.sources.values().filter(|source| source.uploading().is_some()).count();
         for _ in running..self.policy.uploads_at_once.max(1) {
             let Some((source, upload)) = self.start_one_upload(now) else { return };
@@ -167,11 +165,13 @@ impl Scheduler {
     /// The source that has waited longest is next. An entry goes ahead of it, because it is small and turns objects
     /// that are up already into a recovery point; but only every other time, so that nobody waits for ever.
     fn start_one_upload(&mut self, now: Moment) -> Option<(SourceId, UploadId)> {
-        let ready = || self.sources.iter().filter(|(_, source)| source.next_upload(now).is_some());
+        let ready =
+            || self.sources.iter().filter(|(_, source)| source.next_upload(self.paused, now).is_some());
         let by_turn = |(_, source): &(&SourceId, &Source)| source.last_turn;
         let longest_waiting = *ready().min_by_key(by_turn)?.0;
-        let publishes =
-            |(_, source): &(&SourceId, &Source)| source.next_upload(now).is_some_and(|next| next.entry);
+        let publishes = |(_, source): &(&SourceId, &Source)| {
+            source.next_upload(self.paused, now).is_some_and(|next| next.entry)
+        };
         let chosen = match ready().filter(publishes).min_by_key(by_turn) {
             Some((publishing, _)) if !self.jumped => *publishing,
             _ => longest_waiting,
@@ -180,6 +180,6 @@ impl Scheduler {
         self.turns += 1;
         let source = self.sources.get_mut(&chosen)?;
         source.last_turn = self.turns;
-        Some((chosen, source.start_upload(now)?))
+        Some((chosen, source.start_upload(self.paused, now)?))
     }
 }

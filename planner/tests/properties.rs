@@ -23,6 +23,8 @@ const POLICY: CapturePolicy = CapturePolicy {
 struct Expected {
     watched: bool,
     asked: bool,
+    /// Asked, and not all of it in the store yet.
+    pressing: bool,
     /// When the first change was found that no capture was started for.
     unshipped_since: Option<u64>,
     /// The same of the running capture; the second is false once the source was removed.
@@ -113,6 +115,9 @@ impl Model {
             | Event::StoreReachable { source } => {
                 if let Some(expected) = self.sources.get_mut(&source) {
                     expected.note(event, now);
+                    expected.pressing |= matches!(event, Event::CaptureNow { .. }) && expected.watched;
+                    expected.pressing &=
+                        expected.asked || expected.capturing.is_some() || !expected.queue.is_empty();
                 }
             }
         }
@@ -133,7 +138,10 @@ impl Model {
             }
             Command::Upload { source, upload } => {
                 let expected = self.sources.get_mut(&source).expect("a source that was added");
-                assert!(expected.watched && !self.paused, "an upload of a removed source or in a pause");
+                assert!(
+                    expected.watched && (expected.pressing || !self.paused),
+                    "an upload of a removed source or in a pause"
+                );
                 assert!(expected.uploading.is_none(), "two uploads of one source at once");
                 assert!(running < POLICY.uploads_at_once, "too many uploads at once");
                 assert_eq!(expected.queue.front(), Some(&upload), "an upload out of order");

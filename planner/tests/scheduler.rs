@@ -359,10 +359,14 @@ fn a_pause_stops_everything_but_what_a_person_asks_for() {
     world.expect(changed(A, 100 << 20), &[]);
     world.expect(enqueued(A, 1), &[]);
     world.expect_no_deadline();
-    world.expect(Event::CaptureNow { source: A }, &[CAPTURE_A]);
+    world.expect(Event::CaptureNow { source: A }, &[CAPTURE_A, upload(A, 1)]);
+    world.expect(enqueued(A, 2), &[]);
     world.expect(Event::CaptureDone { source: A, more: true }, &[]);
+    world.expect(uploaded(A, 1), &[upload(A, 2)]);
+    world.expect(uploaded(A, 2), &[]);
+    world.expect(enqueued(A, 3), &[]);
     world.expect_no_deadline();
-    world.expect(Event::Resumed, &[CAPTURE_A, upload(A, 1)]);
+    world.expect(Event::Resumed, &[CAPTURE_A, upload(A, 3)]);
 }
 
 #[test]

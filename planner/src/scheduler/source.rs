@@ -14,6 +14,8 @@ pub(super) struct Source {
     change: Option<Change>,
     /// A person asked, and no capture has been started since.
     asked: bool,
+    /// A person asked, and what came of it is not in the store yet: uploads go on in a pause, too.
+    pressing: bool,
     capture: Option<RunningCapture>,
     capture_failures: Failures,
     /// In the order of upload; the one under way stays in front until it is done.
@@ -53,6 +55,7 @@ impl Source {
             removed: false,
             change: None,
             asked: false,
+            pressing: false,
             capture: None,
             capture_failures: Failures::default(),
             queue: VecDeque::new(),
@@ -87,6 +90,11 @@ impl Source {
         self.removed && self.capture.is_none() && self.uploading.is_none()
     }
 
+    /// Ends the pressing once all that was asked for is in the store.
+    pub(super) fn settle(&mut self) {
+        self.pressing &= self.asked || self.capture.is_some() || !self.queue.is_empty();
+    }
+
     pub(super) fn resume(&mut self) {
         self.capture_failures.end_wait(&[Wait::Never]);
         self.upload_failures.end_wait(&[Wait::Never]);
@@ -116,7 +124,8 @@ impl Source {
     /// The next moment at which time alone makes something due.
     pub(super) fn next_due(&self, policy: &CapturePolicy, paused: bool, now: Moment) -> Option<Moment> {
         let capture = self.capture_due(policy, paused);
-        let waits = self.uploading.is_none() && !self.queue.is_empty() && !self.removed && !paused;
+        let waits =
+            self.uploading.is_none() && !self.queue.is_empty() && !self.removed && (self.pressing || !paused);
         // an upload whose wait is over waits for another one to end, which is an event
         let upload = self.upload_failures.retry_at().filter(|at| waits && *at > now);
         capture.into_iter().chain(upload).min()
@@ -144,6 +153,7 @@ impl Source {
             return;
         }
         self.asked = true;
+        self.pressing = true;
         self.capture_failures.end_wait(&[Wait::Never]);
         self.upload_failures.end_wait(&[Wait::Backoff, Wait::WhenReachable, Wait::Never]);
     }
@@ -222,17 +232,18 @@ impl Source {
     }
 
     /// The object that may go up now.
-    pub(super) fn next_upload(&self, now: Moment) -> Option<Waiting> {
+    pub(super) fn next_upload(&self, paused: bool, now: Moment) -> Option<Waiting> {
         let waits = match self.upload_failures.wait {
             None => false,
             Some((Wait::Never, _)) => true,
             Some((_, until)) => until > now,
         };
-        if waits || self.uploading.is_some() { None } else { self.queue.front().copied() }
+        let holds = paused && !self.pressing;
+        if holds || waits || self.uploading.is_some() { None } else { self.queue.front().copied() }
     }
 
-    pub(super) fn start_upload(&mut self, now: Moment) -> Option<UploadId> {
-        self.uploading = self.next_upload(now).map(|next| next.upload);
+    pub(super) fn start_upload(&mut self, paused: bool, now: Moment) -> Option<UploadId> {
+        self.uploading = self.next_upload(paused, now).map(|next| next.upload);
         self.uploading
     }
 
