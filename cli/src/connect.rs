@@ -32,11 +32,14 @@ pub(crate) async fn connect(socket: Option<&Path>) -> Result<Service> {
         },
         None => "XDG_RUNTIME_DIR is not set".to_owned(),
     };
-    // calling by its name starts the service; a bus without it answers so on the first call
     match proxy::connect_session().await {
         Ok(connection) => {
             let bus = zbus::fdo::DBusProxy::new(&connection).await?;
             let name = zbus::names::WellKnownName::from_static_str_unchecked(chatkeep_ipc::names::BUS_NAME);
+            // one that was started by hand has no service file, and dbus-daemon knows only those that have
+            if bus.name_has_owner(name.clone().into()).await.unwrap_or(false) {
+                return Ok(Service { connection, way: "session bus".into() });
+            }
             match bus.start_service_by_name(name, 0).await {
                 Ok(_) => Ok(Service { connection, way: "session bus".into() }),
                 Err(error) => Err(Failure::no_service(&format!("{by_default}; on the session bus: {error}"))),

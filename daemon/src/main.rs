@@ -22,6 +22,10 @@ use tracing::{error, info, warn};
 /// Another instance runs, or the configuration must not be run with (`EX_CONFIG`): systemd does not restart it.
 const EXIT_CONFIG: u8 = 78;
 
+/// How long a predecessor may take to leave: 3 seconds.
+const LOCK_TRIES: u32 = 30;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// End-to-end encrypted backup of the databases of chat programs: the user service.
 #[derive(Debug, Parser)]
 #[command(name = "chatkeepd", version)]
@@ -94,7 +98,7 @@ async fn serve(arguments: Arguments) -> Result<u8, Failed> {
         private_dir(folder)?;
     }
     private_dir(&paths.state.join("tables"))?;
-    let lock = lock(&paths.state)?;
+    let lock = lock(&paths.state).await?;
     let key_store = key_store(&config, &paths).await?;
     let catalogue = Catalogue::open(&paths.state.join("cache")).context("the cache cannot be opened")?;
     let (events, incoming) = channel(1024);
@@ -126,19 +130,23 @@ async fn serve(arguments: Arguments) -> Result<u8, Failed> {
     Ok(status)
 }
 
-/// One service for one state folder: two would write one queue.
-fn lock(state: &std::path::Path) -> Result<std::fs::File, Failed> {
+/// One service for one state folder: two would write one queue. A predecessor that is just leaving is waited for.
+async fn lock(state: &std::path::Path) -> Result<std::fs::File, Failed> {
     let path = state.join("lock");
     let file = std::fs::File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(error) if error == rustix::io::Errno::WOULDBLOCK => {
-            Err(Failed::ForGood(anyhow::anyhow!("another chatkeepd uses {}", state.display())))
-        }
-        Err(error) => {
-            Err(Failed::ForNow(anyhow::Error::from(error).context("the state folder cannot be locked")))
+    let taken = || rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive);
+    for _ in 0..LOCK_TRIES {
+        match taken() {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) => tokio::time::sleep(LOCK_PAUSE).await,
+            Err(error) => {
+                return Err(Failed::ForNow(
+                    anyhow::Error::from(error).context("the state folder cannot be locked"),
+                ));
+            }
         }
     }
+    Err(Failed::ForGood(anyhow::anyhow!("another chatkeepd uses {}", state.display())))
 }
 
 async fn key_store(config: &Config, paths: &Paths) -> Result<Arc<dyn KeyStore>, Failed> {

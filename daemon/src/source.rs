@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use chatkeep_crypto::BackupKey;
-use chatkeep_ipc::{DatabaseState, EncryptionState, JobId, JobOutcome};
+use chatkeep_ipc::{Call, DatabaseState, EncryptionState, JobId, JobOutcome};
 use chatkeep_planner::{Millis, UploadId};
 
 use crate::archive::Archive;
@@ -90,6 +90,8 @@ pub struct Source {
     pub key_job: Option<JobId>,
     /// Jobs that end when its archive is open: whoever waited for them can work with it at once.
     pub end_when_open: Vec<(JobId, JobOutcome)>,
+    /// Calls that wait until it is open, or cannot be opened.
+    pub parked: Vec<Call>,
     /// Restore when it is unlocked.
     pub restore_when_open: bool,
     /// Mode of an archive that is not open: `password` or `key`, if it is known.
@@ -151,6 +153,7 @@ impl Source {
             unconfirmed: None,
             key_job: None,
             end_when_open: Vec::new(),
+            parked: Vec::new(),
             restore_when_open: false,
             mode_hint: String::new(),
             reopen: None,

@@ -18,6 +18,9 @@ use crate::fault::Result;
 use crate::registry::Registration;
 use crate::source::{Phase, Waiter};
 
+/// Calls that wait for one archive to be opened; more are told that it is busy.
+const PARKED_MAX: usize = 64;
+
 /// Answers; a caller that went away does not mind.
 pub(super) fn answer<T>(reply: Reply<T>, result: Result<T, Error>) {
     let _ = reply.send(result);
@@ -29,6 +32,7 @@ pub(super) fn unsupported<T>(reply: Reply<T>) {
 
 impl Service {
     pub(super) fn call(&mut self, call: Call) {
+        let Some(call) = self.park(call) else { return };
         match call {
             Call::RegisterDatabase { name, file, options, caller, reply } => {
                 answer(reply, self.register(name, &file, options, &caller));
@@ -91,6 +95,28 @@ impl Service {
             | Call::SetSchedule { reply, .. }
             | Call::SetCredentials { reply, .. } => unsupported(reply),
             other => self.encryption_call(other),
+        }
+    }
+
+    /// Keeps a call about an archive that is being opened until that has ended; gives all others back.
+    fn park(&mut self, call: Call) -> Option<Call> {
+        let (Call::BackupNow { database, .. }
+        | Call::ListRecoveryPoints { database, .. }
+        | Call::RestoreTo { database, .. }
+        | Call::Verify { database, .. }
+        | Call::ChangePassword { database, .. }
+        | Call::RotateKey { database, .. }
+        | Call::CheckSecret { database, .. }) = &call
+        else {
+            return Some(call);
+        };
+        let opening = self.sources.values_mut().find(|source| source.id == *database);
+        match opening.filter(|source| source.phase == Phase::Opening && source.parked.len() < PARKED_MAX) {
+            Some(source) => {
+                source.parked.push(call);
+                None
+            }
+            None => Some(call),
         }
     }
 
@@ -475,12 +501,12 @@ fn looks_like_a_database(file: &OwnedFd, path: &Path) -> Result<(), Error> {
     if head.is_empty() || head.starts_with(b"SQLite format 3\0") {
         return Ok(());
     }
-    if metadata.len() % 512 != 0 {
-        return Err(no("its length is not a multiple of a page"));
-    }
     let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     if head.iter().all(printable) {
         return Err(no("it is a text"));
+    }
+    if !metadata.len().is_multiple_of(512) {
+        return Err(no("its length is not a multiple of a page"));
     }
     Ok(())
 }

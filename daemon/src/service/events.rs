@@ -108,6 +108,8 @@ impl Service {
         for (job, outcome) in ends.unwrap_or_default() {
             self.end_job(&job, outcome);
         }
+        let parked = self.sources.get_mut(&number).map(|source| std::mem::take(&mut source.parked));
+        parked.unwrap_or_default().into_iter().for_each(|call| self.call(call));
     }
 
     /// Begins to follow a source whose archive is open.

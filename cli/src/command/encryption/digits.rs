@@ -59,9 +59,8 @@ pub(super) async fn rotate(context: &Context, id: &str, reencrypt: bool, key: &N
     if key.key_out.is_none() && key.confirm_from_file.is_some() {
         return confirm_from_file(context, &encryption, key).await;
     }
-    let done =
-        "the new digits are in use; what was stored before still needs the old ones until it is replaced";
-    let done = if reencrypt { "the new digits are in use" } else { done };
+    let done = "the new digits are in use: they open everything, also what was stored before; the old ones open nothing \
+                that is stored from now on";
     hand_over(context, &encryption, key, id, done, async |key_out| {
         let options = Options::from([("reencrypt", reencrypt.into()), ("key-out", Value::from(key_out))]);
         encryption.rotate_key(options).await
