@@ -20,7 +20,8 @@ pub enum Event {
         /// Which.
         source: SourceId,
     },
-    /// A source is no longer watched. What runs for it may still end; nothing new is started.
+    /// A source is no longer watched, and what waited is forgotten. A capture that runs must still be answered, and is
+    /// waited for if the source is added again; an upload that runs no longer counts, and its answer changes nothing.
     SourceRemoved {
         /// Which.
         source: SourceId,

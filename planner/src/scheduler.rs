@@ -21,7 +21,7 @@ use source::Source;
 pub struct Scheduler {
     policy: CapturePolicy,
     clock: Clock,
-    /// A removed source stays here until what runs for it has ended, so that adding it again starts nothing twice.
+    /// A removed source stays here until its capture has ended, so that adding it again does not start a second one.
     sources: BTreeMap<SourceId, Source>,
     paused: bool,
     stopping: bool,
@@ -85,7 +85,7 @@ impl Scheduler {
         earliest.map(|moment| self.clock.outside(moment))
     }
 
-    /// Whether nothing runs: no capture, no upload, also none of a removed source.
+    /// Whether nothing runs: no capture (also none of a removed source), and no upload.
     pub fn is_idle(&self) -> bool {
         self.sources.values().all(|source| !source.is_capturing() && source.uploading().is_none())
     }

@@ -171,16 +171,14 @@ impl Expected {
         match event {
             Event::SourceRemoved { .. } => {
                 let capturing = self.capturing.map(|(since, _)| (since, false));
-                *self = Self { capturing, uploading: self.uploading, ..Self::default() };
+                *self = Self { capturing, ..Self::default() };
             }
             Event::CaptureDone { more, .. } => self.capture_ended(now, more, None),
             Event::CaptureFailed { retry, .. } => self.capture_ended(now, false, Some(retry)),
             Event::UploadDone { upload, .. } if self.uploading == Some(upload) => {
                 self.uploading = None;
                 self.upload_excused_until = 0;
-                if self.queue.front() == Some(&upload) {
-                    self.queue.pop_front();
-                }
+                self.queue.pop_front();
             }
             Event::UploadFailed { upload, retry, .. } if self.uploading == Some(upload) => {
                 self.uploading = None;

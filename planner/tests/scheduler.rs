@@ -385,7 +385,7 @@ fn nothing_is_started_during_a_shutdown() {
 }
 
 #[test]
-fn a_removed_source_is_forgotten_once_nothing_runs_for_it() {
+fn a_removed_source_is_forgotten_once_its_capture_has_ended() {
     let mut world = World::with(&[A]);
     world.expect(Event::CaptureNow { source: A }, &[CAPTURE_A]);
     world.expect(enqueued(A, 1), &[upload(A, 1)]);
@@ -400,27 +400,31 @@ fn a_removed_source_is_forgotten_once_nothing_runs_for_it() {
 }
 
 #[test]
-fn a_source_added_again_waits_for_what_still_runs_for_the_removed_one() {
+fn a_source_added_again_waits_for_the_capture_of_the_removed_one() {
     let mut world = World::with(&[A]);
     world.expect(Event::CaptureNow { source: A }, &[CAPTURE_A]);
-    world.expect(enqueued(A, 1), &[upload(A, 1)]);
     world.expect(Event::SourceRemoved { source: A }, &[]);
     world.expect(Event::SourceAdded { source: A }, &[]);
     world.expect(changed(A, 100 << 20), &[]);
-    world.expect(enqueued(A, 2), &[]);
     // the old capture does not answer for what was found since
     world.expect(done(A), &[CAPTURE_A]);
-    world.expect(uploaded(A, 1), &[upload(A, 2)]);
 }
 
 #[test]
-fn a_removed_source_still_takes_one_of_the_upload_slots() {
+fn an_upload_of_a_removed_source_holds_nobody_up() {
     let one = CapturePolicy { uploads_at_once: 1, ..CapturePolicy::default() };
     let mut world = World::with_policy(&[A, B], one);
     world.expect(enqueued(A, 1), &[upload(A, 1)]);
-    world.expect(Event::SourceRemoved { source: A }, &[]);
-    world.expect(enqueued(B, 2), &[]);
-    world.expect(uploaded(A, 1), &[upload(B, 2)]);
+    world.expect(enqueued(B, 11), &[]);
+    world.expect(Event::SourceRemoved { source: A }, &[upload(B, 11)]);
+    world.expect(Event::SourceAdded { source: A }, &[]);
+    world.expect(enqueued(A, 2), &[]);
+    world.expect(uploaded(B, 11), &[upload(A, 2)]);
+    // a late answer about the old one ends nothing
+    world.expect(not_uploaded(A, 1, Retry::Never), &[]);
+    assert_eq!(world.state(A).failed_attempts, 0);
+    world.expect(uploaded(A, 2), &[]);
+    assert!(world.scheduler.is_idle());
 }
 
 #[test]

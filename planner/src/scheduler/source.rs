@@ -69,25 +69,20 @@ impl Source {
         self.removed = false;
     }
 
-    /// Forgets everything but what runs.
+    /// Forgets everything but a capture that runs: it has the database until it ends. An upload under way is left to
+    /// itself; its answer has a number by which it is recognised as an old one.
     pub(super) fn remove(&mut self) {
         let capture = self.capture.map(|capture| RunningCapture { disowned: true, ..capture });
-        *self = Self {
-            removed: true,
-            capture,
-            uploading: self.uploading,
-            last_turn: self.last_turn,
-            ..Self::new(self.id)
-        };
+        *self = Self { removed: true, capture, last_turn: self.last_turn, ..Self::new(self.id) };
     }
 
     pub(super) fn is_removed(&self) -> bool {
         self.removed
     }
 
-    /// Whether it is removed and nothing runs for it any more.
+    /// Whether it is removed and no capture of it runs any more.
     pub(super) fn is_over(&self) -> bool {
-        self.removed && self.capture.is_none() && self.uploading.is_none()
+        self.removed && self.capture.is_none()
     }
 
     /// Ends the pressing once all that was asked for is in the store.
@@ -253,10 +248,7 @@ impl Source {
         }
         self.uploading = None;
         self.upload_failures = Failures::default();
-        // not in front if the source was removed and added again while this ran
-        if self.queue.front().is_some_and(|front| front.upload == upload) {
-            self.queue.pop_front();
-        }
+        self.queue.pop_front();
     }
 
     pub(super) fn upload_failed(&mut self, upload: UploadId, when: Retry, backoff: Backoff, now: Moment) {
