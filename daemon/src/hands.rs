@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::archive::Archive;
+use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
 use crate::event::{Command, Event, Opened, UploadOrder, Work};
 use crate::fault::{Fault, Result};
@@ -143,7 +144,7 @@ impl Hands {
                 let tools = self.tools.clone();
                 self.spawn(async move {
                     let (source, upload) = (order.source, order.upload);
-                    Event::Uploaded { source, upload, result: self::upload(&tools, *order).await }
+                    Event::Uploaded { source, upload, result: self::upload(&tools.catalogue, *order).await }
                 });
             }
             Command::Run { job, work, cancelled } => {
@@ -247,7 +248,7 @@ async fn open(
 }
 
 /// Puts one object into the store. With the entry, the point is announced: first the store has it, then we say so.
-async fn upload(tools: &Tools, order: UploadOrder) -> Result<()> {
+pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<()> {
     if let Some(log) = &order.confirm {
         crate::log::confirm(&order.archive, log).await?;
     }
@@ -260,7 +261,7 @@ async fn upload(tools: &Tools, order: UploadOrder) -> Result<()> {
         name => order.archive.put_new(name, sealed).await?,
     }
     if let Some(written) = order.publishes {
-        let catalogue = tools.catalogue.clone();
+        let catalogue = catalogue.clone();
         tokio::task::spawn_blocking(move || -> Result<()> {
             catalogue
                 .advance(&order.archive.id, &written.head, Some(&written.point))
