@@ -354,9 +354,9 @@ impl LiveDatabase {
     ) -> Result<Pass, Refused> {
         self.pages = 0;
         self.least_pages = u32::MAX;
-        self.source = Source::Log(tail);
         // Whoever died before now may have left a transaction that nobody published.
-        self.tracker.writer_left = true;
+        self.tracker.writer_left = tail.may_have_orphan().map_err(doing("reading the log"))?;
+        self.source = Source::Log(tail);
         self.keep_up()?;
         let page_size = match &self.source {
             Source::Log(tail) if tail.page_size != 0 => tail.page_size,
@@ -401,7 +401,9 @@ impl LiveDatabase {
                 Round::Still { .. } => return Ok(()),
                 Round::Moved { .. } if matches!(self.source, Source::Log(_)) => {}
                 Round::Moved { .. } => return Err(Refused::Moved("it was closed while it was read")),
-                Round::Lost => return Err(Refused::Moved("its log went round while it was read")),
+                Round::Lost => {
+                    return Err(Refused::Moved(self.last_loss.map_or("it moved", GapReason::as_str)));
+                }
             }
         }
         Err(Refused::Moved("it was closed while it was read"))

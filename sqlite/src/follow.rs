@@ -154,8 +154,8 @@ impl LiveDatabase {
                 self.pages = tail.pages;
                 self.least_pages = self.least_pages.min(step.smallest.unwrap_or(tail.pages));
             }
-            let orphan = || Ok(tail.has_unpublished()? && !tail.has_moved_on()?);
-            let suspicious = self.tracker.writer_left && orphan().map_err(doing("reading the log"))?;
+            let suspicious =
+                self.tracker.writer_left && tail.may_have_orphan().map_err(doing("reading the log"))?;
             self.tracker.good_look(suspicious);
             self.tracker.absorb_all(&later);
             return Ok(Ok(step.commits));

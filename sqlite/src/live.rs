@@ -36,6 +36,8 @@ pub struct LiveDatabase {
     pub(crate) source: Source,
     /// Why table and dirty map are not the newest state.
     pub(crate) gap: Option<GapReason>,
+    /// What the last attempt to keep up failed of, for the status.
+    pub(crate) last_loss: Option<GapReason>,
     /// A place in a log where the known state ends, from before the log was (or could be) followed.
     pub(crate) resume: Option<Position>,
     /// Everything known was read to its end before its log was closed: a new log may be joined to it.
@@ -110,6 +112,7 @@ impl LiveDatabase {
             db: Some((db, identity)),
             source: Source::Unknown,
             gap,
+            last_loss: None,
             resume,
             read_to_end: false,
             pages,
@@ -202,6 +205,7 @@ impl LiveDatabase {
         self.least_pages = self.pages;
         if pending.change.header.gone {
             self.lose(GapReason::Replaced);
+            self.scan_due = Instant::now();
         }
         Ok(())
     }
@@ -287,6 +291,7 @@ impl LiveDatabase {
 
     /// From here on table and dirty map are not the newest state.
     pub(crate) fn lose(&mut self, reason: GapReason) {
+        self.last_loss = Some(reason);
         if self.gap.is_none() {
             tracing::debug!(%reason, "lost the thread, the next capture reads the whole file");
             self.gap = Some(reason);

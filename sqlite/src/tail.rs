@@ -263,33 +263,27 @@ impl Tail {
         self.change
     }
 
-    /// Whether the log has a whole transaction after the position: one about to be published, or one whose writer
-    /// died before it could.
-    pub(crate) fn has_unpublished(&self) -> io::Result<bool> {
-        let start = match self.at {
-            At::Nothing(salt) => self.start(salt)?,
-            At::Frame(chain) => Some(chain),
+    /// Whether the log may have a whole transaction that nobody will publish, because its writer died before it
+    /// could. One that is about to be published looks the same for a moment.
+    pub(crate) fn may_have_orphan(&self) -> io::Result<bool> {
+        let salt = match self.at {
+            At::Nothing(salt) => salt,
+            At::Frame(chain) => chain.salt,
         };
-        let Some(mut chain) = start else { return Ok(false) };
-        let mut raw = vec![0; chain.frame_len()];
-        loop {
-            let read = read_at(&self.wal, &mut raw, chain.offset_of(chain.frame + 1))?;
-            match chain.accept(&raw[..read]) {
-                None => return Ok(false),
-                Some(frame) if frame.commit_pages != 0 => return Ok(true),
-                Some(_) => {}
-            }
+        let Some(header) = read_index(&self.shm)?.filter(|header| header.salt == salt) else {
+            return Ok(true);
+        };
+        let Some(start) = self.start(salt)? else { return Ok(header.frames > 0) };
+        let end = match header.frames {
+            0 => start,
+            frame => Chain { frame, checksum: header.checksum, ..start },
+        };
+        if !has_transaction_after(&self.wal, end)? {
+            return Ok(false);
         }
-    }
-
-    /// Whether the index has published frames since the position: whatever an earlier writer had left there is
-    /// overwritten.
-    pub(crate) fn has_moved_on(&self) -> io::Result<bool> {
-        let (salt, frame) = match self.at {
-            At::Nothing(salt) => (salt, 0),
-            At::Frame(chain) => (chain.salt, chain.frame),
-        };
-        Ok(read_index(&self.shm)?.is_some_and(|header| header.salt == salt && header.frames > frame))
+        // What was published since has overwritten the place an orphan would be in.
+        let now = read_index(&self.shm)?;
+        Ok(!now.is_some_and(|now| now.salt == salt && now.frames > header.frames))
     }
 
     /// Whether opening the database now would find in its log exactly what was read: asked when nobody has it open.
@@ -299,7 +293,20 @@ impl Tail {
             At::Nothing(ours) => salt.is_none_or(|salt| salt == ours),
             At::Frame(chain) => salt == Some(chain.salt),
         };
-        Ok(same && !self.has_unpublished()?)
+        Ok(same && !self.may_have_orphan()?)
+    }
+}
+
+/// Whether a whole transaction continues the chain.
+fn has_transaction_after(wal: &File, mut chain: Chain) -> io::Result<bool> {
+    let mut raw = vec![0; chain.frame_len()];
+    loop {
+        let read = read_at(wal, &mut raw, chain.offset_of(chain.frame + 1))?;
+        match chain.accept(&raw[..read]) {
+            None => return Ok(false),
+            Some(frame) if frame.commit_pages != 0 => return Ok(true),
+            Some(_) => {}
+        }
     }
 }
 

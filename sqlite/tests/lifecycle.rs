@@ -1,0 +1,204 @@
+//! Databases without a log, and databases that come, go, and are something else.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use chatkeep_sqlite::{CaptureError, GapReason, Kind, LiveDatabase, Mode};
+use common::{App, World};
+
+#[test]
+fn app_process() {
+    common::app_process();
+}
+
+fn rollback(world: &World) -> App {
+    let mut app = App::open(&world.db());
+    app.run("PRAGMA journal_mode = DELETE; PRAGMA synchronous = OFF;");
+    app.run("CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, body BLOB);");
+    app
+}
+
+#[test]
+fn a_database_with_a_rollback_journal_is_read_when_it_was_written() {
+    let mut world = World::new();
+    let mut app = rollback(&world);
+    app.insert(40);
+    assert!(world.capture().is_base);
+    for _ in 0..3 {
+        app.insert(1);
+        let look = world.live().look().unwrap();
+        assert_eq!((look.mode, look.gap), (Mode::AtRest, Some(GapReason::WrittenDirectly)));
+        let capture = world.capture();
+        assert!(!capture.is_base && capture.changed_pages < 6);
+        world.assert_stored_is_the_file();
+    }
+    assert!(!world.live().look().unwrap().changed);
+}
+
+#[test]
+fn a_transaction_being_prepared_does_not_disturb() {
+    let mut world = World::new();
+    let mut app = rollback(&world);
+    app.insert(5);
+    let before = std::fs::read(world.db()).unwrap();
+    app.run("BEGIN IMMEDIATE; INSERT INTO t(body) VALUES (randomblob(10));");
+    assert!(world.names().contains(&"chat.db-journal".to_owned()));
+    world.capture();
+    assert!(world.stored_bytes() == before);
+    app.run("COMMIT;");
+}
+
+#[test]
+fn while_the_file_is_being_written_or_waits_to_be_rolled_back_nothing_is_captured() {
+    let mut world = World::new();
+    let mut app = rollback(&world);
+    app.insert(50);
+    world.capture();
+    app.run("PRAGMA cache_size = 5; BEGIN; UPDATE t SET body = randomblob(1500);");
+    assert!(matches!(world.try_capture(), Err(CaptureError::NotQuiet { .. })));
+    app.kill();
+    let torn = std::fs::read(world.db()).unwrap();
+    assert!(matches!(world.try_capture(), Err(CaptureError::NotQuiet { .. })));
+    assert!(torn == std::fs::read(world.db()).unwrap(), "we only read");
+    // The app rolls it back, as it would have without us.
+    let mut app = App::open(&world.db());
+    app.run("SELECT count(*) FROM t;");
+    assert!(world.capture().unchanged);
+    world.assert_stored_is_the_file();
+}
+
+#[test]
+fn the_journal_mode_may_change_both_ways() {
+    let mut world = World::new();
+    let mut app = rollback(&world);
+    app.insert(5);
+    world.capture();
+    app.run("PRAGMA journal_mode = WAL;");
+    app.insert(5);
+    world.capture();
+    app.insert(5);
+    assert_eq!(world.capture().gap, None);
+    assert_eq!(world.live().look().unwrap().mode, Mode::Following);
+    app.run("PRAGMA journal_mode = DELETE;");
+    app.insert(5);
+    world.capture();
+    world.assert_stored_is_the_file();
+    assert_eq!(world.live().look().unwrap().mode, Mode::AtRest);
+}
+
+#[test]
+fn a_deleted_database_is_captured_to_its_end_and_one_that_appears_again_from_its_beginning() {
+    let mut world = World::new();
+    let mut app = App::wal(&world.db());
+    app.insert(5);
+    world.capture();
+    app.insert(5);
+    for name in world.names() {
+        std::fs::remove_file(world.db().with_file_name(name)).unwrap();
+    }
+    let look = world.live().look().unwrap();
+    assert_eq!((look.mode, look.changed), (Mode::Gone, true));
+    let last = world.capture();
+    assert!(!last.gone && last.changed_pages > 0);
+    assert!(world.live().look().unwrap().changed);
+    let gone = world.capture();
+    assert_eq!((gone.gone, gone.page_count, gone.unchanged), (true, 0, false));
+    assert!(matches!(world.live().look(), Err(CaptureError::Missing)));
+    assert!(matches!(world.try_capture(), Err(CaptureError::Missing)));
+    drop(app);
+    let mut app = App::wal(&world.db());
+    app.insert(2);
+    assert!(world.live().look().unwrap().changed);
+    let capture = world.capture();
+    assert!(capture.is_base && !capture.gone);
+    app.close();
+    world.capture();
+    world.assert_stored_is_the_file();
+}
+
+#[test]
+fn a_file_renamed_over_the_database_is_compared_with_it() {
+    let mut world = World::new();
+    let mut app = App::wal(&world.db());
+    app.insert(50);
+    app.close();
+    world.capture();
+    let other = world.folder.path().join("other.db");
+    std::fs::copy(world.db(), &other).unwrap();
+    let mut app = App::open(&other);
+    app.run("PRAGMA user_version = 3;");
+    app.close();
+    std::fs::rename(&other, world.db()).unwrap();
+    assert_eq!(world.live().look().unwrap().gap, Some(GapReason::Replaced));
+    let capture = world.capture();
+    assert_eq!((capture.user_version, capture.is_base), (3, false));
+    world.assert_stored_is_the_file();
+}
+
+#[test]
+fn another_page_size_is_a_new_base() {
+    let mut world = World::new();
+    let mut app = rollback(&world);
+    app.insert(5);
+    world.capture();
+    app.run("PRAGMA page_size = 8192; VACUUM;");
+    let capture = world.capture();
+    assert_eq!((capture.page_size, capture.is_base), (8192, true));
+    world.assert_stored_is_the_file();
+}
+
+#[test]
+fn what_is_no_database_is_called_so() {
+    let mut world = World::new();
+    for content in [&b"Dear diary, ".repeat(512)[..], b"short"] {
+        std::fs::write(world.db(), content).unwrap();
+        assert!(matches!(world.try_capture(), Err(CaptureError::NotADatabase { .. })));
+        world.restart();
+    }
+    std::fs::remove_file(world.db()).unwrap();
+    assert!(matches!(world.open().map(|_: LiveDatabase| ()), Err(CaptureError::Missing)));
+}
+
+#[test]
+fn noise_is_kept_byte_by_byte_and_an_empty_file_has_no_pages() {
+    let mut world = World::new();
+    std::fs::write(world.db(), []).unwrap();
+    assert_eq!(world.capture().page_count, 0);
+    // As long as an encrypted database of 1 KiB pages.
+    let noise: Vec<u8> = (0..7 * 1024_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    std::fs::write(world.db(), noise).unwrap();
+    assert_eq!(world.capture().kind, Kind::Opaque);
+    world.assert_stored_is_the_file();
+}
+
+#[test]
+fn a_capture_can_be_cancelled() {
+    let mut world = World::new();
+    let mut app = App::wal(&world.db());
+    app.insert(5);
+    let mut store = common::Store::default();
+    let result = world.live().capture(&mut store, &|| true);
+    assert!(matches!(result, Err(CaptureError::Cancelled)));
+    assert!(world.capture().is_base);
+}
+
+#[test]
+fn waiting_ends_with_an_event_or_a_wake() {
+    let mut world = World::new();
+    let mut app = App::wal(&world.db());
+    world.capture();
+    world.live().look().unwrap();
+    app.insert(1);
+    assert!(world.live().wait(Duration::from_mins(1)).unwrap());
+    world.live().look().unwrap();
+    let waker = world.live().waker();
+    let waking = std::thread::spawn(move || waker.wake());
+    assert!(world.live().wait(Duration::from_mins(1)).unwrap());
+    waking.join().unwrap();
+    let began = Instant::now();
+    assert!(
+        !world.live().wait(Duration::from_millis(5)).unwrap() && began.elapsed() >= Duration::from_millis(5)
+    );
+}

@@ -1,0 +1,266 @@
+//! A restore proves what it wrote, and touches nothing before that.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use chatkeep_sqlite::{
+    Digest, Existing, Integrity, Kind, RestoreError, RestoreWriter, Restored, page_digest,
+};
+use common::{App, KEY};
+
+#[test]
+fn app_process() {
+    common::app_process();
+}
+
+/// A database at rest, as pages.
+struct Source {
+    page_size: u32,
+    bytes: Vec<u8>,
+}
+
+impl Source {
+    fn new(sql: &str) -> Source {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("source.db");
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.execute_batch(sql).unwrap();
+        connection.close().unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        let page_size = u32::from(u16::from_be_bytes([bytes[16], bytes[17]]));
+        Source { page_size, bytes }
+    }
+
+    fn chat() -> Source {
+        Source::new(
+            "CREATE TABLE t(id INTEGER PRIMARY KEY, body BLOB); CREATE INDEX i ON t(body);
+             INSERT INTO t(body) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 50)
+             SELECT randomblob(900) FROM n;
+             CREATE TABLE later(id INTEGER PRIMARY KEY, body BLOB); INSERT INTO later VALUES (1, zeroblob(20000));",
+        )
+    }
+
+    fn pages(&self) -> impl DoubleEndedIterator<Item = (u32, &[u8])> {
+        self.bytes.chunks_exact(self.page_size as usize).enumerate().map(|(i, image)| (i as u32 + 1, image))
+    }
+
+    fn count(&self) -> u32 {
+        self.pages().count() as u32
+    }
+
+    fn digest(&self) -> Digest {
+        let mut state = [0_u8; 16];
+        for (pgno, image) in self.pages() {
+            state.iter_mut().zip(page_digest(&KEY, pgno, image)).for_each(|(a, b)| *a ^= b);
+        }
+        state
+    }
+
+    fn begin(&self, folder: &Path) -> Result<RestoreWriter, RestoreError> {
+        let directory = File::open(folder).unwrap().into();
+        RestoreWriter::create(directory, "chat.db", self.page_size, self.count(), KEY)
+    }
+
+    fn write(&self, folder: &Path) -> RestoreWriter {
+        let mut writer = self.begin(folder).unwrap();
+        for (pgno, image) in self.pages() {
+            assert!(!writer.is_complete());
+            writer.write_page(pgno, image).unwrap();
+        }
+        assert!(writer.is_complete());
+        writer
+    }
+
+    fn restore(&self, folder: &Path, existing: Existing) -> Result<Restored, RestoreError> {
+        self.write(folder).finish(self.digest(), Kind::Plain, existing, "2026-11-24")
+    }
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn db(&self) -> PathBuf {
+        self.path().join("chat.db")
+    }
+
+    fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path()).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+}
+
+#[test]
+fn the_same_bytes_are_restored_and_checked() {
+    let (source, folder) = (Source::chat(), Folder::new());
+    let restored = source.restore(folder.path(), Existing::Refuse).unwrap();
+    assert_eq!((restored.integrity, restored.kept_beside), (Integrity::Ok, None));
+    assert_eq!((restored.path_name.as_str(), restored.bytes), ("chat.db", source.bytes.len() as u64));
+    assert!(std::fs::read(folder.db()).unwrap() == source.bytes);
+    assert_eq!(folder.names(), ["chat.db"]);
+}
+
+#[test]
+fn the_first_image_of_a_page_wins_and_pages_beyond_the_end_are_ignored() {
+    let (source, folder) = (Source::chat(), Folder::new());
+    let mut writer = source.begin(folder.path()).unwrap();
+    for (pgno, image) in source.pages().rev() {
+        writer.write_page(pgno, image).unwrap();
+        writer.write_page(pgno, &vec![pgno as u8; image.len()]).unwrap();
+    }
+    writer.write_page(source.count() + 1, &vec![1; source.page_size as usize]).unwrap();
+    writer.finish(source.digest(), Kind::Plain, Existing::Refuse, "x").unwrap();
+    assert!(std::fs::read(folder.db()).unwrap() == source.bytes);
+}
+
+/// Nothing is left of a restore that failed.
+fn check_refusal(finish: impl FnOnce(&Source, &Path) -> Result<Restored, RestoreError>) -> RestoreError {
+    let (source, folder) = (Source::chat(), Folder::new());
+    let error = finish(&source, folder.path()).unwrap_err();
+    assert_eq!(folder.names(), Vec::<String>::new());
+    error
+}
+
+#[test]
+fn missing_pages_are_refused() {
+    let error = check_refusal(|source, folder| {
+        let mut writer = source.begin(folder).unwrap();
+        for (pgno, image) in source.pages().skip(2) {
+            writer.write_page(pgno, image).unwrap();
+        }
+        assert_eq!(writer.missing(), 2);
+        writer.finish(source.digest(), Kind::Plain, Existing::Refuse, "x")
+    });
+    assert!(matches!(error, RestoreError::MissingPages { count: 2 }), "{error:?}");
+}
+
+#[test]
+fn pages_of_another_state_are_refused() {
+    let error = check_refusal(|source, folder| {
+        let mut expected = source.digest();
+        expected[3] ^= 1;
+        source.write(folder).finish(expected, Kind::Opaque, Existing::Refuse, "x")
+    });
+    assert!(matches!(error, RestoreError::DigestMismatch), "{error:?}");
+}
+
+#[test]
+fn a_state_that_sqlite_finds_damaged_is_refused() {
+    let error = check_refusal(|_, folder| {
+        let mut damaged = Source::chat();
+        // In the middle of an interior or leaf page of the table.
+        let at = damaged.page_size as usize * 3 + 8;
+        damaged.bytes[at..at + 100].fill(0xa5);
+        damaged.restore(folder, Existing::Refuse)
+    });
+    assert!(matches!(error, RestoreError::IntegrityCheck { .. }), "{error:?}");
+}
+
+#[test]
+fn an_image_of_the_wrong_length_and_an_impossible_name_are_refused() {
+    let (source, folder) = (Source::chat(), Folder::new());
+    let mut writer = source.begin(folder.path()).unwrap();
+    assert!(matches!(writer.write_page(1, &[0; 7]), Err(RestoreError::Invalid { .. })));
+    assert!(matches!(
+        writer.write_page(0, &vec![0; source.page_size as usize]),
+        Err(RestoreError::Invalid { .. })
+    ));
+    for name in ["", ".", "..", "a/b", "a\0b"] {
+        let directory = File::open(folder.path()).unwrap().into();
+        let result = RestoreWriter::create(directory, name, 4096, 1, KEY).map(|_| ());
+        assert!(matches!(result, Err(RestoreError::Invalid { .. })), "{name:?}");
+    }
+}
+
+#[test]
+fn an_encrypted_state_is_proven_by_its_digest_alone() {
+    let folder = Folder::new();
+    let bytes = (0..8192_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let source = Source { page_size: 1024, bytes };
+    let restored =
+        source.write(folder.path()).finish(source.digest(), Kind::Opaque, Existing::Refuse, "x").unwrap();
+    assert_eq!(restored.integrity, Integrity::Opaque);
+    assert!(std::fs::read(folder.db()).unwrap() == source.bytes);
+}
+
+#[test]
+fn a_collation_that_only_the_app_has_leaves_the_check_inconclusive() {
+    let folder = Folder::new();
+    let mut source = Source::new(
+        "CREATE TABLE t(body TEXT COLLATE NOCASE); CREATE INDEX i ON t(body); INSERT INTO t VALUES ('a'), ('B');",
+    );
+    let at = source.bytes.windows(6).position(|window| window == b"NOCASE").unwrap();
+    source.bytes[at..at + 6].copy_from_slice(b"THEAPP");
+    let restored = source.restore(folder.path(), Existing::Refuse).unwrap();
+    assert!(matches!(restored.integrity, Integrity::Inconclusive(_)), "{:?}", restored.integrity);
+}
+
+#[test]
+fn an_existing_file_is_left_alone_or_kept_beside_with_its_log() {
+    let (source, folder) = (Source::chat(), Folder::new());
+    std::fs::write(folder.db(), b"old").unwrap();
+    std::fs::write(folder.path().join("chat.db-wal"), b"old log").unwrap();
+    assert!(matches!(source.restore(folder.path(), Existing::Refuse), Err(RestoreError::Exists)));
+    assert_eq!(folder.names(), ["chat.db", "chat.db-wal"]);
+
+    let restored = source.restore(folder.path(), Existing::KeepBeside).unwrap();
+    assert_eq!(restored.kept_beside.as_deref(), Some("chat.db.before-2026-11-24"));
+    assert_eq!(folder.names(), ["chat.db", "chat.db.before-2026-11-24", "chat.db.before-2026-11-24-wal"]);
+    assert_eq!(std::fs::read(folder.path().join("chat.db.before-2026-11-24-wal")).unwrap(), b"old log");
+    assert!(std::fs::read(folder.db()).unwrap() == source.bytes);
+
+    let again = source.restore(folder.path(), Existing::KeepBeside).unwrap();
+    assert_eq!(again.kept_beside.as_deref(), Some("chat.db.before-2026-11-24-2"));
+}
+
+#[test]
+fn a_log_left_over_from_a_deleted_database_is_not_replayed_into_the_restored_one() {
+    let (source, folder) = (Source::chat(), Folder::new());
+    for suffix in ["-wal", "-shm", "-journal"] {
+        std::fs::write(folder.path().join(format!("chat.db{suffix}")), b"left over").unwrap();
+    }
+    source.restore(folder.path(), Existing::Refuse).unwrap();
+    assert_eq!(folder.names(), ["chat.db"]);
+}
+
+#[test]
+fn while_an_app_has_it_open_nothing_is_restored() {
+    let (source, folder) = (Source::chat(), Folder::new());
+    let app = App::wal(&folder.db());
+    assert!(matches!(source.begin(folder.path()).map(|_| ()), Err(RestoreError::InUse { .. })));
+    app.close();
+    let names = folder.names();
+    // Opened while the pages were being fetched.
+    let writer = source.write(folder.path());
+    let app = App::wal(&folder.db());
+    let result = writer.finish(source.digest(), Kind::Plain, Existing::KeepBeside, "x");
+    assert!(matches!(result, Err(RestoreError::InUse { .. })), "{result:?}");
+    app.close();
+    assert_eq!(folder.names(), names);
+    source.restore(folder.path(), Existing::KeepBeside).unwrap();
+}
+
+#[test]
+fn a_restored_file_has_the_mode_of_the_one_it_replaces_and_else_is_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let (source, folder) = (Source::chat(), Folder::new());
+    let mode = || std::fs::metadata(folder.db()).unwrap().permissions().mode() & 0o777;
+    source.restore(folder.path(), Existing::Refuse).unwrap();
+    assert_eq!(mode(), 0o600);
+    std::fs::set_permissions(folder.db(), std::fs::Permissions::from_mode(0o640)).unwrap();
+    source.restore(folder.path(), Existing::KeepBeside).unwrap();
+    assert_eq!(mode(), 0o640);
+}
