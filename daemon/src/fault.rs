@@ -108,9 +108,10 @@ impl From<StoreError> for Fault {
                 Retry::Backoff
             }
             NextStep::SlowDown(Some(after)) => Retry::After { ms: after.as_millis() as u64 },
-            NextStep::WaitUntilReachable => Retry::WhenReachable,
-            // A full or read-only store is looked at again now and then: somebody may have made room.
-            NextStep::StopUploading | NextStep::StopWriting => Retry::Backoff,
+            // Full and read-only stores are waited for like absent ones: somebody may make room, and then it goes on at once.
+            NextStep::WaitUntilReachable | NextStep::StopUploading | NextStep::StopWriting => {
+                Retry::WhenReachable
+            }
             _ => Retry::Never,
         };
         let error = match error {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use chatkeep_ipc::{Details, Error, JobId, JobOutcome, JobState, NewJob, Reply, VaultState};
-use chatkeep_planner::{Command as Plan, Event as Happened, Millis, Scheduler, SourceId, UploadId};
+use chatkeep_planner::{Command as Plan, Event as Happened, Millis, Retry, Scheduler, SourceId, UploadId};
 use chatkeep_store::Store;
 use chatkeep_vault_client::VaultPin;
 use tracing::{info, warn};
@@ -25,6 +25,10 @@ use crate::jobs::Tools;
 use crate::registry::{Registration, Registry};
 use crate::source::{Phase, Source};
 use crate::writer::Writer;
+
+/// With more than this waiting for the store, in bytes, nothing is captured: one capture holds it all once the store is
+/// back, where thousands of small ones would fill the disk (64 MiB; capture.md, 4.6).
+const SPOOL_MAX: u64 = 64 << 20;
 
 /// A job under way.
 struct Running {
@@ -259,8 +263,7 @@ impl Service {
             for command in self.scheduler.handle(event, self.now) {
                 match command {
                     Plan::Capture { source } => {
-                        if !self.begin_capture(source) {
-                            let retry = chatkeep_planner::Retry::Never;
+                        if let Err(retry) = self.begin_capture(source) {
                             waiting.push_back(Happened::CaptureFailed { source, retry });
                         }
                     }
@@ -274,21 +277,26 @@ impl Service {
         }
     }
 
-    fn begin_capture(&mut self, number: SourceId) -> bool {
-        let Some(source) = self.sources.get(&number) else { return false };
+    fn begin_capture(&mut self, number: SourceId) -> Result<(), Retry> {
+        let Some(source) = self.sources.get_mut(&number) else { return Err(Retry::Never) };
+        if source.waiters.is_empty() && source.waiting_bytes() > SPOOL_MAX {
+            source.held = true;
+            return Err(Retry::WhenReachable);
+        }
+        let source = &self.sources[&number];
         let (Some(writer), Some(log), true) = (self.writer(source), &source.log, source.following) else {
-            return false;
+            return Err(Retry::Never);
         };
         let before = log.written.clone();
         let (cancelled, done_bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let order =
             CaptureOrder { before, writer, cancelled: cancelled.clone(), done_bytes: done_bytes.clone() };
-        let source = self.sources.get_mut(&number).expect("it was just there");
-        source.capturing = Some((cancelled, done_bytes));
-        source.captures += 1;
         self.out.push(Command::Capture { source: number, order: Box::new(order) });
-        self.show(number);
-        true
+        self.update(number, |source| {
+            source.capturing = Some((cancelled, done_bytes));
+            source.captures += 1;
+        });
+        Ok(())
     }
 
     fn begin_upload(&mut self, number: SourceId, upload: UploadId) -> bool {

@@ -80,6 +80,8 @@ pub struct Source {
     pub capturing: Option<(Arc<AtomicBool>, Arc<AtomicU64>)>,
     /// Captures begun.
     pub captures: u64,
+    /// A capture was put off, because too much waits for the store.
+    pub held: bool,
     /// What waits for upload.
     pub uploads: BTreeMap<UploadId, (Spooled, Option<Written>)>,
     /// Backups somebody waits for.
@@ -148,6 +150,7 @@ impl Source {
             found: false,
             capturing: None,
             captures: 0,
+            held: false,
             uploads: BTreeMap::new(),
             waiters: Vec::new(),
             unconfirmed: None,
@@ -247,6 +250,11 @@ impl Source {
             key_on_device: keys.is_some(),
             last_checked: self.facts.secret_checked_us,
         }
+    }
+
+    /// Sealed bytes that wait for the store.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.uploads.values().map(|(object, _)| object.len).sum()
     }
 
     /// Bytes read by the capture under way.

@@ -256,6 +256,11 @@ impl Service {
                 }
                 self.saw_store(&store, None, None);
                 self.plan(Happened::UploadDone { source: number, upload });
+                let room = |source: &&mut crate::source::Source| source.waiting_bytes() <= super::SPOOL_MAX;
+                let held = self.sources.get_mut(&number).filter(room);
+                if held.is_some_and(|source| std::mem::take(&mut source.held)) {
+                    self.plan(Happened::StoreReachable { source: number });
+                }
                 self.finish_waiters(number);
                 self.show(number);
             }
