@@ -54,6 +54,17 @@ pub struct Point {
     pub base: bool,
 }
 
+impl Point {
+    fn read(point: &Value) -> Self {
+        Self {
+            id: point["id"].as_str().unwrap_or_default().to_owned(),
+            time_us: point["time"].as_u64().unwrap_or_default(),
+            size: point["size"].as_u64().unwrap_or_default(),
+            base: point["base"].as_bool().unwrap_or_default(),
+        }
+    }
+}
+
 impl Machine {
     pub(crate) fn new(root: &Path, store: &Path, vault: &Vault, settings: &Settings) -> Result<Self> {
         for folder in ["home", "config/chatkeep", "data", "state", "nowhere"] {
@@ -115,12 +126,9 @@ impl Machine {
             if let Some(status) = self.service.as_mut().map(Process::ended).transpose()?.flatten() {
                 bail!("chatkeepd ended with {status}:\n{}", process::tail(&self.log()));
             }
-            Ok(self
-                .run(&["status"], None)?
-                .lines
-                .first()
-                .is_some_and(|s| s["verdict"].is_string())
-                .then_some(()))
+            // the name on the bus is requested last
+            let ran = self.run_as_app(&["status"], None)?;
+            Ok(ran.lines.first().is_some_and(|status| status["verdict"].is_string()).then_some(()))
         })
         .with_context(|| format!("the service said:\n{}", process::tail(&self.log())))
     }
@@ -254,21 +262,18 @@ impl Machine {
         Ok(digits?.trim().to_owned())
     }
 
-    /// The recovery points, newest first.
+    /// The recovery points, newest first. While the archive is being opened the service is busy, and asked again.
     pub fn points(&self, id: &str) -> Result<Vec<Point>> {
-        let ran = self.run(&["points", id], None)?.success()?;
-        let points = ran.last()["points"].as_array().cloned().unwrap_or_default();
-        let mut points: Vec<Point> = points
-            .iter()
-            .map(|point| Point {
-                id: point["id"].as_str().unwrap_or_default().to_owned(),
-                time_us: point["time"].as_u64().unwrap_or_default(),
-                size: point["size"].as_u64().unwrap_or_default(),
-                base: point["base"].as_bool().unwrap_or_default(),
-            })
-            .collect();
-        points.sort_by_key(|point| std::cmp::Reverse(point.time_us));
-        Ok(points)
+        wait::until("the archive is open", wait::PATIENCE, || {
+            let ran = self.run(&["points", id], None)?;
+            if ran.error() == "Busy" {
+                return Ok(None);
+            }
+            let points = ran.success()?.last()["points"].as_array().cloned().unwrap_or_default();
+            let mut points: Vec<Point> = points.iter().map(Point::read).collect();
+            points.sort_by_key(|point| std::cmp::Reverse(point.time_us));
+            Ok(Some(points))
+        })
     }
 
     /// Waits for a recovery point of a state that was read after `time_us`.

@@ -2,17 +2,18 @@
 //!
 //! In reading order: [`programs`] finds the built programs; [`process`] starts, kills and ends them; [`bus`] is a
 //! private session bus with a monitor, [`vault`] a served vault, [`machine`] one user's machine with the service on
-//! it; [`command`] drives the `chatkeep` command; [`chat`] and [`writer`] are the apps that write; [`scan`] looks for
-//! what must not be readable; [`wait`] and [`random`] are small helpers.
+//! it; [`command`] drives the `chatkeep` command; [`notes`] and [`writer`] are the apps that write; [`scan`] looks for
+//! what must not be readable; [`tables`] compares databases; [`wait`] and [`random`] are small helpers.
 
 pub mod bus;
-pub mod chat;
 pub mod command;
 pub mod machine;
+pub mod notes;
 pub mod process;
 pub mod programs;
 pub mod random;
 pub mod scan;
+pub mod tables;
 pub mod vault;
 pub mod wait;
 pub mod writer;
@@ -32,11 +33,16 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// A new folder with an empty store and a vault that serves.
+    /// A new folder with an empty store and a vault that serves. With `CHATKEEP_KEEP` set it is left there at the end.
     pub fn start() -> Result<Self> {
         programs::require_all()?;
         // paths of unix sockets are limited to 107 bytes, so the folder does not follow a long TMPDIR
-        let folder = tempfile::Builder::new().prefix("ck").tempdir_in("/tmp").context("no folder in /tmp")?;
+        let mut folder =
+            tempfile::Builder::new().prefix("ck").tempdir_in("/tmp").context("no folder in /tmp")?;
+        if std::env::var_os("CHATKEEP_KEEP").is_some() {
+            folder.disable_cleanup(true);
+            eprintln!("kept: {}", folder.path().display());
+        }
         let vault = Vault::start(&folder.path().join("vault"))?;
         std::fs::create_dir(folder.path().join("store"))?;
         Ok(Self { vault, folder })

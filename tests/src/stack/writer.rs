@@ -7,7 +7,10 @@ use anyhow::{Context as _, Result, bail};
 
 use super::process::Process;
 use super::random::Random;
+use super::scan::{self, Needle};
 use super::{programs, wait};
+use crate::chat;
+use crate::check::{Checked, Expect, check_database};
 
 /// How an app writes.
 #[derive(Debug, Clone)]
@@ -98,9 +101,11 @@ impl Writer {
             return Ok(());
         }
         let mut command = programs::leashed(&programs::ours("chatkeep-writer")?);
-        command.arg("--database").arg(&self.database).arg("--ack").arg(&self.ack);
+        command.arg("--database").arg(&self.database).arg("--ack").arg(&self.ack).args(["--seconds", "0"]);
+        if !self.profile.any {
+            command.args(["--journal", self.profile.journal]);
+        }
         for (name, value) in [
-            ("--journal", self.profile.journal.to_owned()),
             ("--autocheckpoint", self.profile.autocheckpoint.to_string()),
             ("--rate", self.profile.rate.to_string()),
             ("--seed", self.seed.to_string()),
@@ -149,10 +154,55 @@ impl Writer {
         &self.database
     }
 
+    /// Checks a restored copy, row by row: all that was written up to its newest commit, and nothing else.
+    pub fn check_copy(&self, copy: &Path) -> Result<Checked> {
+        let checked = if self.profile.any {
+            check_any(copy, self.seed)
+        } else {
+            check_database(copy, Expect::default())
+        };
+        checked.map_err(|error| anyhow::anyhow!("{}: {error}", copy.display()))
+    }
+
+    /// Texts that it certainly wrote, to look for where they must not be readable.
+    pub fn needles(&self) -> Vec<Needle> {
+        let first = chat::expected(self.seed, 1, 1).into_iter();
+        first
+            .flat_map(|message| {
+                [scan::text("a message", &message.body), scan::text("a stanza", &message.stanza)].concat()
+            })
+            .collect()
+    }
+
     /// What was acknowledged so far, oldest first.
     pub fn acknowledged(&self) -> Result<Vec<Commit>> {
         acknowledged(&self.ack)
     }
+}
+
+/// The rows of a replay into a database whose other tables we do not know.
+fn check_any(copy: &Path, seed: u64) -> Result<Checked, String> {
+    let check = || -> rusqlite::Result<Result<Checked, String>> {
+        let database = rusqlite::Connection::open(copy)?;
+        let verdict: String = database.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
+        if verdict != "ok" {
+            return Ok(Err(format!("integrity check: {verdict}")));
+        }
+        let mut statement =
+            database.prepare("SELECT n, stanza, body, hash FROM chatkeep_demo_messages ORDER BY n")?;
+        let mut rows = statement.query([])?;
+        let mut newest = 0;
+        while let Some(row) = rows.next()? {
+            newest += 1;
+            let expected = chat::expected(seed, newest, newest).swap_remove(0);
+            let found = (row.get::<_, i64>(0)? as u64, row.get(1)?, row.get(2)?, row.get(3)?);
+            if found != (newest, expected.stanza, expected.body, expected.hash) {
+                return Ok(Err(format!("commit {newest}: found {found:?}")));
+            }
+        }
+        Ok(Ok(Checked { commits: newest, rows: newest, newest_commit: newest }))
+    };
+    check().map_err(|error| error.to_string())?
 }
 
 /// Reads the file of acknowledged commits; a last line that was cut off by a kill does not count.

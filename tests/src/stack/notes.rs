@@ -1,18 +1,18 @@
-//! A small chat app of ours, in this process: a database with messages whose texts we know.
+//! A small app of ours, in this process: a database with messages whose texts the caller chooses.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use rusqlite::{Connection, OpenFlags};
 
-/// An open chat database.
-pub struct Chat {
+/// An open database.
+pub struct Notes {
     connection: Connection,
     path: PathBuf,
 }
 
-impl Chat {
-    /// Makes or opens the database, in WAL mode as chat apps do.
+impl Notes {
+    /// Makes or opens the database, in WAL mode as chat apps have it.
     pub fn open(path: &Path) -> Result<Self> {
         let connection = Connection::open(path)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
@@ -35,7 +35,7 @@ impl Chat {
 }
 
 /// All messages of a database that nobody uses, after `integrity_check`.
-pub fn messages(path: &Path) -> Result<Vec<String>> {
+pub fn texts(path: &Path) -> Result<Vec<String>> {
     let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
         .with_context(|| path.display().to_string())?;
     let verdict: String = connection.query_row("PRAGMA integrity_check", [], |row| row.get(0))?;
