@@ -116,6 +116,8 @@ pub enum Command {
         opened: Arc<Opened>,
         /// How its entries are made.
         writer: Box<crate::writer::Writer>,
+        /// Symbolic links are followed: the user wrote the path.
+        links: bool,
     },
     /// Follow it no longer.
     Unfollow {

@@ -74,6 +74,8 @@ pub struct Start {
     pub waiting: Vec<Written>,
     /// Opens and seals.
     pub writer: Writer,
+    /// Follow symbolic links. Not where an app registered the path: it could later point it at another app's database.
+    pub links: bool,
 }
 
 /// The loop's handle of the thread. Stops it when dropped, at the next safe point.
@@ -219,6 +221,12 @@ impl Body {
 
     /// Opens the database, and joins the table of page digests to the log.
     fn open(&mut self, start: &Start, written: &Head, waiting: &[Written]) -> Option<LiveDatabase> {
+        let path = &start.live.path;
+        if !start.links && std::fs::canonicalize(path).is_ok_and(|real| real != *path) {
+            let reason = "its path leads through a symbolic link now; register the real file".to_owned();
+            self.complain(CaptureError::Unsupported { reason });
+            return None;
+        }
         let mut database = match LiveDatabase::open(start.live.clone()) {
             Ok(database) => database,
             Err(error) => {

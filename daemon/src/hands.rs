@@ -106,7 +106,7 @@ impl Hands {
                     Event::Opened { source, result }
                 });
             }
-            Command::Follow { source, path, opened, writer } => {
+            Command::Follow { source, path, opened, writer, links } => {
                 let start = Start {
                     source,
                     live: LiveConfig {
@@ -119,6 +119,7 @@ impl Hands {
                     written: opened.log.written.clone(),
                     waiting: opened.log.waiting.iter().cloned().collect(),
                     writer: *writer,
+                    links,
                 };
                 match Follower::start(start, self.events.clone()) {
                     Ok(follower) => drop(self.followers.insert(source, follower)),

@@ -98,7 +98,9 @@ impl Service {
 
     /// Makes stores and vaults of the configuration.
     fn connect(&mut self) -> anyhow::Result<()> {
-        self.stores = crate::stores::open_all(&self.config.store)?;
+        let with_archives = self.registry.database.values().filter(|known| known.archive.is_some());
+        let used = with_archives.map(|known| known.store.clone()).collect();
+        self.stores = crate::stores::open_all(&self.config.store, &used)?;
         self.pins = crate::stores::pins(&self.config.vault)?;
         Ok(())
     }

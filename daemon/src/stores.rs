@@ -1,6 +1,6 @@
 //! From the configuration to stores and vaults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -11,16 +11,22 @@ use chatkeep_vault_client::{Identity, VaultPin};
 use crate::config;
 
 /// Opens every configured store. Whether it can be reached shows later: a drive that is not plugged in is no mistake.
-pub fn open_all(stores: &[config::Store]) -> Result<BTreeMap<String, Arc<dyn Store>>> {
+///
+/// Those in `used` hold archives of ours already: an empty folder in their place is a drive that is away, not a new store.
+pub fn open_all(
+    stores: &[config::Store],
+    used: &BTreeSet<String>,
+) -> Result<BTreeMap<String, Arc<dyn Store>>> {
     let mut opened: BTreeMap<String, Arc<dyn Store>> = BTreeMap::new();
     for store in stores {
-        let found = open(store).with_context(|| format!("store `{}`", store.name))?;
+        let found =
+            open(store, used.contains(&store.name)).with_context(|| format!("store `{}`", store.name))?;
         opened.insert(store.name.clone(), found);
     }
     Ok(opened)
 }
 
-fn open(store: &config::Store) -> Result<Arc<dyn Store>> {
+fn open(store: &config::Store, used: bool) -> Result<Arc<dyn Store>> {
     let scheme = store.url.split(':').next().unwrap_or_default();
     if scheme != "file" {
         bail!("this version cannot use `{scheme}:` stores, only `file:`");
@@ -28,7 +34,8 @@ fn open(store: &config::Store) -> Result<Arc<dyn Store>> {
     if let Some(option) = store.options.keys().next() {
         bail!("`file:` stores have no option `{option}`");
     }
-    Ok(Arc::new(LocalStore::from_url(&store.url)?))
+    let local = if used { LocalStore::reopen_url(&store.url) } else { LocalStore::from_url(&store.url) };
+    Ok(Arc::new(local?))
 }
 
 /// The vaults with their pinned identities.

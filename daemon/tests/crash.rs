@@ -110,6 +110,7 @@ impl World {
             written: log.written.clone(),
             waiting: log.waiting.iter().cloned().collect(),
             writer: writer.clone(),
+            links: true,
         };
         let follower = Follower::start(start, events).unwrap();
         follower.capture(CaptureOrder {

@@ -152,6 +152,7 @@ impl Service {
             path: source.registration.path.clone(),
             opened: opened.clone(),
             writer: Box::new(writer),
+            links: source.configured,
         };
         self.out.push(command);
         self.update(number, |source| source.following = true);
@@ -184,7 +185,11 @@ impl Service {
     }
 
     fn captured(&mut self, number: SourceId, result: Result<Captured>) {
-        let Some(source) = self.sources.get_mut(&number) else { return };
+        let Some(source) = self.sources.get_mut(&number).filter(|source| source.phase == Phase::Open) else {
+            // What a source wrote that was fenced or unregistered meanwhile goes nowhere.
+            self.plan(Happened::CaptureFailed { source: number, retry: Retry::Never });
+            return;
+        };
         source.capturing = None;
         match result {
             Ok(Captured { written, gone, .. }) => {
