@@ -3,7 +3,7 @@
 
 mod common;
 
-use chatkeep_sqlite::{CaptureError, GapReason, Kind, Mode, page_digest};
+use chatkeep_sqlite::{GapReason, Kind, Mode, page_digest};
 use common::{App, KEY, World};
 
 #[test]
