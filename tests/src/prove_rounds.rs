@@ -51,6 +51,7 @@ pub(crate) fn round(proof: &mut Proof, number: u32) -> Result<()> {
     machine.kill();
     proof.figures.kills += 1;
     writer.kill()?;
+    std::fs::remove_dir_all(machine.home())?;
     drop(machine);
     proof.figures.captures += announced.len() as u64;
     restore_all(proof, number, &archive, &secret, &writer, &announced, lost_at_us)

@@ -47,7 +47,7 @@ impl Profile {
 
     /// Anything that apps do.
     pub fn random(random: &mut Random) -> Self {
-        Self {
+        let mut profile = Self {
             journal: if random.one_in(4) { "delete" } else { "wal" },
             autocheckpoint: *random.pick(&[1000, 1000, 100, 10, 0]),
             truncate_each: random.one_in(5),
@@ -55,7 +55,15 @@ impl Profile {
             rate: *random.pick(&[20, 100, 400, 0]),
             prefill_mb: *random.pick(&[0, 0, 1, 4]),
             any: false,
+        };
+        if profile.journal == "delete" {
+            // without a log nothing can be read while the file is written: an app that never pauses is `DatabaseBusy`
+            profile.rate = *random.pick(&[2, 8, 20]);
+        } else if profile.autocheckpoint == 0 {
+            // its log only ever grows: at full speed it would fill the disk
+            (profile.rate, profile.prefill_mb) = (100, 0);
         }
+        profile
     }
 }
 
