@@ -12,7 +12,7 @@ use chatkeep_ipc::{Error, JobId, RemoteArchive, Secret, Server, VerifyDepth};
 use chatkeep_sqlite::Existing;
 use chatkeep_store::{PutCondition, Store, StoreKey};
 use chatkeep_vault_client::{
-    KdfFloor, KdfParams, SlotSecret, Transport, VaultError, VaultPin, recover, register, status,
+    KdfFloor, KdfParams, Registered, SlotSecret, Transport, VaultError, VaultPin, recover, register, status,
 };
 use rand_core::{OsRng, RngCore};
 use tokio::runtime::Handle;
@@ -209,7 +209,7 @@ impl Job {
     /// A restore in full into a folder of our own, thrown away afterwards.
     async fn drill(&self, opened: &Opened, seq: u64) -> Result<Outcome> {
         self.phase("rehearsing a restore");
-        let scratch = self.tools.paths.state.join("drill");
+        let scratch = self.tools.paths.drills().join(self.id.to_string());
         crate::paths::private_dir(&scratch).map_err(Fault::internal)?;
         let folder = OwnedFd::from(std::fs::File::open(&scratch)?);
         let destination = Destination {
@@ -236,40 +236,55 @@ impl Job {
         check_password(password)?;
         let key = BackupKey::generate(&mut OsRng);
         let pins = [pin];
-        let context = &archive.id.0;
-        self.phase("registering with the vault");
-        let made = register(
-            &*self.tools.transport,
-            &pins,
-            1,
-            context,
-            password.as_bytes(),
-            key.expose(),
-            KdfParams::DEFAULT,
-            &mut OsRng,
-        )
-        .await;
-        let made = self.saw(&pins[0], made)?;
-        // Nothing is enabled before the password has opened it once, all the way through the vault.
-        self.phase("proving the password");
-        let floor = KdfFloor::Production;
-        let back = recover(
-            &*self.tools.transport,
-            &pins,
-            context,
-            &made.slot,
-            password.as_bytes(),
-            floor,
-            &mut OsRng,
-        )
-        .await;
-        let back = self.saw_recovery(&pins[0], back)?;
-        if *back.key != *key.expose() {
-            return Err(Fault::internal("the vault gave back another key"));
-        }
+        let made = self.register(archive, &pins, password, &key).await?;
         self.phase("writing the keyring");
         self.ring(archive, &pins).create(key, vec![Keyslot::Password(made.slot)], Some(made.secret)).await?;
         Ok(Outcome::Enabled { archive: archive.id, vault: pins[0].name.clone() })
+    }
+
+    /// A new account at the vault with this password, for `key`.
+    async fn register(
+        &mut self,
+        archive: &Archive,
+        pins: &[VaultPin],
+        password: &Secret,
+        key: &BackupKey,
+    ) -> Result<Registered> {
+        let pin = &pins[..1];
+        let (context, password) = (&archive.id.0, password.as_bytes());
+        self.phase("registering with the vault");
+        let kdf = KdfParams::DEFAULT;
+        let transport = self.tools.transport.clone();
+        let made = register(&*transport, pin, 1, context, password, key.expose(), kdf, &mut OsRng).await;
+        let made = self.saw(&pin[0], made)?;
+        // Nothing is enabled before the password has opened it once, all the way through the vault.
+        self.phase("proving the password");
+        let floor = KdfFloor::Production;
+        let back = recover(&*transport, pin, context, &made.slot, password, floor, &mut OsRng).await;
+        let back = self.saw_recovery(&pin[0], back)?;
+        if *back.key != *key.expose() {
+            return Err(Fault::internal("the vault gave back another key"));
+        }
+        Ok(made)
+    }
+
+    /// A new password where the vault destroyed the old one's part of the key.
+    async fn replace_password(
+        &mut self,
+        opened: &Opened,
+        pins: &[VaultPin],
+        new: &Secret,
+    ) -> Result<Outcome> {
+        let made = self.register(&opened.archive, pins, new, &opened.keys.key).await?;
+        self.phase("writing the keyring");
+        let keys = self.ring(&opened.archive, pins).replace_password(&opened.keys, made).await?;
+        let warning = "the vault had destroyed its part of the key; the new password was registered anew";
+        Ok(Outcome::Rekeyed {
+            keys: Box::new(keys),
+            vault: pins[0].name.clone(),
+            rotated: false,
+            warning: Some(warning.to_owned()),
+        })
     }
 
     async fn change_password(
@@ -291,10 +306,23 @@ impl Job {
             })?
         } else {
             self.phase("proving the current password");
-            self.recover_slot(&opened.archive, pins, slot, current).await?.1
+            match self.recover_slot(&opened.archive, pins, slot, current).await {
+                Ok((_, secret, _)) => secret,
+                // Nobody can prove the old password any more. Who has the key on this device can give it a new one.
+                Err(Fault { error: Error::VaultDestroyed(_), .. }) => {
+                    return self.replace_password(opened, pins, new).await;
+                }
+                Err(fault) => return Err(fault),
+            }
         };
         self.phase("registering the new password");
-        let keys = self.ring(&opened.archive, pins).change_password(keys, &secret, new.as_bytes()).await?;
+        let changed = self.ring(&opened.archive, pins).change_password(keys, &secret, new.as_bytes()).await;
+        let keys = match changed {
+            Err(Fault { error: Error::VaultDestroyed(_), .. }) => {
+                return self.replace_password(opened, pins, new).await;
+            }
+            other => other?,
+        };
         Ok(Outcome::Rekeyed { keys: Box::new(keys), vault, rotated: false, warning: None })
     }
 

@@ -10,7 +10,7 @@ use chatkeep_crypto::{BackupKey, DataRoots, write_keyring};
 use chatkeep_format::{ArchiveId, Keyring, Keyslot, ObjectName, limits};
 use chatkeep_ipc::Error;
 use chatkeep_vault_client::{
-    KdfParams, SlotSecret, Transport, VaultError, VaultPin, begin_change, commit_change, rewrap,
+    KdfParams, Registered, SlotSecret, Transport, VaultError, VaultPin, begin_change, commit_change, rewrap,
 };
 use rand_core::OsRng;
 use tracing::{info, warn};
@@ -236,6 +236,23 @@ impl Ring<'_> {
         self.key_store.save(self.id(), &device).await?;
         let mut slots = keys.slots.clone();
         slots.push(Keyslot::Password(pending.slot));
+        self.publish(keys.counter + 1, &keys.key, &keys.roots, slots.clone()).await?;
+        let mut keys = Keys { counter: keys.counter + 1, slots, ..keys.clone() };
+        self.finish_change(&mut keys, &mut device).await?;
+        Ok(keys)
+    }
+
+    /// Puts a slot that was just registered in the place of one that opens nothing any more.
+    pub async fn replace_password(&self, keys: &Keys, made: Registered) -> Result<Keys> {
+        let mut device = DeviceKeys {
+            key: Some(keys.key.clone()),
+            slot_secret: keys.secret.as_ref().map(bytes_of),
+            next_slot_secret: Some(bytes_of(&made.secret)),
+            ..DeviceKeys::default()
+        };
+        self.key_store.save(self.id(), &device).await?;
+        let others = keys.slots.iter().filter(|slot| !matches!(slot, Keyslot::Password(_)));
+        let slots: Vec<Keyslot> = others.cloned().chain([Keyslot::Password(made.slot)]).collect();
         self.publish(keys.counter + 1, &keys.key, &keys.roots, slots.clone()).await?;
         let mut keys = Keys { counter: keys.counter + 1, slots, ..keys.clone() };
         self.finish_change(&mut keys, &mut device).await?;

@@ -99,6 +99,11 @@ async fn serve(arguments: Arguments) -> Result<u8, Failed> {
     }
     private_dir(&paths.state.join("tables"))?;
     let lock = lock(&paths.state).await?;
+    if let Err(error) = std::fs::remove_dir_all(paths.drills())
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        warn!(%error, "what an interrupted rehearsal left cannot be removed");
+    }
     let key_store = key_store(&config, &paths).await?;
     let catalogue = Catalogue::open(&paths.state.join("cache")).context("the cache cannot be opened")?;
     let (events, incoming) = channel(1024);

@@ -39,6 +39,11 @@ impl Paths {
         })
     }
 
+    /// Where restores are rehearsed. What a crash left there is plaintext, and swept at start.
+    pub fn drills(&self) -> PathBuf {
+        self.state.join("drill")
+    }
+
     /// The private control socket.
     pub fn control_socket(&self) -> PathBuf {
         self.runtime.join("chatkeep/control.sock")
