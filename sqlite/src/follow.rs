@@ -26,38 +26,24 @@ pub(crate) enum Round {
     Lost,
 }
 
-/// What following brought.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Followed {
-    pub(crate) commits: u32,
-    pub(crate) still: bool,
-}
-
 impl LiveDatabase {
-    /// Rounds until nothing moves any more, or there is a gap.
-    pub(crate) fn follow(&mut self) -> Result<Followed, CaptureError> {
-        let mut followed = Followed::default();
+    /// Rounds until nothing moves any more, or there is a gap. Returns how many commits they found.
+    ///
+    /// Without a gap the known state is then at least as new as everything acknowledged before the call.
+    pub(crate) fn follow(&mut self) -> Result<u32, CaptureError> {
+        let mut found = 0;
         for passage in 0..PASSAGES_MAX {
             match self.round()? {
-                Round::Still { commits } => {
-                    followed.commits += commits;
-                    followed.still = true;
-                    return Ok(followed);
-                }
-                Round::Moved { commits } => followed.commits += commits,
-                Round::Lost => return Ok(followed),
+                Round::Still { commits } => return Ok(found + commits),
+                Round::Moved { commits } => found += commits,
+                Round::Lost => return Ok(found),
             }
             if passage > 1 {
                 std::thread::sleep(ROUND_PAUSE);
             }
         }
         self.lose(GapReason::Reopened);
-        Ok(followed)
-    }
-
-    /// Follows to a state at least as new as this call, or to a gap.
-    pub(crate) fn follow_until_still(&mut self) -> Result<(), CaptureError> {
-        self.follow().map(|_| ())
+        Ok(found)
     }
 
     fn round(&mut self) -> Result<Round, CaptureError> {

@@ -59,21 +59,21 @@ impl IndexHeader {
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
+pub(crate) mod fixtures {
     use super::*;
 
-    fn sample(page_size_field: u16) -> [u8; LEN] {
+    /// An index as SQLite publishes it, for tests.
+    pub(crate) fn encode(header: &IndexHeader, page_size_field: u16) -> [u8; LEN] {
         let mut copy = Vec::new();
         copy.extend(VERSION.to_ne_bytes());
         copy.extend([0; 4]);
-        copy.extend(7_u32.to_ne_bytes());
+        copy.extend(header.change.to_ne_bytes());
         copy.extend([1, 0]);
         copy.extend(page_size_field.to_ne_bytes());
-        for word in [3_u32, 9, 11, 12] {
+        for word in [header.frames, header.pages, header.checksum.0, header.checksum.1] {
             copy.extend(word.to_ne_bytes());
         }
-        copy.extend(b"saltsalt");
+        copy.extend(header.salt);
         let sum = Checksum::default().add(&copy, cfg!(target_endian = "big"));
         copy.extend(sum.0.to_ne_bytes());
         copy.extend(sum.1.to_ne_bytes());
@@ -81,6 +81,18 @@ mod tests {
         bytes[..COPY_LEN].copy_from_slice(&copy);
         bytes[COPY_LEN..2 * COPY_LEN].copy_from_slice(&copy);
         bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn sample(page_size_field: u16) -> [u8; LEN] {
+        let (checksum, salt) = (Checksum(11, 12), *b"saltsalt");
+        let header = IndexHeader { change: 7, page_size: 0, frames: 3, pages: 9, checksum, salt };
+        fixtures::encode(&header, page_size_field)
     }
 
     #[test]

@@ -146,7 +146,7 @@ impl LiveDatabase {
         self.settle();
         let mut commits = 0;
         if self.gap.is_none() {
-            commits = self.follow()?.commits;
+            commits = self.follow()?;
         }
         if self.gap.is_some() {
             self.look_across_gap()?;
@@ -180,7 +180,7 @@ impl LiveDatabase {
         self.settle();
         self.bytes_read = 0;
         if self.gap.is_none() {
-            self.follow_until_still()?;
+            self.follow()?;
         }
         if self.gap.is_none()
             && let Some(capture) = self.increment(sink)?
@@ -265,7 +265,8 @@ impl LiveDatabase {
             }
         }
         let facts = old.map_or(crate::digest::Facts::EMPTY, |old| old.facts);
-        let gone = page_size == 0 && page_count == 0;
+        // The entry of a deleted database; one that is only empty costs a needless entry.
+        let gone = page_count == 0;
         let header = Header { seq, page_size, page_count, state, facts, gone, position: None };
         self.table.apply(&Change { header, slots, replace })?;
         self.resume = None;

@@ -160,10 +160,11 @@ impl LiveDatabase {
     fn quiet_files(&self, db: &File) -> Result<Rest, Refused> {
         let looking = "looking at the files";
         let stat = Stat::of_file(db).map_err(doing(looking))?;
+        let wal = Stat::of_path(&self.paths.wal).map_err(doing(looking))?.filter(|wal| wal.size > 0);
         let now =
             SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos() as i128;
-        let age = now - stat.modified_ns;
-        if (FUTURE_NS..TICK_NS).contains(&age) {
+        let recent = |stat: &Stat| (FUTURE_NS..TICK_NS).contains(&(now - stat.modified_ns));
+        if recent(&stat) || wal.as_ref().is_some_and(recent) {
             return Err(Refused::Moved("it was written just now"));
         }
         if being_written(db).map_err(doing("asking for locks"))? {
@@ -176,7 +177,6 @@ impl LiveDatabase {
         if named.map(|named| named.identity) != Some(stat.identity) {
             return Err(Refused::Moved("it was replaced"));
         }
-        let wal = Stat::of_path(&self.paths.wal).map_err(doing(looking))?.filter(|wal| wal.size > 0);
         Ok(Rest { db: stat, wal, position: None })
     }
 

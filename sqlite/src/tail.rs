@@ -107,14 +107,14 @@ impl Tail {
         Ok(Tail { wal, shm, wal_id, shm_id, at, change: 0, page_size: header.page_size, pages: 0 })
     }
 
-    /// Begins at a position of this log kept from earlier, if the log still has it.
+    /// Begins at a position of this log kept from earlier, if the log still has it: its header first, because after
+    /// a reset the frames of the old generation stay where they were until they are overwritten.
     pub(crate) fn resume_at(&mut self, position: &Chain) -> io::Result<bool> {
-        let mut head = vec![0; FRAME_HEADER_LEN];
+        let Some(start) = self.start(position.salt)? else { return Ok(false) };
         let there = if position.frame == 0 {
-            head.resize(HEADER_LEN, 0);
-            read_at(&self.wal, &mut head, 0)?;
-            Chain::parse_header(&head) == Some(*position)
+            start == *position
         } else {
+            let mut head = [0; FRAME_HEADER_LEN];
             read_at(&self.wal, &mut head, position.offset_of(position.frame))?;
             head[8..16] == position.salt && Checksum::from_stored(&head[16..24]) == position.checksum
         };
@@ -381,4 +381,195 @@ fn read_run(
     }
     dirty.unstage();
     Ok(run)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::index::fixtures::encode;
+    use crate::wal::fixtures::LogWriter;
+
+    const PAGE_LEN: u32 = 512;
+    const CALM: Evidence = Evidence { index_written: false, writer_left: false, proof: true };
+
+    /// A log and its index in files, written as an app would.
+    struct Log {
+        folder: tempfile::TempDir,
+        writer: LogWriter,
+        change: u32,
+    }
+
+    impl Log {
+        fn new(salt: Salt) -> Log {
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::write(folder.path().join("wal"), []).unwrap();
+            Log { folder, writer: LogWriter::new(PAGE_LEN, false, salt), change: 0 }
+        }
+
+        /// One transaction of one page.
+        fn commit(&mut self, pgno: u32, fill: u8) {
+            self.writer.frame(pgno, 9, fill);
+            self.change += 1;
+        }
+
+        /// The log begins anew, over its old bytes.
+        fn reset(&mut self, salt: Salt) {
+            self.flush();
+            self.writer = LogWriter::new(PAGE_LEN, false, salt);
+        }
+
+        fn wal(&self) -> File {
+            File::options().read(true).write(true).open(self.folder.path().join("wal")).unwrap()
+        }
+
+        fn flush(&self) {
+            self.wal().write_all_at(&self.writer.bytes, 0).unwrap();
+        }
+
+        /// Writes everything, and says what the index publishes.
+        fn publish(&self) -> IndexHeader {
+            self.flush();
+            let chain = self.writer.chain;
+            let header = IndexHeader {
+                change: self.change,
+                page_size: PAGE_LEN,
+                frames: chain.frame,
+                pages: 9,
+                checksum: chain.checksum,
+                salt: chain.salt,
+            };
+            std::fs::write(self.folder.path().join("shm"), encode(&header, PAGE_LEN as u16)).unwrap();
+            header
+        }
+
+        fn tail(&self, dirty: &mut Dirty) -> Tail {
+            let header = self.publish();
+            let mut tail =
+                Tail::attach(self.wal(), File::open(self.folder.path().join("shm")).unwrap()).unwrap();
+            tail.advance(&header, CALM, dirty).unwrap();
+            tail
+        }
+
+        fn dirty(&self) -> Dirty {
+            Dirty::new(self.folder.path().join("spill"), 1 << 20)
+        }
+    }
+
+    /// A log followed to its third commit; then two more, and one after a reset.
+    fn reset_once() -> (Log, Tail, Dirty) {
+        let mut log = Log::new(*b"old salt");
+        for n in 1..=3 {
+            log.commit(n, 1);
+        }
+        let mut dirty = log.dirty();
+        let tail = log.tail(&mut dirty);
+        log.commit(4, 2);
+        log.commit(5, 2);
+        log.reset(*b"new salt");
+        log.commit(5, 3);
+        (log, tail, dirty)
+    }
+
+    #[track_caller]
+    fn assert_gap(result: &Result<Step, Trouble>, expected: GapReason) {
+        assert!(matches!(result, Err(Trouble::Gap(reason)) if *reason == expected), "{result:?}");
+    }
+
+    #[test]
+    fn leftovers_and_the_new_log_that_add_up_are_taken() {
+        let (log, mut tail, mut dirty) = reset_once();
+        let step = tail.advance(&log.publish(), CALM, &mut dirty).unwrap();
+        assert_eq!((step.commits, step.reset), (3, true));
+        let mut image = [0; PAGE_LEN as usize];
+        assert!(dirty.read(4, &mut image).unwrap() && image[0] == 2);
+        assert!(dirty.read(5, &mut image).unwrap() && image[0] == 3);
+    }
+
+    #[test]
+    fn one_damaged_leftover_frame_is_a_gap() {
+        let (log, mut tail, mut dirty) = reset_once();
+        let header = log.publish();
+        log.wal().write_all_at(&[0xff], log.writer.chain.offset_of(5) + 100).unwrap();
+        assert_gap(&tail.advance(&header, CALM, &mut dirty), GapReason::Missed);
+    }
+
+    #[test]
+    fn a_generation_in_between_is_a_gap() {
+        let (mut log, mut tail, mut dirty) = reset_once();
+        log.reset(*b"newer !!");
+        log.commit(6, 4);
+        assert_gap(&tail.advance(&log.publish(), CALM, &mut dirty), GapReason::Missed);
+    }
+
+    #[test]
+    fn a_reset_proves_nothing_when_the_index_was_made_anew_or_a_writer_left() {
+        let (log, mut tail, mut dirty) = reset_once();
+        let header = log.publish();
+        let remade = Evidence { index_written: true, ..CALM };
+        assert_gap(&tail.advance(&header, remade, &mut dirty), GapReason::IndexRemade);
+        let left = Evidence { writer_left: true, ..CALM };
+        assert_gap(&tail.advance(&header, left, &mut dirty), GapReason::WriterLeft);
+    }
+
+    #[test]
+    fn in_the_same_log_the_chain_alone_is_the_proof() {
+        let mut log = Log::new(*b"saltsalt");
+        log.commit(1, 1);
+        let mut dirty = log.dirty();
+        let mut tail = log.tail(&mut dirty);
+        log.commit(2, 1);
+        log.change = 70;
+        let evidence = Evidence { index_written: true, writer_left: true, proof: true };
+        assert_eq!(tail.advance(&log.publish(), evidence, &mut dirty).unwrap().commits, 1);
+        assert_eq!(tail.change(), 70);
+    }
+
+    #[test]
+    fn an_index_ahead_of_or_behind_the_log_is_noticed() {
+        let mut log = Log::new(*b"saltsalt");
+        log.commit(1, 1);
+        log.commit(2, 1);
+        let mut dirty = log.dirty();
+        let mut tail = log.tail(&mut dirty);
+        let header = log.publish();
+        let ahead = IndexHeader { frames: 3, ..header };
+        assert!(matches!(tail.advance(&ahead, CALM, &mut dirty), Err(Trouble::Again)));
+        let behind = IndexHeader { frames: 1, ..header };
+        assert_gap(&tail.advance(&behind, CALM, &mut dirty), GapReason::Undone);
+        let other = IndexHeader { checksum: Checksum(1, 2), ..header };
+        assert!(matches!(tail.advance(&other, CALM, &mut dirty), Err(Trouble::Again)));
+    }
+
+    #[test]
+    fn frames_nobody_published_are_not_taken_but_suspected() {
+        let mut log = Log::new(*b"saltsalt");
+        log.commit(1, 1);
+        let mut dirty = log.dirty();
+        let mut tail = log.tail(&mut dirty);
+        let header = log.publish();
+        assert!(!tail.may_have_orphan().unwrap());
+        log.writer.frame(2, 0, 5);
+        log.flush();
+        assert!(!tail.may_have_orphan().unwrap(), "no whole transaction");
+        log.writer.frame(3, 9, 5);
+        log.flush();
+        assert!(tail.may_have_orphan().unwrap());
+        assert_eq!(tail.advance(&header, CALM, &mut dirty).unwrap().commits, 0);
+        assert!(!dirty.contains(3));
+    }
+
+    #[test]
+    fn a_position_is_taken_up_again_only_where_it_was() {
+        let (log, tail, mut dirty) = reset_once();
+        let position = tail.position().unwrap();
+        let mut same = Log::new(*b"old salt");
+        for n in 1..=4 {
+            same.commit(n, 1);
+        }
+        assert!(same.tail(&mut dirty).resume_at(&position).unwrap());
+        assert!(!log.tail(&mut log.dirty()).resume_at(&position).unwrap());
+    }
 }

@@ -3,9 +3,12 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use chatkeep_sqlite::{CaptureError, GapReason, Kind, LiveDatabase, Mode};
+use chatkeep_sqlite::{
+    CaptureError, Existing, GapReason, Kind, LiveDatabase, Mode, PageSink, RestoreWriter, lock_byte_page,
+};
 use common::{App, World};
 
 #[test]
@@ -173,6 +176,58 @@ fn noise_is_kept_byte_by_byte_and_an_empty_file_has_no_pages() {
     world.assert_stored_is_the_file();
 }
 
+/// Counts pages, keeps none.
+#[derive(Default)]
+struct Counter {
+    pages: u32,
+    lock_byte_page: bool,
+}
+
+impl PageSink for Counter {
+    fn begin(&mut self, _page_size: u32, _is_base: bool) -> std::io::Result<()> {
+        Ok(())
+    }
+
+    fn page(&mut self, pgno: u32, _image: &[u8]) -> std::io::Result<()> {
+        self.pages += 1;
+        self.lock_byte_page |= pgno == lock_byte_page(65536);
+        Ok(())
+    }
+
+    fn restart(&mut self) -> std::io::Result<()> {
+        *self = Counter::default();
+        Ok(())
+    }
+}
+
+#[test]
+fn beyond_one_gibibyte_the_page_of_the_locks_is_neither_kept_nor_compared() {
+    let mut world = World::new();
+    let page = 65536;
+    let count = lock_byte_page(page) + 2;
+    let file = std::fs::File::create(world.db()).unwrap();
+    // Page size 65536 is written as 1.
+    file.write_all_at(b"SQLite format 3\0\0\x01", 0).unwrap();
+    file.set_len(u64::from(count) * u64::from(page)).unwrap();
+    drop(file);
+    let mut counter = Counter::default();
+    let capture = world.live().capture(&mut counter, &|| false).unwrap();
+    assert_eq!((capture.page_size, capture.page_count, capture.changed_pages), (page, count, count - 1));
+    assert_eq!((counter.pages, counter.lock_byte_page), (count - 1, false));
+    world.live().commit(1).unwrap();
+
+    let directory = std::fs::File::open(world.folder.path()).unwrap().into();
+    let mut writer = RestoreWriter::create(directory, "restored", page, count, common::KEY).unwrap();
+    let mut image = vec![0; page as usize];
+    for pgno in (2..=count).filter(|pgno| *pgno != lock_byte_page(page)) {
+        writer.write_page(pgno, &image).unwrap();
+    }
+    std::fs::File::open(world.db()).unwrap().read_exact_at(&mut image, 0).unwrap();
+    writer.write_page(1, &image).unwrap();
+    assert!(writer.is_complete());
+    writer.finish(capture.state_digest, Kind::Opaque, Existing::Refuse, "x").unwrap();
+}
+
 #[test]
 fn a_capture_can_be_cancelled() {
     let mut world = World::new();
@@ -182,6 +237,14 @@ fn a_capture_can_be_cancelled() {
     let result = world.live().capture(&mut store, &|| true);
     assert!(matches!(result, Err(CaptureError::Cancelled)));
     assert!(world.capture().is_base);
+}
+
+#[test]
+fn a_live_database_can_move_to_another_thread() {
+    fn is_send<T: Send>() {}
+    fn is_shared<T: Clone + Send + Sync>() {}
+    is_send::<LiveDatabase>();
+    is_shared::<chatkeep_sqlite::Waker>();
 }
 
 #[test]
