@@ -1,7 +1,7 @@
 //! `cargo xtask demo`: the whole story in about a minute, with real programs in a folder of their own.
 
 use std::fmt::Display;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -9,6 +9,7 @@ use chatkeep_tests::stack::machine::{Point, now_us};
 use chatkeep_tests::stack::tables::{self, Tables};
 use chatkeep_tests::stack::writer::{Profile, Writer};
 use chatkeep_tests::stack::{Machine, Settings, Stack};
+use rusqlite::{Connection, OpenFlags};
 
 use crate::demo_steps;
 
@@ -66,6 +67,12 @@ pub(crate) struct Lost {
 
 /// Plays all of it; an error is a promise that did not hold.
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
+    if let Some(file) = &arguments.database {
+        let opened = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY);
+        let schema = opened
+            .and_then(|database| database.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())));
+        schema.with_context(|| format!("{} cannot be read as an SQLite database", file.display()))?;
+    }
     let stack = Stack::start()?;
     let settings = Settings { quiet: QUIET.into(), max_age: MAX_AGE.into(), ..Settings::default() };
     let said = Said { step: 0, started: Instant::now() };
@@ -94,13 +101,16 @@ impl Demo {
         self.said.done(format_args!("{bus}; a vault at {}; an empty store; chatkeepd", self.stack.vault.url));
 
         let database = machine.home().join("chat.db");
+        let mut profile = Profile::steady(50);
         if let Some(file) = &arguments.database {
-            copy(file, &database)?;
+            let has_log = copy(file, &database)?;
             self.original = Some(tables::read(&database, &[])?);
+            // without a log a database can be read between two messages only
+            profile = Profile { any: true, ..Profile::steady(if has_log { 50 } else { 4 }) };
         }
-        let profile = Profile { any: self.original.is_some(), ..Profile::steady(50) };
+        let rate = profile.rate;
         let writer = Writer::start(&database, self.stack.root(), profile, 7)?;
-        self.said.done("an app in a process of its own writes 50 messages a second");
+        self.said.done(format_args!("an app in a process of its own writes {rate} messages a second"));
 
         let id = machine.register(&database, "chat")?;
         let arguments = ["encryption", "enable-password", &id, "--password-fd", "0"];
@@ -208,12 +218,16 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// A copy that SQLite makes: also right while an app writes into the original.
-fn copy(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
-    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
-    let original = rusqlite::Connection::open_with_flags(from, flags)?;
+/// A copy that SQLite makes, so it is right also while an app writes into the original; with the same kind of journal.
+/// True if that is a write-ahead log.
+fn copy(from: &Path, to: &Path) -> Result<bool> {
+    let original = Connection::open_with_flags(from, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let target = to.to_str().context("the copy's path is UTF-8")?;
     let copied = original.execute("VACUUM INTO ?1", [target]);
     copied.with_context(|| format!("{} cannot be copied: is it an SQLite database?", from.display()))?;
-    Ok(())
+    let journal: String = original.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;
+    if journal == "wal" {
+        Connection::open(to)?.pragma_update(None, "journal_mode", "wal")?;
+    }
+    Ok(journal == "wal")
 }
