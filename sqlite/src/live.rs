@@ -137,7 +137,11 @@ impl LiveDatabase {
     }
 
     /// Waits for something to happen in the folder, for a wake, or for `timeout`; `false` when it was the timeout.
+    ///
+    /// Returns early when the whole file is to be read and the time for it has come: no event would tell.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
+        let due = self.scan_due.saturating_duration_since(Instant::now());
+        let timeout = if self.gap.is_some() && !due.is_zero() { timeout.min(due) } else { timeout };
         self.watch.wait(timeout, LOOK_PAUSE)
     }
 

@@ -41,6 +41,22 @@ fn a_database_with_a_rollback_journal_is_read_when_it_was_written() {
 }
 
 #[test]
+fn when_the_next_read_of_the_whole_file_is_due_waiting_ends() {
+    let mut world = World::new();
+    let mut app = rollback(&world);
+    app.insert(2000);
+    world.capture();
+    app.insert(1);
+    let mut looks = 0;
+    while !world.live().look().unwrap().changed {
+        world.live().wait(Duration::from_hours(1)).unwrap();
+        looks += 1;
+    }
+    assert!(looks < 20, "it waits, it does not spin");
+    assert!(world.capture().changed_pages > 0);
+}
+
+#[test]
 fn a_transaction_being_prepared_does_not_disturb() {
     let mut world = World::new();
     let mut app = rollback(&world);
