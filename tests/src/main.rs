@@ -4,6 +4,7 @@ mod demo;
 mod demo_steps;
 mod prove;
 mod prove_attempts;
+mod prove_changes;
 mod prove_rounds;
 
 use clap::{Parser, Subcommand};

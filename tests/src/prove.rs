@@ -9,7 +9,7 @@ use chatkeep_tests::stack::scan::{self, Needle};
 use chatkeep_tests::stack::{Machine, Settings, Stack};
 use serde_json::json;
 
-use crate::{prove_attempts, prove_rounds};
+use crate::{prove_attempts, prove_changes, prove_rounds};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
@@ -19,6 +19,9 @@ pub(crate) struct Arguments {
     /// How many rounds.
     #[arg(long, default_value_t = 60)]
     rounds: u32,
+    /// How many changes of password and key are cut off [default: a third of the rounds].
+    #[arg(long)]
+    changes: Option<u32>,
     /// Repeat the choices of an earlier run. What the kills hit differs: the machine is not repeated.
     #[arg(long)]
     seed: Option<u64>,
@@ -54,6 +57,8 @@ pub(crate) struct Figures {
     pub(crate) granted: u64,
     /// Guesses that were answered while the vault was killed at any moment: at most ten, because an answer can be lost.
     pub(crate) granted_under_fire: u64,
+    /// Changes of password and key that were cut off.
+    pub(crate) changes: u64,
     /// What went wrong, in words.
     pub(crate) failures: Vec<String>,
 }
@@ -105,6 +110,9 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
             started.elapsed().as_secs_f64()
         );
     }
+    if let Err(error) = prove_changes::changes(&mut proof, arguments.changes.unwrap_or(rounds.div_ceil(3))) {
+        proof.figures.fail(format!("changes: {error:#}"));
+    }
     if let Err(error) = prove_attempts::attempts(&mut proof) {
         proof.figures.fail(format!("attempts: {error:#}"));
     }
@@ -136,7 +144,7 @@ fn finish(proof: Proof, seed: u64, rounds: u32, hits: usize, took: Duration) -> 
             "seed": seed, "rounds": rounds, "captures": figures.captures, "restores": figures.restores,
             "corrupt": figures.corrupt, "points_lost": figures.points_lost, "backward": figures.backward,
             "commits_lost_median_s": rounded(median), "commits_lost_worst_s": rounded(worst),
-            "kills": figures.kills, "writer_errors": figures.writer_errors, "plaintext_hits": hits,
+            "kills": figures.kills, "changes_cut_off": figures.changes, "writer_errors": figures.writer_errors, "plaintext_hits": hits,
             "attempts_granted": figures.granted, "attempts_granted_under_fire": figures.granted_under_fire,
             "failures": figures.failures.len(), "seconds": took.as_secs(), "held": held,
         })

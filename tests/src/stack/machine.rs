@@ -149,6 +149,11 @@ impl Machine {
         self.service = None;
     }
 
+    /// SIGKILL to the service, while others still look at the machine; [`Machine::kill`] has to follow.
+    pub fn kill_at_once(&self) -> Result<()> {
+        self.service.as_ref().map_or(Ok(()), |service| service.signal(rustix::process::Signal::KILL))
+    }
+
     /// SIGTERM to the service, to a good end.
     pub fn stop(&mut self) -> Result<()> {
         match self.service.take() {
