@@ -4,9 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
-use chatkeep_tests::stack::machine::now_us;
+use chatkeep_tests::stack::machine::{self, now_us};
 use chatkeep_tests::stack::notes::{self, Notes};
-use chatkeep_tests::stack::{Machine, Settings, Stack, programs, scan};
+use chatkeep_tests::stack::{Machine, Settings, Stack, programs, scan, wait};
 
 const PASSWORD: &str = "correct horse battery staple";
 const FIRST: &str = "first message: the harbour at nine, bring the red folder";
@@ -254,6 +254,87 @@ fn ten_wrong_passwords_destroy_the_record_for_good() {
     stack.vault.kill();
     stack.vault.restart().unwrap();
     assert_eq!(thief.unlock(&id, PASSWORD).unwrap().error(), "VaultDestroyed");
+    drop(thief);
+
+    // the owner's machine is still unlocked: a new password, with a new record at the vault
+    let both = format!("{PASSWORD}\nanother good password\n");
+    old.run(&["encryption", "change-password", "notes"], Some(&both)).unwrap().success().unwrap();
+    let (new, id, target) = adopted(&stack, "new");
+    assert_eq!(new.unlock(&id, PASSWORD).unwrap().attempts_left(), Some(9));
+    new.unlock(&id, "another good password").unwrap().success().unwrap();
+    new.restore(&id, &target, None).unwrap().success().unwrap();
+    assert_eq!(notes::texts(&target).unwrap(), [FIRST]);
+}
+
+/// What is below XDG_STATE_HOME is a cache: gone, or garbage, it is made anew from the store.
+#[test]
+fn the_cache_may_be_deleted_or_damaged() {
+    let stack = Stack::start().unwrap();
+    let mut machine = started(&stack, "old");
+    let notes = notes(&machine);
+    let id = machine.register(notes.path(), "notes").unwrap();
+    machine.enable_digits(&id).unwrap();
+    let mut points = vec![machine.wait_for_point(&id, 0).unwrap().id];
+    let mut texts = vec![FIRST.to_owned()];
+    let delete: fn(&Path) = |state| std::fs::remove_dir_all(state).unwrap();
+    let damage: fn(&Path) = |state| {
+        scan::walk(state, &mut |file| {
+            let length = std::fs::metadata(file)?.len() as usize;
+            Ok(std::fs::write(file, b"garbage ".repeat(length.div_ceil(8)))?)
+        })
+        .unwrap();
+    };
+    for (how, harm) in [("deleted", delete), ("damaged", damage)] {
+        machine.stop().unwrap();
+        harm(&machine.state());
+        texts.push(format!("while the cache is {how}"));
+        notes.say(texts.last().unwrap()).unwrap();
+        let before = now_us();
+        machine.start().unwrap();
+        let newest = machine.wait_for_point(&id, before).unwrap();
+        let listed: Vec<_> = machine.points(&id).unwrap().into_iter().map(|point| point.id).collect();
+        for point in &points {
+            assert!(listed.contains(point), "{how}: {point} is not in {listed:?}");
+        }
+        points.push(newest.id);
+        let back = machine.home().join(format!("{how}.db"));
+        machine.restore(&id, &back, None).unwrap().success().unwrap();
+        assert_eq!(notes::texts(&back).unwrap(), texts, "{how}");
+    }
+    machine.verify(&id, "chunks").unwrap().success().unwrap();
+}
+
+#[test]
+fn a_database_in_the_configuration_is_backed_up_and_a_pause_is_kept() {
+    let stack = Stack::start().unwrap();
+    let mut machine = stack.machine("old", &Settings { bus: false, ..Settings::default() }).unwrap();
+    let notes = notes(&machine);
+    let settings = Settings::default();
+    let config = machine::config(&stack.store(), &stack.vault, &settings);
+    let source = format!("[[source]]\nname = \"notes\"\npath = \"{}\"\n", notes.path().display());
+    machine.configure(&format!("{config}\n{source}")).unwrap();
+    machine.start().unwrap();
+    let id = machine.status().unwrap()["databases"][0]["id"].as_str().unwrap().to_owned();
+    let refused = machine.run(&["unregister", &id], None).unwrap();
+    assert_eq!(refused.error(), "Configured");
+    machine.enable_digits(&id).unwrap();
+    let first = machine.wait_for_point(&id, 0).unwrap();
+
+    machine.run(&["pause"], None).unwrap().success().unwrap();
+    assert_eq!(machine.status().unwrap()["paused"], true);
+    notes.say(SECOND).unwrap();
+    wait::until("the change is seen", wait::PATIENCE, || {
+        Ok((machine.database(&id)?["pending_bytes"].as_u64() > Some(0)).then_some(()))
+    })
+    .unwrap();
+    // that something does not happen shows only after the time in which it would: twice `capture.max_age`
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    assert_eq!(machine.points(&id).unwrap()[0], first);
+    machine.run(&["resume"], None).unwrap().success().unwrap();
+    machine.wait_for_point(&id, first.time_us).unwrap();
+    let back = machine.home().join("back.db");
+    machine.restore(&id, &back, None).unwrap().success().unwrap();
+    assert_eq!(notes::texts(&back).unwrap(), [FIRST, SECOND]);
 }
 
 /// As where systemd does not start the courier.

@@ -9,7 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// About ten seconds each.
-const ROUNDS: &str = "3";
+const ROUNDS: &str = "2";
 
 #[test]
 fn every_announced_recovery_point_survives_kills_and_the_vault_counts_ten() {
