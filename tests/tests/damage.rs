@@ -222,3 +222,44 @@ fn a_store_that_shows_an_older_state_is_noticed() {
     assert!(noticed.is_ok(), "{seen}");
     archive.restore(Some("2")).success().unwrap();
 }
+
+/// Somebody who lost the machine finds an entry damaged: what does not need it still comes back.
+#[test]
+fn on_a_new_machine_what_does_not_need_the_damaged_object_restores() {
+    let mut archive = archive();
+    archive.machine.kill();
+    let log = archive.objects("/log/");
+    let damages = DAMAGES.into_iter().filter(|(how, ..)| ["a flipped bit", "a newer version"].contains(how));
+    for (how, damage, error) in damages {
+        for damaged in [2, 3] {
+            let file = &log[damaged - 1];
+            let good = std::fs::read(file).unwrap();
+            damage(file);
+            check_new_machine(&archive, damaged, how, error);
+            write(file, &good);
+        }
+    }
+}
+
+/// Points before `damaged` restore, the later ones that need it end with `error` or are not offered.
+fn check_new_machine(archive: &Archive, damaged: usize, how: &str, error: &str) {
+    let case = format!("entry {damaged}, {how}");
+    let name = case.replace([' ', ','], "");
+    let mut new = archive.stack.machine(&name, &Settings { bus: false, ..Settings::default() }).unwrap();
+    new.start().unwrap();
+    let remote = new.list_remote().unwrap()[0].0.clone();
+    let id = new.adopt(&remote, &new.home().join("notes.db")).unwrap();
+    new.unlock_digits(&id, &archive.digits).unwrap().success().unwrap();
+    for point in 1..=archive.texts.len() {
+        let target = new.home().join(format!("{point}.db"));
+        let ran = new.restore(&id, &target, Some(&point.to_string())).unwrap();
+        if point < damaged {
+            assert_eq!(ran.code, 0, "{case}, point {point}: {}", ran.explanation());
+            assert_eq!(notes::texts(&target).unwrap(), archive.texts[..point], "{case}");
+        } else {
+            let told = ran.error();
+            assert!(told == error || told == "NotFound", "{case}, point {point}: {}", ran.explanation());
+            assert!(!target.exists(), "{case}, point {point}");
+        }
+    }
+}
