@@ -4,10 +4,14 @@
 //! it adds is memory: a store that shows less than was once seen is noticed.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use chatkeep_format::ArchiveId;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
+
+/// Set while the cache is opened: a panic then means damage, anywhere else it ends the service.
+pub static OPENING: AtomicBool = AtomicBool::new(false);
 
 /// Where the writer of an archive stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,12 +69,20 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// Opens the cache in `folder`; one that cannot be opened is moved away and begun anew.
+    /// Opens the cache in `folder`; one that is damaged is moved away and begun anew.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let open = || sled::Config::new().path(folder).cache_capacity(4 << 20).flush_every_ms(None).open();
-        let db = match open() {
-            Ok(db) => db,
-            Err(error) => {
+        // The library panics on some kinds of damage.
+        OPENING.store(true, Ordering::SeqCst);
+        let opened = std::panic::catch_unwind(open);
+        OPENING.store(false, Ordering::SeqCst);
+        let db = match opened {
+            Ok(Ok(db)) => db,
+            // A full disk or too many open files pass: what is whole is not thrown away for them.
+            Ok(Err(sled::Error::Io(error))) if error.raw_os_error().is_some() => return Err(error.into()),
+            damaged => {
+                let error =
+                    damaged.ok().and_then(Result::err).map_or("it panicked".to_owned(), |e| e.to_string());
                 warn!(%error, "the cache cannot be read, it is rebuilt from the stores");
                 let aside = folder.with_extension("damaged");
                 let _ = std::fs::remove_dir_all(&aside);
@@ -82,8 +94,10 @@ impl Catalogue {
     }
 
     /// Where the writer stands; nothing when this device never wrote or the cache was lost.
-    pub fn head(&self, archive: &ArchiveId) -> Option<Head> {
-        self.get("heads", &archive.0)
+    pub fn head(&self, archive: &ArchiveId) -> anyhow::Result<Option<Head>> {
+        let Some(value) = self.db.open_tree("heads")?.get(archive.0)? else { return Ok(None) };
+        // One that cannot be parsed is as good as none: it is made anew from the store.
+        Ok(serde_json::from_slice(&value).ok())
     }
 
     /// Remembers where the writer stands, and the point it made. Durable when this returns.
@@ -188,13 +202,13 @@ mod tests {
         }
         {
             let catalogue = Catalogue::open(&path).unwrap();
-            assert_eq!(catalogue.head(&archive), Some(head));
+            assert_eq!(catalogue.head(&archive).unwrap(), Some(head));
             assert_eq!(catalogue.points(&archive).iter().map(|p| p.seq).collect::<Vec<_>>(), [2, 300]);
             assert_eq!(catalogue.facts(&archive).drilled_us, 11);
             assert_eq!(catalogue.points(&ArchiveId([6; 16])), []);
         }
         std::fs::write(path.join("conf"), b"not a sled configuration").unwrap();
         let catalogue = Catalogue::open(&path).unwrap();
-        assert_eq!(catalogue.head(&archive), None);
+        assert_eq!(catalogue.head(&archive).unwrap(), None);
     }
 }

@@ -69,7 +69,12 @@ pub enum Event {
         /// Which object.
         upload: UploadId,
         /// Whether it is in the store now.
-        result: Result<(), Fault>,
+        result: Result<Stored, Fault>,
+    },
+    /// The thread that followed a source has ended.
+    Unfollowed {
+        /// Which source.
+        source: SourceId,
     },
     /// A job ended.
     JobEnded {
@@ -79,6 +84,8 @@ pub enum Event {
         result: Result<Outcome, Fault>,
         /// What a vault said on the way.
         vault: Option<VaultSeen>,
+        /// The keys as a change that failed left them.
+        keys: Option<Box<Keys>>,
     },
     /// Something appeared in a folder where a database is missing, or the configuration changed.
     FolderChanged {
@@ -119,8 +126,13 @@ pub enum Command {
         /// Symbolic links are followed: the user wrote the path.
         links: bool,
     },
-    /// Follow it no longer.
+    /// Follow it no longer; the answer is [`Event::Unfollowed`].
     Unfollow {
+        /// Which source.
+        source: SourceId,
+    },
+    /// Let its next capture be a base.
+    Rebase {
         /// Which source.
         source: SourceId,
     },
@@ -175,6 +187,15 @@ pub struct Opened {
     pub log: Log,
     /// Attempts left at the vault, when it was asked.
     pub vault: Option<VaultSeen>,
+}
+
+/// How an upload ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stored {
+    /// The store lacks something that the next increment would need.
+    pub rebase: bool,
+    /// The object was not uploaded: it is not in the queue any more as it was written.
+    pub spoiled: bool,
 }
 
 /// One upload.

@@ -152,7 +152,7 @@ impl From<CaptureError> for Fault {
     fn from(error: CaptureError) -> Self {
         let text = with_causes(&error);
         match error {
-            CaptureError::Missing => Error::DatabaseMissing(text).into(),
+            CaptureError::Missing => Self::new(Error::DatabaseMissing(text), Retry::WhenReachable),
             CaptureError::NotQuiet { .. } => Self::new(Error::DatabaseBusy(text), Retry::Backoff),
             CaptureError::Cancelled => Self::cancelled(),
             CaptureError::NotADatabase { .. } | CaptureError::Unsupported { .. } => {
@@ -196,7 +196,7 @@ impl From<VaultError> for Fault {
             }
             VaultError::PasswordNotText => Error::InvalidSecret(text).into(),
             VaultError::Throttled { retry_after_s } => {
-                let at = crate::clock::now_us() + retry_after_s * 1_000_000;
+                let at = crate::clock::now_us().saturating_add(retry_after_s.saturating_mul(1_000_000));
                 Self::from(Error::VaultBackoff(text)).with("retry-after", at)
             }
             VaultError::Frozen { until_s } => {

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use chatkeep_format::{Entry, ObjectName, PageOp, PageSet};
+use chatkeep_format::{ArchiveId, Entry, ObjectName, PageOp, PageSet};
+use chatkeep_ipc::Error;
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::{CaptureError, LiveConfig, LiveDatabase, Waker, page_digest};
 use tracing::{debug, info, warn};
@@ -28,13 +29,16 @@ const LOOK_PAUSE: Duration = Duration::from_millis(2);
 const TELL_PAUSE: Duration = Duration::from_millis(50);
 /// A look without any event, in case one got lost.
 const IDLE_LOOK: Duration = Duration::from_secs(30);
-/// A look for a database that is not there; its folder is watched beside.
+/// A look for a database that is not there; its folder is watched beside. Also the longest wait after a failure.
 const MISSING_LOOK: Duration = Duration::from_secs(10);
+/// The first wait after a failure; doubled each time.
+const FAILED_PAUSE: Duration = Duration::from_millis(250);
 
 /// What the thread is told.
 enum Order {
     Capture(Box<CaptureOrder>),
     Look,
+    Forget,
 }
 
 /// One capture.
@@ -74,6 +78,8 @@ pub struct Start {
     pub waiting: Vec<Written>,
     /// Opens and seals.
     pub writer: Writer,
+    /// The chain of entries in the store is broken: begin with a base.
+    pub rebase: bool,
     /// Follow symbolic links. Not where an app registered the path: it could later point it at another app's database.
     pub links: bool,
 }
@@ -99,6 +105,7 @@ impl Follower {
             stop: stop.clone(),
             source: start.source,
             told: Told::default(),
+            fault: None,
         };
         let thread = std::thread::Builder::new()
             .name(format!("follow-{}", start.source.0))
@@ -109,6 +116,11 @@ impl Follower {
     /// Captures; the answer is [`Event::Captured`].
     pub fn capture(&self, order: CaptureOrder) {
         self.send(Order::Capture(Box::new(order)));
+    }
+
+    /// Drops the table of page digests: the store lacks something, so the next capture is a base.
+    pub fn forget(&self) {
+        self.send(Order::Forget);
     }
 
     /// Something happened in its folder.
@@ -142,7 +154,6 @@ impl Drop for Follower {
 struct Told {
     at: Option<Instant>,
     pending: u64,
-    missing: bool,
 }
 
 struct Body {
@@ -152,6 +163,8 @@ struct Body {
     stop: Arc<AtomicBool>,
     source: SourceId,
     told: Told,
+    /// Why there is nothing to follow.
+    fault: Option<Fault>,
 }
 
 impl Body {
@@ -159,52 +172,97 @@ impl Body {
         let mut live: Option<LiveDatabase> = None;
         let mut written = start.written.clone();
         let mut waiting = start.waiting.clone();
-        while !self.stop.load(Ordering::Acquire) {
+        let mut failures = 0;
+        while !self.stopped() {
             if live.is_none() {
                 live = self.open(start, &written, &waiting);
             }
             let Some(database) = &mut live else {
-                match self.incoming.recv_timeout(MISSING_LOOK) {
-                    Ok(Order::Capture(_)) => self.tell(Event::Captured {
-                        source: self.source,
-                        result: Err(CaptureError::Missing.into()),
-                    }),
-                    Ok(Order::Look) | Err(RecvTimeoutError::Timeout) => {}
-                    Err(RecvTimeoutError::Disconnected) => return,
+                if !self.wait_without_database(failures) {
+                    return;
                 }
+                failures += 1;
                 continue;
             };
-            match self.incoming.try_recv() {
-                Ok(Order::Capture(order)) => {
-                    let result = capture(database, &order);
-                    if let Ok(Captured { written: Some(new), .. }) = &result {
-                        written = new.head.clone();
-                        waiting.clear();
+            // Every order that is there: the wake for the last of them may be the one that was just taken.
+            loop {
+                match self.incoming.try_recv() {
+                    Ok(Order::Capture(order)) => {
+                        let result = capture(database, &order);
+                        if let Ok(Captured { written: Some(new), .. }) = &result {
+                            written = new.head.clone();
+                            waiting.clear();
+                        }
+                        self.told = Told::default();
+                        self.tell(Event::Captured { source: self.source, result });
                     }
-                    self.told = Told::default();
-                    self.tell(Event::Captured { source: self.source, result });
+                    Ok(Order::Forget) => {
+                        if let Err(error) = database.forget() {
+                            warn!(%error, "the page table cannot be dropped");
+                        }
+                    }
+                    Ok(Order::Look) => {}
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => return,
                 }
-                Ok(Order::Look) | Err(TryRecvError::Empty) => {}
-                Err(TryRecvError::Disconnected) => return,
             }
-            if let Err(error) = self.follow(database) {
-                live = None;
-                self.complain(error);
+            if self.stopped() {
+                return;
+            }
+            match self.follow(database) {
+                Ok(()) => failures = 0,
+                Err(error) => {
+                    live = None;
+                    let absent = matches!(error, CaptureError::Missing);
+                    self.complain(error);
+                    if !absent {
+                        if !self.wait_without_database(failures) {
+                            return;
+                        }
+                        failures += 1;
+                    }
+                }
             }
         }
+    }
+
+    /// Waits before the database is opened again, and answers orders meanwhile. False when there will be no more.
+    fn wait_without_database(&mut self, failures: u32) -> bool {
+        let pause = match &self.fault {
+            Some(fault) if !matches!(fault.error, Error::DatabaseMissing(_)) => {
+                (FAILED_PAUSE * 2_u32.pow(failures.min(6))).min(MISSING_LOOK)
+            }
+            _ => MISSING_LOOK,
+        };
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.incoming.recv_timeout(left) {
+                Ok(Order::Capture(_)) => {
+                    let fault = self.fault.clone().unwrap_or_else(|| CaptureError::Missing.into());
+                    self.tell(Event::Captured { source: self.source, result: Err(fault) });
+                }
+                // It may be there now.
+                Ok(Order::Look) if pause == MISSING_LOOK || self.stopped() => return true,
+                Ok(Order::Look | Order::Forget) => {}
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
     }
 
     /// One round: wait for an event, look, tell.
     fn follow(&mut self, database: &mut LiveDatabase) -> Result<(), CaptureError> {
         let look = database.look()?;
-        if self.told.missing {
-            self.told = Told::default();
-        }
         let mut timeout = IDLE_LOOK;
         if look.changed && (look.pending_bytes != self.told.pending || self.told.at.is_none()) {
             let since = self.told.at.map_or(TELL_PAUSE, |at| at.elapsed());
             if since >= TELL_PAUSE {
-                self.told = Told { at: Some(Instant::now()), pending: look.pending_bytes, missing: false };
+                self.told = Told { at: Some(Instant::now()), pending: look.pending_bytes };
                 self.tell(Event::Changed { source: self.source, pending_bytes: look.pending_bytes });
             } else {
                 timeout = TELL_PAUSE.saturating_sub(since);
@@ -242,16 +300,19 @@ impl Body {
             *waker = Some(database.waker());
         }
         self.told = Told::default();
+        self.fault = None;
         self.tell(Event::Found { source: self.source });
         Some(database)
     }
 
+    /// Tells why the database cannot be followed, once for each reason.
     fn complain(&mut self, error: CaptureError) {
-        if self.told.missing {
-            return;
+        let fault = Fault::from(error);
+        let known = self.fault.as_ref().is_some_and(|known| known.error == fault.error);
+        self.fault = Some(fault.clone());
+        if !known {
+            self.tell(Event::Lost { source: self.source, fault: Box::new(fault) });
         }
-        self.told.missing = true;
-        self.tell(Event::Lost { source: self.source, fault: Box::new(error.into()) });
     }
 
     fn tell(&self, event: Event) {
@@ -268,6 +329,9 @@ fn join(
     waiting: &[Written],
 ) -> std::io::Result<()> {
     let Some(at) = database.table_seq() else { return Ok(()) };
+    if start.rebase {
+        return database.forget();
+    }
     if at == written.seq {
         return Ok(());
     }
@@ -339,7 +403,7 @@ fn capture(database: &mut LiveDatabase, order: &CaptureOrder) -> Result<Captured
         Ok(collected) => collected,
         Err(fault) => {
             database.abort();
-            order.writer.spool.discard_packs(seq)?;
+            order.writer.spool.drop_entry(seq);
             return Err(fault);
         }
     };
@@ -348,7 +412,7 @@ fn capture(database: &mut LiveDatabase, order: &CaptureOrder) -> Result<Captured
         debug!(gap, bytes = capture.bytes_read, "the whole database was read");
     }
     if capture.unchanged || capture.gone {
-        order.writer.spool.discard_packs(seq)?;
+        order.writer.spool.drop_entry(seq);
         database.commit(order.before.seq)?;
         return Ok(Captured { written: None, gap, gone: capture.gone });
     }
@@ -357,19 +421,39 @@ fn capture(database: &mut LiveDatabase, order: &CaptureOrder) -> Result<Captured
             if let Err(error) = database.commit(seq) {
                 // The entry is safe; a table that is behind is replayed or dropped at the next start.
                 warn!(%error, "the page table could not be written");
-                database.forget()?;
+                if let Err(error) = database.forget() {
+                    warn!(%error, "nor dropped");
+                }
             }
             Ok(Captured { written: Some(written), gap, gone: capture.gone })
         }
         Err(error) => {
             database.abort();
-            let _ = order.writer.spool.discard_packs(seq);
+            order.writer.spool.drop_entry(seq);
             Err(error.into())
         }
     }
 }
 
-/// Where the table of page digests of an archive lies.
+/// Where the tables of page digests lie.
 pub fn table_folder(state: &Path) -> std::path::PathBuf {
     state.join("tables")
+}
+
+/// The name of a table: of the archive, and of the writer whose log it stands in. A writer that begins anew, because it
+/// knows nothing of the log, never joins the table of another.
+pub fn table_name(archive: &ArchiveId, head: &Head) -> String {
+    format!("{archive}-{}", hex::encode(&head.writer_id[..8]))
+}
+
+/// Removes the tables of writers that are no more.
+pub fn sweep_tables(folder: &Path, archive: &ArchiveId, name: &str) {
+    let Ok(found) = std::fs::read_dir(folder) else { return };
+    for entry in found.flatten() {
+        let file = entry.file_name();
+        let file = file.to_string_lossy();
+        if file.starts_with(&archive.to_string()) && !file.starts_with(name) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
 }

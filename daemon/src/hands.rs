@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chatkeep_format::ObjectName;
+use chatkeep_format::{ObjectName, entry_digest};
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::LiveConfig;
 use notify::{RecursiveMode, Watcher};
@@ -17,9 +17,9 @@ use tracing::{info, warn};
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
-use crate::event::{Command, Event, Opened, UploadOrder, Work};
+use crate::event::{Command, Event, Opened, Stored, UploadOrder, Work};
 use crate::fault::{Fault, Result};
-use crate::follower::{Follower, Start};
+use crate::follower::{Follower, Start, sweep_tables, table_folder, table_name};
 use crate::jobs::{Job, Tools, list_remote, vault_status};
 use crate::keyring::Ring;
 use crate::service::Service;
@@ -107,18 +107,17 @@ impl Hands {
                 });
             }
             Command::Follow { source, path, opened, writer, links } => {
+                let tables = table_folder(&self.tools.paths.state);
+                let name = table_name(&opened.archive.id, opened.head());
+                sweep_tables(&tables, &opened.archive.id, &name);
                 let start = Start {
                     source,
-                    live: LiveConfig {
-                        path,
-                        digest_key: opened.head().digest_key,
-                        state_dir: crate::follower::table_folder(&self.tools.paths.state),
-                        name: opened.archive.id.to_string(),
-                    },
+                    live: LiveConfig { path, digest_key: opened.head().digest_key, state_dir: tables, name },
                     archive: opened.archive.clone(),
                     written: opened.log.written.clone(),
                     waiting: opened.log.waiting.iter().cloned().collect(),
                     writer: *writer,
+                    rebase: opened.log.rebase,
                     links,
                 };
                 match Follower::start(start, self.events.clone()) {
@@ -129,7 +128,19 @@ impl Hands {
                     }
                 }
             }
-            Command::Unfollow { source } => drop(self.followers.remove(&source)),
+            Command::Unfollow { source } => {
+                let follower = self.followers.remove(&source);
+                self.spawn(async move {
+                    // It stops at its next safe point; the loop does not wait for that.
+                    let _ = tokio::task::spawn_blocking(move || drop(follower)).await;
+                    Event::Unfollowed { source }
+                });
+            }
+            Command::Rebase { source } => {
+                if let Some(follower) = self.followers.get(&source) {
+                    follower.forget();
+                }
+            }
             Command::Look { source } => {
                 if let Some(follower) = self.followers.get(&source) {
                     follower.look();
@@ -149,10 +160,11 @@ impl Hands {
                 });
             }
             Command::Run { job, work, cancelled } => {
-                let mut running = Job { tools: self.tools.clone(), id: job.clone(), cancelled, vault: None };
+                let mut running =
+                    Job { tools: self.tools.clone(), id: job.clone(), cancelled, vault: None, keys: None };
                 self.spawn(async move {
                     let result = running.run(*work).await;
-                    Event::JobEnded { job, result, vault: running.vault }
+                    Event::JobEnded { job, result, vault: running.vault, keys: running.keys }
                 });
             }
             Command::ListRemote { store, known, reply } => {
@@ -237,28 +249,43 @@ async fn open(
     let Some(keys) = ring.open_on_device().await? else { return Ok(None) };
     let spool = Spool::open(&tools.paths.state, &archive.id)?;
     let log = crate::log::open(&archive, &keys.roots, &tools.catalogue, &spool).await?;
-    let vault = match pins.first() {
-        Some(pin) if keys.password_slot().is_some() => {
+    let vault = match keys.password_slot().and_then(|slot| crate::keyring::pin_of(pins, slot)) {
+        Some(pin) => {
             // The number of attempts left is nice to know; an archive does not wait for a vault.
             let asked = vault_status(&*tools.transport, pin, archive.id, &keys);
             tokio::time::timeout(Duration::from_secs(3), asked).await.ok().flatten()
         }
-        _ => None,
+        None => None,
     };
     Ok(Some(Opened { archive, keys, spool, log, vault }))
 }
 
 /// Puts one object into the store. With the entry, the point is announced: first the store has it, then we say so.
-pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<()> {
+pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored> {
+    let mut stored = Stored::default();
     if let Some(log) = &order.confirm {
-        crate::log::confirm(&order.archive, log).await?;
+        stored.rebase = crate::log::confirm(&order.archive, &order.keys.roots, log).await?.rebase;
     }
     let path = order.object.path.clone();
-    let sealed =
-        tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)??;
-    let sealed = Bytes::from(sealed);
-    match order.object.name {
-        ObjectName::Pack(id) => order.archive.put_pack(id, sealed, &order.keys.roots).await?,
+    let sealed = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)?;
+    let sealed = match sealed {
+        Ok(sealed) => Bytes::from(sealed),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Stored { spoiled: true, ..stored });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    // It lay on a disk since it was written: what is not what was written is not announced.
+    let (roots, name) = (&order.keys.roots, order.object.name);
+    let whole = match &order.publishes {
+        Some(written) => entry_digest(&sealed) == written.head.digest,
+        None => chatkeep_crypto::open(&order.archive.id, name, roots, &sealed).is_ok(),
+    };
+    if !whole {
+        return Ok(Stored { spoiled: true, ..stored });
+    }
+    match name {
+        ObjectName::Pack(id) => order.archive.put_pack(id, sealed, roots).await?,
         name => order.archive.put_new(name, sealed).await?,
     }
     if let Some(written) = order.publishes {
@@ -267,13 +294,15 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<()> {
             catalogue
                 .advance(&order.archive.id, &written.head, Some(&written.point))
                 .map_err(Fault::internal)?;
-            order.spool.remove(written.head.seq)?;
+            if let Err(error) = order.spool.remove(&written.objects) {
+                warn!(%error, "what is in the store cannot be removed from the queue");
+            }
             Ok(())
         })
         .await
         .map_err(Fault::internal)??;
     }
-    Ok(())
+    Ok(stored)
 }
 
 /// Keeps the compiler's eye on what crosses threads.

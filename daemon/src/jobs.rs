@@ -21,7 +21,7 @@ use crate::archive::{Archive, ArchiveError, list_archives};
 use crate::catalogue::Catalogue;
 use crate::event::{Opened, Outcome, VaultSeen, Work};
 use crate::fault::{Fault, Result};
-use crate::keyring::{Keys, Ring, mode_of, password_slots};
+use crate::keyring::{Keys, Ring, mode_of, password_slots, pin_of};
 use crate::keys::KeyStore;
 use crate::paths::Paths;
 use crate::restore::{Destination, Source};
@@ -54,11 +54,29 @@ pub struct Job {
     pub cancelled: Arc<AtomicBool>,
     /// What a vault said.
     pub vault: Option<VaultSeen>,
+    /// The keys as a change that failed left them.
+    pub keys: Option<Box<Keys>>,
 }
 
 impl Job {
-    /// Does the work.
+    /// Does the work. A change of keys that failed half way is looked at again: what holds now is what the device and
+    /// the store say.
     pub async fn run(&mut self, work: Work) -> Result<Outcome> {
+        let changes = match &work {
+            Work::ChangePassword { opened, pins, .. } | Work::Rotate { opened, pins, .. } => {
+                Some((opened.archive.clone(), pins.clone()))
+            }
+            _ => None,
+        };
+        let result = self.carry_out(work).await;
+        if let (Err(_), Some((archive, pins))) = (&result, changes) {
+            let found = self.ring(&archive, &pins).open_on_device().await;
+            self.keys = found.ok().flatten().map(Box::new);
+        }
+        result
+    }
+
+    async fn carry_out(&mut self, work: Work) -> Result<Outcome> {
         match work {
             Work::Restore { opened, seq, folder, file_name, overwrite } => {
                 self.restore(&opened, seq, folder, file_name, overwrite).await
@@ -79,7 +97,7 @@ impl Job {
             Work::Rotate { opened, pins, key } => {
                 self.phase("writing the keyring");
                 let vault = vault_name(&pins, opened.keys.password_slot());
-                let keys = self.ring(&opened.archive, &pins).rotate(&opened.keys, key).await?;
+                let keys = self.ring(&opened.archive, &pins).rotate(key).await?;
                 let keys = Box::new(keys);
                 let warning = "what was stored before is still sealed under the old data key; somebody who knows the \
                                old key and has a copy of the store can read it";
@@ -277,7 +295,7 @@ impl Job {
     ) -> Result<Outcome> {
         let made = self.register(&opened.archive, pins, new, &opened.keys.key).await?;
         self.phase("writing the keyring");
-        let keys = self.ring(&opened.archive, pins).replace_password(&opened.keys, made).await?;
+        let keys = self.ring(&opened.archive, pins).replace_password(made).await?;
         let warning = "the vault had destroyed its part of the key; the new password was registered anew";
         Ok(Outcome::Rekeyed {
             keys: Box::new(keys),
@@ -316,7 +334,7 @@ impl Job {
             }
         };
         self.phase("registering the new password");
-        let changed = self.ring(&opened.archive, pins).change_password(keys, &secret, new.as_bytes()).await;
+        let changed = self.ring(&opened.archive, pins).change_password(&secret, new.as_bytes()).await;
         let keys = match changed {
             Err(Fault { error: Error::VaultDestroyed(_), .. }) => {
                 return self.replace_password(opened, pins, new).await;
@@ -338,7 +356,7 @@ impl Job {
                 Ok(key) => key,
                 Err(error) => return Err(typo(text, opens).unwrap_or_else(|| error.into())),
             };
-            let found = self.ring(archive, pins).open_newest(&candidates, &key);
+            let found = self.ring(archive, pins).open_newest(&candidates, &key, None);
             let found = found.map_err(|fault| match &fault.error {
                 Error::WrongSecret(_) => typo(text, opens).unwrap_or(fault),
                 _ => fault,
@@ -362,7 +380,7 @@ impl Job {
             let vault = vault_name(pins, Some(&slot));
             match self.recover_slot(archive, pins, &slot, secret).await {
                 Ok((key, secret, warning)) => {
-                    let found = self.ring(archive, pins).open_newest(&candidates, &key)?;
+                    let found = self.ring(archive, pins).open_newest(&candidates, &key, None)?;
                     let keys = Box::new(self.ring(archive, pins).adopt(key, Some(secret), found).await?);
                     return Ok(Outcome::Rekeyed { keys, vault, rotated: false, warning });
                 }
@@ -415,8 +433,8 @@ impl Job {
         slot: &[u8],
         password: &Secret,
     ) -> Result<(BackupKey, SlotSecret, Option<String>)> {
-        let pin = pins.first().cloned().ok_or_else(|| {
-            Error::VaultUntrusted("no vault is configured; add the one that guards this archive".to_owned())
+        let pin = pin_of(pins, slot).cloned().ok_or_else(|| {
+            Error::VaultUntrusted("the vault that guards this archive is not configured; add it".to_owned())
         })?;
         let floor = KdfFloor::Production;
         let context = &archive.id.0;
@@ -496,7 +514,7 @@ pub async fn vault_status(
     keys: &Keys,
 ) -> Option<VaultSeen> {
     let (slot, secret) = (keys.password_slot()?, keys.secret.as_ref()?);
-    let pins = std::slice::from_ref(pin);
+    let pins = std::slice::from_ref(pin_of(std::slice::from_ref(pin), slot)?);
     let answer = status(transport, pins, &id.0, slot, secret, &mut OsRng).await;
     let mut found = seen(pin, answer.as_ref().err());
     if let Ok(report) = answer {
@@ -516,7 +534,7 @@ fn seen(pin: &VaultPin, error: Option<&VaultError>) -> VaultSeen {
         }
         Some(VaultError::Throttled { retry_after_s }) => {
             seen.state = "backoff";
-            seen.retry_after = crate::clock::now_us() + retry_after_s * 1_000_000;
+            seen.retry_after = crate::clock::now_us().saturating_add(retry_after_s.saturating_mul(1_000_000));
         }
         Some(VaultError::Frozen { until_s }) => {
             seen.state = "backoff";
@@ -615,9 +633,10 @@ fn typo(text: &str, opens: impl Fn(&BackupKey) -> bool) -> Option<Fault> {
     Some(Error::WrongSecret(format!("group {group} is mistyped; the others are right")).into())
 }
 
-/// The name of the vault that guards a slot: the only configured one, or the first.
+/// The name of the vault that guards a slot.
 fn vault_name(pins: &[VaultPin], slot: Option<&[u8]>) -> String {
-    slot.and(pins.first()).map(|pin| pin.name.clone()).unwrap_or_default()
+    let pin = slot.and_then(|slot| pin_of(pins, slot));
+    pin.map(|pin| pin.name.clone()).unwrap_or_default()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

@@ -10,8 +10,10 @@ use chatkeep_crypto::{BackupKey, DataRoots, write_keyring};
 use chatkeep_format::{ArchiveId, Keyring, Keyslot, ObjectName, limits};
 use chatkeep_ipc::Error;
 use chatkeep_vault_client::{
-    KdfParams, Registered, SlotSecret, Transport, VaultError, VaultPin, begin_change, commit_change, rewrap,
+    KdfFloor, KdfParams, Registered, SlotSecret, Transport, VaultError, VaultPin, begin_change,
+    commit_change, rewrap,
 };
+use chatkeep_vault_protocol::slot::Slot;
 use rand_core::OsRng;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
@@ -69,6 +71,12 @@ pub fn password_slots(slots: &[Keyslot]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
+/// The pinned vault that guards this keyslot.
+pub fn pin_of<'a>(pins: &'a [VaultPin], slot: &[u8]) -> Option<&'a VaultPin> {
+    let slot = Slot::decode(slot, KdfFloor::AllowWeakKdf).ok()?;
+    pins.iter().find(|pin| slot.header.vaults.iter().any(|vault| vault.identity == pin.identity))
+}
+
 /// Everything a change of keys needs from outside.
 pub struct Ring<'a> {
     /// The archive.
@@ -81,6 +89,18 @@ pub struct Ring<'a> {
     pub transport: &'a dyn Transport,
     /// The vaults the user pinned.
     pub pins: &'a [VaultPin],
+}
+
+/// A keyring that opened.
+pub struct Found {
+    /// The highest counter that was listed: the next keyring gets a number after it.
+    pub highest: u64,
+    /// It.
+    pub keyring: Keyring,
+    /// What it wraps.
+    pub roots: DataRoots,
+    /// No newer one was in the way.
+    clean: bool,
 }
 
 /// The keyrings of an archive, newest first; what cannot be read is there as the reason.
@@ -124,51 +144,50 @@ impl Ring<'_> {
         Ok((found, true))
     }
 
-    /// Opens the newest keyring that `key` opens. Says of a key that opens only an older one that it was replaced.
-    ///
-    /// The counter that comes with it is the highest one listed: the next keyring gets a number after it.
-    pub fn open_newest(&self, candidates: &Candidates, key: &BackupKey) -> Result<(u64, Keyring, DataRoots)> {
+    /// Opens the newest keyring that `key` opens. Says of a key that opens only an older one that it was replaced, unless
+    /// that older one is `known`, the newest that this device ever opened: then the newer one is not ours.
+    pub fn open_newest(&self, candidates: &Candidates, key: &BackupKey, known: Option<u64>) -> Result<Found> {
         let highest = candidates.first().map_or(0, |(counter, _)| *counter);
         let mut newer_intact = false;
-        let mut unreadable = None;
+        let mut unreadable: Option<Fault> = None;
         for (counter, candidate) in candidates {
             match candidate {
                 Ok((keyring, _)) => match self.archive.open_keyring(keyring, key) {
-                    Ok(_) if newer_intact => {
+                    Ok(_) if newer_intact && known != Some(*counter) => {
                         let text =
                             "this key was replaced by a newer one, which opens everything; use that one";
                         return Err(Error::WrongSecret(text.to_owned()).into());
                     }
                     Ok(roots) => {
-                        if let Some(error) = unreadable {
-                            warn!(counter, %error, "a newer keyring cannot be read, an older one is used");
+                        if newer_intact || unreadable.is_some() {
+                            warn!(counter, "a newer keyring cannot be opened, an older one is used");
                         }
-                        return Ok((highest, keyring.clone(), roots));
+                        let clean = !newer_intact && unreadable.is_none();
+                        return Ok(Found { highest, keyring: keyring.clone(), roots, clean });
                     }
                     Err(ArchiveError::WrongKey) => newer_intact = true,
-                    Err(error) => unreadable = unreadable.or(Some(Fault::from(error).error)),
+                    Err(error) => unreadable = unreadable.or(Some(error.into())),
                 },
-                Err(error) => unreadable = unreadable.or_else(|| Some(explain(error).error)),
+                Err(error) => unreadable = unreadable.or_else(|| Some(explain(error))),
             }
         }
-        match unreadable {
-            Some(error) if !newer_intact => Err(error.into()),
-            _ => Err(ArchiveError::WrongKey.into()),
-        }
+        // With a keyring that could not be read nobody knows whether the key is wrong.
+        Err(unreadable.unwrap_or_else(|| ArchiveError::WrongKey.into()))
     }
 
-    /// The keys of this device for this archive; `None` when it has none (locked).
+    /// The keys of this device for this archive; `None` when it has none (locked). Finishes what was interrupted.
     pub async fn open_on_device(&self) -> Result<Option<Keys>> {
         let mut device = self.key_store.load(self.id()).await?;
         if device.is_empty() {
             return Ok(None);
         }
+        let known = self.catalogue.keyring(self.id()).map(|(counter, _)| counter);
         let (candidates, listed) = self.candidates().await?;
         let mut opened = None;
         let mut fault = None;
         for (is_next, key) in [(true, device.next_key.clone()), (false, device.key.clone())] {
             let Some(key) = key else { continue };
-            match self.open_newest(&candidates, &key) {
+            match self.open_newest(&candidates, &key, known) {
                 Ok(found) => {
                     opened = Some((is_next, key, found));
                     break;
@@ -176,24 +195,59 @@ impl Ring<'_> {
                 Err(error) => fault = Some(error),
             }
         }
-        let Some((is_next, key, (counter, keyring, roots))) = opened else {
+        let Some((is_next, key, found)) = opened else {
             return Err(fault.unwrap_or_else(|| ArchiveError::WrongKey.into()));
         };
-        if listed && device.next_key.is_some() {
-            info!(finished = is_next, "a rotation was interrupted");
+        if is_next {
+            info!("a rotation that was interrupted had reached the store");
             device = DeviceKeys { key: Some(key.clone()), next_key: None, ..device };
             self.key_store.save(self.id(), &device).await?;
         }
-        self.remember(&keyring)?;
+        self.remember(&found.keyring)?;
         let secret = device.slot_secret.as_ref().map(secret_of);
-        let mut keys = Keys { key, roots: Arc::new(roots), counter, slots: keyring.slots, secret };
+        let mut keys = Keys {
+            key,
+            roots: Arc::new(found.roots),
+            counter: found.highest,
+            slots: found.keyring.slots,
+            secret,
+        };
+        // On the evidence of a listing that may lack something nothing is given up.
         if listed
+            && found.clean
             && device.next_slot_secret.is_some()
             && let Err(fault) = self.finish_change(&mut keys, &mut device).await
         {
             warn!(error = %fault.error.text(), "a change of password waits to be finished");
         }
         Ok(Some(keys))
+    }
+
+    /// What a change of keys begins with: the keys as they are now, and nothing half done from before.
+    async fn open_for_change(&self) -> Result<Keys> {
+        let locked = || Fault::from(Error::KeyUnavailable("it was locked meanwhile".to_owned()));
+        let keys = self.open_on_device().await?.ok_or_else(locked)?;
+        let (candidates, listed) = self.candidates().await?;
+        let newest =
+            candidates.first().is_some_and(|(counter, keyring)| *counter == keys.counter && keyring.is_ok());
+        let mut device = self.key_store.load(self.id()).await?;
+        if device.next_slot_secret.is_some() {
+            let text = "an earlier change of the password is not finished; it ends when the vault answers";
+            return Err(Fault::new(
+                Error::VaultUnreachable(text.to_owned()),
+                chatkeep_planner::Retry::Backoff,
+            ));
+        }
+        if device.next_key.is_some() {
+            if !(listed && newest) {
+                let text = "an earlier rotation is not finished, and its keyring cannot be read";
+                return Err(Error::Corrupt(text.to_owned()).into());
+            }
+            // Its keyring never reached the store: the number is free.
+            device.next_key = None;
+            self.key_store.save(self.id(), &device).await?;
+        }
+        Ok(keys)
     }
 
     /// Makes the first keyring of a new archive.
@@ -215,12 +269,8 @@ impl Ring<'_> {
     }
 
     /// Changes the password: the archive has both keyslots, then the vault forgets the old one, then the archive does.
-    pub async fn change_password(
-        &self,
-        keys: &Keys,
-        old_secret: &SlotSecret,
-        new_password: &[u8],
-    ) -> Result<Keys> {
+    pub async fn change_password(&self, old_secret: &SlotSecret, new_password: &[u8]) -> Result<Keys> {
+        let keys = &self.open_for_change().await?;
         let old = keys.password_slot().ok_or_else(not_password_mode)?;
         let context = &self.id().0;
         let kdf = KdfParams::DEFAULT;
@@ -243,7 +293,8 @@ impl Ring<'_> {
     }
 
     /// Puts a slot that was just registered in the place of one that opens nothing any more.
-    pub async fn replace_password(&self, keys: &Keys, made: Registered) -> Result<Keys> {
+    pub async fn replace_password(&self, made: Registered) -> Result<Keys> {
+        let keys = &self.open_for_change().await?;
         let mut device = DeviceKeys {
             key: Some(keys.key.clone()),
             slot_secret: keys.secret.as_ref().map(bytes_of),
@@ -300,7 +351,8 @@ impl Ring<'_> {
     }
 
     /// Rotates: a new backup key, a new data root for what is sealed from now on. A password stays as it is.
-    pub async fn rotate(&self, keys: &Keys, new_key: BackupKey) -> Result<Keys> {
+    pub async fn rotate(&self, new_key: BackupKey) -> Result<Keys> {
+        let keys = &self.open_for_change().await?;
         let rewrapped = |slot: &Keyslot| match slot {
             Keyslot::Raw => Ok(Keyslot::Raw),
             Keyslot::Password(body) => {
@@ -334,20 +386,15 @@ impl Ring<'_> {
     }
 
     /// Keeps a key on this device that the user just proved to know.
-    pub async fn adopt(
-        &self,
-        key: BackupKey,
-        secret: Option<SlotSecret>,
-        (counter, keyring, roots): (u64, Keyring, DataRoots),
-    ) -> Result<Keys> {
-        let device = DeviceKeys {
-            key: Some(key.clone()),
-            slot_secret: secret.as_ref().map(bytes_of),
-            ..DeviceKeys::default()
-        };
+    pub async fn adopt(&self, key: BackupKey, secret: Option<SlotSecret>, found: Found) -> Result<Keys> {
+        let before = self.key_store.load(self.id()).await.unwrap_or_default();
+        let slot_secret = secret.as_ref().map(bytes_of).or(before.slot_secret);
+        let secret = slot_secret.as_ref().map(secret_of);
+        let device = DeviceKeys { key: Some(key.clone()), slot_secret, ..before };
         self.key_store.save(self.id(), &device).await?;
-        self.remember(&keyring)?;
-        Ok(Keys { key, roots: Arc::new(roots), counter, slots: keyring.slots, secret })
+        self.remember(&found.keyring)?;
+        let (counter, slots) = (found.highest, found.keyring.slots);
+        Ok(Keys { key, roots: Arc::new(found.roots), counter, slots, secret })
     }
 
     async fn publish(
@@ -385,7 +432,7 @@ fn explain(error: &ArchiveError) -> Fault {
     match error {
         ArchiveError::NewerFormat { .. } => Error::NewerFormat(text).into(),
         ArchiveError::Missing { .. } => Error::ObjectMissing(text).into(),
-        ArchiveError::Store(_) => Error::StoreUnreachable(text).into(),
+        ArchiveError::Store(_) => Fault::new(Error::StoreUnreachable(text), chatkeep_planner::Retry::Backoff),
         _ => Error::Corrupt(text).into(),
     }
 }

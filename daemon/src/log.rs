@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use chatkeep_crypto::DataRoots;
-use chatkeep_format::{ObjectName, entry_digest};
+use chatkeep_format::{Entry, ObjectName, entry_digest};
 use rand_core::{OsRng, RngCore};
 use tracing::{info, warn};
 
@@ -29,36 +29,62 @@ pub struct Log {
     pub waiting: VecDeque<Written>,
     /// The store was asked whether the log is still ours.
     pub confirmed: bool,
+    /// The chain in the store is broken: the next capture must be a base.
+    pub rebase: bool,
     /// Why nothing may be written; what is there can be restored all the same.
     pub blocked: Option<Fault>,
 }
 
+/// What the store says of a log that is known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Confirmed {
+    /// The chain below the newest entry has a hole: what comes next must be a base.
+    pub rebase: bool,
+}
+
 /// Opens the log: from the cache if there is one, else from the store.
 pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, spool: &Spool) -> Result<Log> {
-    if let Some(head) = catalogue.head(&archive.id) {
+    let Some(head) = catalogue.head(&archive.id).map_err(Fault::internal)? else {
+        let (mut head, rebase, blocked) = rebuild(archive, roots, catalogue).await?;
+        // The cache was lost, the queue was not: what continues the store's newest entry is ours.
         let spooled = spool.list()?;
-        let mut log = continue_spool(archive, roots, head, spooled);
-        if log.waiting.is_empty() {
-            spool.clear()?;
+        if let Some(first) = spooled.iter().find(|object| object.name == ObjectName::Entry(head.seq + 1))
+            && let Some(entry) =
+                read_spooled(archive, roots, first).filter(|(entry, _)| entry.prev == head.digest)
+        {
+            (head.writer_id, head.writer_epoch) = (entry.0.writer_id, entry.0.writer_epoch);
         }
-        match confirm(archive, &log).await {
-            Ok(()) => log.confirmed = true,
-            Err(ArchiveError::Store(error)) => {
-                info!(%error, "the log is confirmed when the store answers");
+        let log = continue_spool(archive, roots, head, spooled, spool);
+        if blocked.is_none() {
+            catalogue.advance(&archive.id, &log.stored, None).map_err(Fault::internal)?;
+        }
+        return Ok(Log { confirmed: true, rebase, blocked, ..log });
+    };
+    let mut log = continue_spool(archive, roots, head, spool.list()?, spool);
+    match confirm(archive, roots, &log).await {
+        Ok(confirmed) => (log.confirmed, log.rebase) = (true, confirmed.rebase),
+        Err(ArchiveError::Store(error)) => {
+            info!(%error, "the log is confirmed when the store answers");
+        }
+        Err(error) => {
+            if matches!(error, ArchiveError::WriterFenced { .. }) {
+                list_newer_points(archive, roots, catalogue, log.stored.seq).await;
             }
-            Err(error) => log.blocked = Some(error.into()),
+            log.blocked = Some(error.into());
         }
-        return Ok(log);
     }
-    // Without a head nobody knows what the spool continued.
-    spool.clear()?;
-    let (head, blocked) = rebuild(archive, roots, catalogue).await?;
-    Ok(Log { stored: head.clone(), written: head, waiting: VecDeque::new(), confirmed: true, blocked })
+    Ok(log)
 }
 
 /// Takes up what waits in the spool after `head`. Entries that do not continue it are dropped: the next capture has
 /// their content.
-fn continue_spool(archive: &Archive, roots: &DataRoots, head: Head, spooled: Vec<Spooled>) -> Log {
+fn continue_spool(
+    archive: &Archive,
+    roots: &DataRoots,
+    head: Head,
+    spooled: Vec<Spooled>,
+    spool: &Spool,
+) -> Log {
     let mut by_entry: BTreeMap<u64, Vec<Spooled>> = BTreeMap::new();
     for object in spooled {
         by_entry.entry(object.seq).or_default().push(object);
@@ -68,20 +94,32 @@ fn continue_spool(archive: &Archive, roots: &DataRoots, head: Head, spooled: Vec
         written: head,
         waiting: VecDeque::new(),
         confirmed: false,
+        rebase: false,
         blocked: None,
     };
     for (seq, objects) in by_entry {
-        if seq <= log.written.seq {
+        // Those up to the head are in the store: the note of it came before the removal.
+        let continued =
+            (seq > log.written.seq).then(|| continue_with(archive, roots, &log.written, seq, &objects));
+        if let Some(Some(written)) = continued {
+            log.written = written.head.clone();
+            log.waiting.push_back(written);
             continue;
         }
-        let Some(written) = continue_with(archive, roots, &log.written, seq, objects) else {
-            warn!(seq, "an object in the queue does not continue the log; the next capture replaces it");
-            break;
-        };
-        log.written = written.head.clone();
-        log.waiting.push_back(written);
+        if continued.is_some() {
+            warn!(seq, "an entry in the queue does not continue the log; the next capture replaces it");
+        }
+        if let Err(error) = spool.remove(&objects) {
+            warn!(%error, seq, "what the queue does not need any more cannot be removed");
+        }
     }
     log
+}
+
+fn read_spooled(archive: &Archive, roots: &DataRoots, object: &Spooled) -> Option<(Entry, [u8; 32])> {
+    let sealed = std::fs::read(&object.path).ok()?;
+    let entry = archive.open_entry(object.seq, roots, &sealed).ok()?;
+    Some((entry, entry_digest(&sealed)))
 }
 
 fn continue_with(
@@ -89,14 +127,15 @@ fn continue_with(
     roots: &DataRoots,
     after: &Head,
     seq: u64,
-    objects: Vec<Spooled>,
+    objects: &[Spooled],
 ) -> Option<Written> {
     let spooled = objects.iter().find(|object| object.name == ObjectName::Entry(seq))?;
-    let sealed = std::fs::read(&spooled.path).ok()?;
-    let entry = archive.open_entry(seq, roots, &sealed).ok()?;
+    let (entry, digest) = read_spooled(archive, roots, spooled)?;
     let continues = seq == after.seq + 1 && entry.prev == after.digest && entry.writer_id == after.writer_id;
-    continues.then(|| Written {
-        head: Head { seq, digest: entry_digest(&sealed), base_seq: entry.base_seq, ..after.clone() },
+    let mut packs = entry.databases.iter().flat_map(|database| &database.packs);
+    let whole = packs.all(|pack| objects.iter().any(|object| object.name == ObjectName::Pack(pack.name)));
+    (continues && whole).then(|| Written {
+        head: Head { seq, digest, base_seq: entry.base_seq, ..after.clone() },
         point: Point {
             seq,
             base_seq: entry.base_seq,
@@ -104,82 +143,123 @@ fn continue_with(
             bytes: objects.iter().map(|object| object.len).sum(),
             verified_us: 0,
         },
-        objects,
+        objects: objects.to_vec(),
     })
 }
 
-/// Asks the store whether the log is still ours.
-pub async fn confirm(archive: &Archive, log: &Log) -> Result<(), ArchiveError> {
+/// Asks the store whether the log is still ours, and whether the next entry can build on what is there.
+pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<Confirmed, ArchiveError> {
     let listing = archive.list().await?;
     let newest = listing.entries.keys().next_back().copied().unwrap_or(0);
     if newest < log.stored.seq {
         return Err(ArchiveError::RolledBack { expected: log.stored.seq, found: newest });
     }
     for seq in listing.entries.range(log.stored.seq + 1..).map(|(seq, _)| *seq) {
-        let key = || ObjectName::Entry(seq).store_key(&archive.id);
         let ours = log.waiting.iter().find(|written| written.head.seq == seq);
         let sealed = archive.get(ObjectName::Entry(seq)).await?;
         if ours.is_none_or(|written| written.head.digest != entry_digest(&sealed)) {
-            return Err(ArchiveError::WriterFenced { key: key() });
+            return Err(ArchiveError::WriterFenced { key: ObjectName::Entry(seq).store_key(&archive.id) });
         }
     }
-    Ok(())
+    let mut rebase = false;
+    if log.stored.seq > 0 {
+        let seq = log.stored.seq;
+        match archive.get(ObjectName::Entry(seq)).await {
+            Ok(sealed) if entry_digest(&sealed) == log.stored.digest => {}
+            // An entry of somebody else stands in the place of ours.
+            Ok(sealed) if archive.open_entry(seq, roots, &sealed).is_ok() => {
+                return Err(ArchiveError::WriterFenced {
+                    key: ObjectName::Entry(seq).store_key(&archive.id),
+                });
+            }
+            Err(ArchiveError::Store(error)) => return Err(ArchiveError::Store(error)),
+            Ok(_) | Err(_) => rebase = true,
+        }
+        let needed = log.stored.base_seq.max(1)..=seq;
+        rebase |= listing.entries.range(needed.clone()).count() as u64 != seq + 1 - needed.start();
+    }
+    if rebase {
+        warn!(
+            seq = log.stored.seq,
+            "entries are missing or damaged in the store; the next capture is a base"
+        );
+    }
+    Ok(Confirmed { rebase })
 }
 
-/// Reads the whole log, newest entry first, and fills the catalogue. Returns where a new writer continues, and what
-/// forbids it: never write after an entry that cannot be read.
+/// Entries that somebody else wrote after ours are points, too: they can be restored here.
+async fn list_newer_points(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, after: u64) {
+    let Ok(listing) = archive.list().await else { return };
+    for seq in listing.entries.range(after + 1..).map(|(seq, _)| *seq) {
+        if let Ok((entry, _, len)) = archive.entry(seq, roots).await
+            && let Err(error) = catalogue.put_point(&archive.id, &point_of(&entry, len))
+        {
+            warn!(%error, "the cache cannot be written");
+        }
+    }
+}
+
+fn point_of(entry: &Entry, len: u64) -> Point {
+    let packs = entry.databases.iter().flat_map(|database| &database.packs);
+    Point {
+        seq: entry.seq,
+        base_seq: entry.base_seq,
+        taken_at_us: entry.taken_at_us,
+        bytes: len + packs.map(|pack| pack.sealed_len).sum::<u64>(),
+        verified_us: 0,
+    }
+}
+
+/// Reads the whole log, newest entry first, and fills the catalogue. Returns where a new writer continues, whether it
+/// must begin with a base, and what forbids it: never write after an entry that cannot be read.
 async fn rebuild(
     archive: &Archive,
     roots: &DataRoots,
     catalogue: &Catalogue,
-) -> Result<(Head, Option<Fault>)> {
+) -> Result<(Head, bool, Option<Fault>)> {
     let listing = archive.list().await?;
     let mut head: Option<Head> = None;
-    let mut newer_prev: Option<[u8; 32]> = None;
-    let mut fault: Option<Fault> = None;
-    for seq in listing.entries.keys().rev() {
-        let (entry, digest, len) = match archive.entry(*seq, roots).await {
+    let mut newer: Option<(u64, [u8; 32])> = None;
+    let (mut rebase, mut fault) = (false, None);
+    for seq in listing.entries.keys().copied().rev() {
+        let in_chain = head.as_ref().is_some_and(|head: &Head| seq >= head.base_seq);
+        let (entry, digest, len) = match archive.entry(seq, roots).await {
             Ok(found) => found,
             // What cannot be reached now must not look like a shorter history.
             Err(ArchiveError::Store(error)) => return Err(error.into()),
             Err(error) => {
                 warn!(seq, %error, "an entry cannot be read, its point is not listed");
+                rebase |= in_chain;
                 if head.is_none() {
                     fault = fault.or(Some(error.into()));
                 }
-                newer_prev = None;
+                newer = None;
                 continue;
             }
         };
-        if newer_prev.is_some_and(|prev| prev != digest) {
-            warn!(seq, "the entry after this one does not name it; older points are not listed");
-            break;
+        if let Some((newer_seq, prev)) = newer {
+            if newer_seq != seq + 1 {
+                warn!(missing = seq + 1, "an entry is missing");
+                rebase |= in_chain;
+            } else if prev != digest {
+                warn!(seq, "the entry after this one does not name it; older points are not listed");
+                rebase |= in_chain;
+                break;
+            }
         }
-        newer_prev = Some(entry.prev);
+        newer = Some((seq, entry.prev));
         if head.is_none() {
-            head = Some(next_writer(*seq, digest, entry.base_seq, entry.digest_key, entry.writer_epoch));
+            head = Some(next_writer(seq, digest, entry.base_seq, entry.digest_key, entry.writer_epoch));
         }
-        let packs: u64 =
-            entry.databases.iter().flat_map(|database| &database.packs).map(|pack| pack.sealed_len).sum();
-        let point = Point {
-            seq: *seq,
-            base_seq: entry.base_seq,
-            taken_at_us: entry.taken_at_us,
-            bytes: len + packs,
-            verified_us: 0,
-        };
-        catalogue.put_point(&archive.id, &point).map_err(Fault::internal)?;
+        catalogue.put_point(&archive.id, &point_of(&entry, len)).map_err(Fault::internal)?;
     }
     let head = head.unwrap_or_else(|| {
         let mut digest_key = [0; 32];
         OsRng.fill_bytes(&mut digest_key);
         next_writer(0, [0; 32], 0, digest_key, 0)
     });
-    if fault.is_none() {
-        catalogue.advance(&archive.id, &head, None).map_err(Fault::internal)?;
-    }
     info!(seq = head.seq, writer_epoch = head.writer_epoch, "the log was read from the store");
-    Ok((head, fault))
+    Ok((head, rebase, fault))
 }
 
 /// A writer that was never here before, after entry `seq`.

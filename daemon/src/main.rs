@@ -57,6 +57,7 @@ fn main() -> ExitCode {
     // No core dump holds a key, and no other process of the user can read our memory.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     log_to_stderr();
+    end_on_panic();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -78,6 +79,18 @@ fn main() -> ExitCode {
     // A call that hangs in the file system must not hold up the end.
     runtime.shutdown_background();
     exit
+}
+
+/// A crash is safe, a service of which half is dead is not: a panic anywhere ends the process, and systemd starts it
+/// again.
+fn end_on_panic() {
+    let print = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        if !chatkeepd::catalogue::OPENING.load(std::sync::atomic::Ordering::SeqCst) {
+            std::process::abort();
+        }
+    }));
 }
 
 fn log_to_stderr() {

@@ -32,7 +32,7 @@ pub struct Registration {
 }
 
 /// Everything registered, by database id.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Registry {
     /// By id.

@@ -91,6 +91,7 @@ impl Source {
         let mut objects = 0;
         let mut newer: Option<Entry> = None;
         for older in plan.entries {
+            self.check_cancelled()?;
             let (entry, digest) = if older == seq {
                 (entry.clone(), None)
             } else {

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
+use chatkeep_format::ArchiveId;
 use chatkeep_ipc::{Details, Error, JobId, JobOutcome, JobState, NewJob, Reply, VaultState};
 use chatkeep_planner::{Command as Plan, Event as Happened, Millis, Retry, Scheduler, SourceId, UploadId};
 use chatkeep_store::Store;
@@ -58,6 +59,8 @@ pub struct Service {
     scheduler: Scheduler,
     jobs: BTreeMap<JobId, Running>,
     pause: Option<Pause>,
+    /// Archives of unregistered sources whose followers have not ended yet.
+    leaving: BTreeMap<SourceId, ArchiveId>,
     next_source: u32,
     next_upload: u64,
     /// Stores that did not answer lately.
@@ -85,6 +88,7 @@ impl Service {
             scheduler,
             jobs: BTreeMap::new(),
             pause: None,
+            leaving: BTreeMap::new(),
             next_source: 0,
             next_upload: 0,
             silent_stores: BTreeSet::new(),
@@ -100,8 +104,9 @@ impl Service {
     fn connect(&mut self) -> anyhow::Result<()> {
         let with_archives = self.registry.database.values().filter(|known| known.archive.is_some());
         let used = with_archives.map(|known| known.store.clone()).collect();
-        self.stores = crate::stores::open_all(&self.config.store, &used)?;
+        let stores = crate::stores::open_all(&self.config.store, &used)?;
         self.pins = crate::stores::pins(&self.config.vault)?;
+        self.stores = stores;
         Ok(())
     }
 
@@ -122,6 +127,7 @@ impl Service {
     /// What happens next after `event`.
     pub fn handle(&mut self, event: Event, now: Millis) -> Vec<Command> {
         self.now = now;
+        self.end_pause_in_time();
         match event {
             Event::Call(call) => self.call(call),
             Event::Reload => {
@@ -145,7 +151,17 @@ impl Service {
         let reopen = self.sources.values().filter_map(|source| source.reopen).min();
         let progress = self.sources.values().any(|source| !source.waiters.is_empty());
         let progress = progress.then_some(Millis(self.now.0 + 250));
-        [self.scheduler.next_deadline(), reopen, progress].into_iter().flatten().min()
+        let until_us = self.pause.as_ref().and_then(|pause| pause.until_us);
+        let resume =
+            until_us.map(|at| Millis(self.now.0 + at.saturating_sub(crate::clock::now_us()) / 1000 + 1));
+        [self.scheduler.next_deadline(), reopen, progress, resume].into_iter().flatten().min()
+    }
+
+    fn end_pause_in_time(&mut self) {
+        let now_us = crate::clock::now_us();
+        if self.pause.as_ref().is_some_and(|pause| pause.until_us.is_some_and(|until| until <= now_us)) {
+            self.resume();
+        }
     }
 
     fn stop(&mut self) {
@@ -165,31 +181,26 @@ impl Service {
 
     /// Databases that the configuration names are registered like those of apps.
     fn add_configured(&mut self) {
-        let mut changed = false;
+        let mut registry = self.registry.clone();
         for source in self.config.source.clone() {
             let store = source.store.or_else(|| self.config.store.first().map(|store| store.name.clone()));
             let store = store.unwrap_or_default();
-            let entry = self.registry.database.entry(source.name.clone()).or_insert_with(|| {
-                changed = true;
-                Registration {
-                    display_name: source.name.clone(),
-                    app_id: String::new(),
-                    path: source.path.clone(),
-                    store: store.clone(),
-                    archive: None,
-                    vault: String::new(),
-                }
+            let entry = registry.database.entry(source.name.clone()).or_insert_with(|| Registration {
+                display_name: source.name.clone(),
+                app_id: String::new(),
+                path: source.path.clone(),
+                store: store.clone(),
+                archive: None,
+                vault: String::new(),
             });
-            if entry.path != source.path {
-                entry.path.clone_from(&source.path);
-                changed = true;
-            }
-            if entry.archive.is_none() && entry.store != store {
+            entry.path = source.path;
+            if entry.archive.is_none() {
                 entry.store = store;
-                changed = true;
             }
         }
-        if changed && let Err(fault) = self.save_registry() {
+        if registry != self.registry
+            && let Err(fault) = self.change_registry(|known| *known = registry)
+        {
             warn!(error = %fault.error.text(), "the registrations could not be saved");
         }
     }
@@ -209,6 +220,11 @@ impl Service {
         let Some(source) = self.sources.get_mut(&number) else { return };
         source.reopen = None;
         let Some(id) = source.registration.archive else { return };
+        if source.opening || source.leaving || self.leaving.values().any(|left| *left == id) {
+            source.phase = Phase::Opening;
+            source.open_again = true;
+            return;
+        }
         let Some(store) = self.stores.get(&source.registration.store).cloned() else {
             let text = format!("the store `{}` is not configured", source.registration.store);
             source.phase = Phase::Failed;
@@ -216,6 +232,7 @@ impl Service {
             return;
         };
         source.phase = Phase::Opening;
+        source.opening = true;
         let pins = self.pins_for(&self.sources[&number].registration.vault);
         self.out.push(Command::Open { source: number, archive: Archive { store, id }, pins });
     }
@@ -234,8 +251,13 @@ impl Service {
             .ok_or_else(|| Error::NotFound(format!("there is no database `{id}`")))
     }
 
-    fn save_registry(&self) -> Result<()> {
-        self.registry.save(&self.tools.paths.data.join("registrations.toml")).map_err(Fault::internal)
+    /// Changes the registrations, durably or not at all.
+    fn change_registry<T>(&mut self, change: impl FnOnce(&mut Registry) -> T) -> Result<T> {
+        let mut registry = self.registry.clone();
+        let result = change(&mut registry);
+        registry.save(&self.tools.paths.data.join("registrations.toml")).map_err(Fault::internal)?;
+        self.registry = registry;
+        Ok(result)
     }
 
     /// How entries of this source are made; nothing while it is not open.

@@ -46,6 +46,8 @@ pub struct Waiter {
     pub capture: u64,
     /// The entry that has to be in the store, once it is known.
     pub until_seq: Option<u64>,
+    /// Captures that found no quiet moment since.
+    pub busy: u32,
 }
 
 /// New digits that were shown and not typed back yet.
@@ -72,8 +74,14 @@ pub struct Source {
     pub opened: Option<Arc<Opened>>,
     /// Its log.
     pub log: Option<Log>,
+    /// Its archive is being opened; and then opened once more.
+    pub opening: bool,
+    /// Something changed meanwhile.
+    pub open_again: bool,
     /// A follower runs.
     pub following: bool,
+    /// One is just leaving: no other may begin.
+    pub leaving: bool,
     /// The database is there.
     pub found: bool,
     /// The capture under way: its flag to stop it, its bytes.
@@ -146,7 +154,10 @@ impl Source {
             phase: Phase::Off,
             opened: None,
             log: None,
+            opening: false,
+            open_again: false,
             following: false,
+            leaving: false,
             found: false,
             capturing: None,
             captures: 0,

@@ -8,6 +8,7 @@
 //!
 //! A pack whose entry never came (the capture was cut off) is swept at start.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -45,12 +46,10 @@ impl Spool {
             }
         }
         let waiting = spool.list()?;
-        for object in &waiting {
-            let published =
-                waiting.iter().any(|o| o.seq == object.seq && matches!(o.name, ObjectName::Entry(_)));
-            if !published {
-                std::fs::remove_file(&object.path)?;
-            }
+        let is_entry = |object: &&Spooled| matches!(object.name, ObjectName::Entry(_));
+        let published: BTreeSet<u64> = waiting.iter().filter(is_entry).map(|object| object.seq).collect();
+        for object in waiting.iter().filter(|object| !published.contains(&object.seq)) {
+            std::fs::remove_file(&object.path)?;
         }
         Ok(spool)
     }
@@ -84,25 +83,24 @@ impl Spool {
         Ok(found.into_iter().map(|(_, object)| object).collect())
     }
 
-    /// Forgets the objects of entry `seq`: they are in the store.
-    pub fn remove(&self, seq: u64) -> io::Result<()> {
-        // The entry first: packs without an entry are swept, an entry without packs would be a hole.
-        let mut objects: Vec<_> = self.list()?.into_iter().filter(|o| o.seq == seq).collect();
-        objects.reverse();
-        for object in objects {
-            std::fs::remove_file(object.path)?;
+    /// Forgets objects that are in the store: the entry first. Packs without an entry are swept, an entry without its
+    /// packs would be a hole.
+    pub fn remove(&self, objects: &[Spooled]) -> io::Result<()> {
+        for object in objects.iter().rev() {
+            match std::fs::remove_file(&object.path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
         }
         Ok(())
     }
 
-    /// Drops the packs of a capture that came to nothing.
-    pub fn discard_packs(&self, seq: u64) -> io::Result<()> {
-        for object in self.list()?.into_iter().filter(|o| o.seq == seq) {
-            if matches!(object.name, ObjectName::Pack(_)) {
-                std::fs::remove_file(object.path)?;
-            }
+    /// Drops whatever there is of a capture that came to nothing, as far as it can be dropped.
+    pub fn drop_entry(&self, seq: u64) {
+        let objects = self.list().unwrap_or_default().into_iter().filter(|object| object.seq == seq);
+        if let Err(error) = self.remove(&objects.collect::<Vec<_>>()) {
+            tracing::warn!(%error, seq, "what a failed capture left cannot be removed");
         }
-        Ok(())
     }
 
     /// Drops everything: the queue continues nothing that is in the store.
@@ -120,10 +118,16 @@ impl Spool {
 
     fn write(&self, name: &str, body: &[u8]) -> io::Result<()> {
         let temporary = self.folder.join(format!("{name}.tmp"));
-        let mut file = std::fs::File::create(&temporary)?;
-        file.write_all(body)?;
-        file.sync_data()?;
-        std::fs::rename(&temporary, self.folder.join(name))
+        let write = || {
+            let mut file = std::fs::File::create(&temporary)?;
+            file.write_all(body)?;
+            file.sync_data()?;
+            std::fs::rename(&temporary, self.folder.join(name))
+        };
+        write().inspect_err(|_| {
+            // On a full disk every bit of room counts.
+            let _ = std::fs::remove_file(&temporary);
+        })
     }
 
     fn describe(&self, seq: u64, name: ObjectName, position: u32, len: usize) -> Spooled {
@@ -168,7 +172,7 @@ mod tests {
         let packs = (0..3).map(|i| ObjectName::Pack([i; 16]));
         assert_eq!(names, packs.chain([ObjectName::Entry(5), ObjectName::Entry(6)]).collect::<Vec<_>>());
         assert_eq!(listed[3], entry);
-        spool.remove(5).unwrap();
+        spool.remove(&listed[..4]).unwrap();
         assert_eq!(spool.list().unwrap().len(), 1);
     }
 

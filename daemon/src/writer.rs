@@ -97,34 +97,34 @@ impl Writer {
                 Err(_) => Ok(PageSet::default()),
             };
             drop(collector);
-            let packs = sealer.join().expect("the sealer does not panic");
-            let captured = captured?;
-            Ok((captured, packs?, inline?))
+            // What stopped the sealer stopped the capture, too: it is the cause.
+            let packs = sealer.join().expect("the sealer does not panic")?;
+            Ok((captured?, packs, inline?))
         })
     }
 
     fn seal_packs(&self, seq: u64, incoming: &Receiver<ToSealer>) -> io::Result<Packs> {
         let mut packs: Packs = Vec::new();
+        let mut position = 0;
         while let Ok(message) = incoming.recv() {
             match message {
                 ToSealer::Restart => {
                     packs.clear();
-                    self.spool.discard_packs(seq)?;
+                    self.spool.drop_entry(seq);
                 }
                 ToSealer::Pack(pages) => {
                     let body = pages.encode();
                     let name = pack_name(&self.roots, &body);
-                    // The same content twice in one capture is one object.
-                    packs.retain(|(pack, _)| pack.name != name);
-                    let sealed = seal(
-                        &self.archive,
-                        ObjectName::Pack(name),
-                        &self.roots,
-                        &body,
-                        self.level,
-                        &mut OsRng,
-                    );
-                    let spooled = self.spool.put_pack(seq, packs.len() as u32, name, &sealed)?;
+                    // The same content twice in one capture is one object; the later place in the order counts.
+                    if let Some(at) = packs.iter().position(|(pack, _)| pack.name == name) {
+                        let known = packs.remove(at);
+                        packs.push(known);
+                        continue;
+                    }
+                    let object = ObjectName::Pack(name);
+                    let sealed = seal(&self.archive, object, &self.roots, &body, self.level, &mut OsRng);
+                    let spooled = self.spool.put_pack(seq, position, name, &sealed)?;
+                    position += 1;
                     let pack = PackRef { name, sealed_len: sealed.len() as u64, pages: pages.len() as u32 };
                     packs.push((pack, spooled));
                 }

@@ -110,6 +110,7 @@ impl World {
             written: log.written.clone(),
             waiting: log.waiting.iter().cloned().collect(),
             writer: writer.clone(),
+            rebase: log.rebase,
             links: true,
         };
         let follower = Follower::start(start, events).unwrap();
@@ -141,7 +142,10 @@ impl World {
                     publishes: (at == last).then(|| written.clone()),
                     confirm: (!log.confirmed).then(|| Box::new(log.clone())),
                 };
-                chatkeepd::hands::upload(&catalogue, order).await?;
+                if chatkeepd::hands::upload(&catalogue, order).await?.spoiled {
+                    spool.clear().unwrap();
+                    return Err(Fault::internal("the queue is damaged"));
+                }
                 log.confirmed = true;
             }
             log.stored = written.head.clone();
@@ -262,6 +266,50 @@ async fn an_older_store_is_noticed() {
     chatkeep_store::Store::delete(world.store.inner(), &newest).await.unwrap();
     let fault = world.back_up().await.unwrap_err();
     assert!(matches!(fault.error, Error::RollbackDetected(_)), "{fault:?}");
+}
+
+/// An entry in the middle of the chain is lost: what comes next builds on nothing that is not there.
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_hole_in_the_chain_the_next_point_restores() {
+    for lost_cache in [false, true] {
+        let mut world = World::new();
+        for _ in 0..3 {
+            world.back_up().await.unwrap();
+            world.write(5);
+        }
+        let key = chatkeep_format::ObjectName::Entry(2).store_key(&world.archive().id);
+        let key = chatkeep_store::StoreKey::try_from(key).unwrap();
+        chatkeep_store::Store::delete(world.store.inner(), &key).await.unwrap();
+        if lost_cache {
+            std::fs::remove_dir_all(world.state().join("cache")).unwrap();
+        }
+        world.back_up().await.unwrap();
+        assert_eq!(world.restore(4).await, world.rows, "lost cache: {lost_cache}");
+    }
+}
+
+/// What lies in the queue is damaged before it is uploaded: it is not announced, and the next capture replaces it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_queue_is_not_announced() {
+    for what in ["entry", "pack"] {
+        let mut world = World::new();
+        world.store.crash_at_call_where(1, LastCall::IsLost);
+        world.back_up().await.expect_err("the power went off");
+        world.store.power_on();
+        let queue = world.state().join("spool").join(world.archive().id.to_string());
+        let spoiled = std::fs::read_dir(&queue).unwrap().map(|entry| entry.unwrap().path());
+        let spoiled = spoiled.into_iter().find(|path| path.to_string_lossy().contains(what)).unwrap();
+        let mut bytes = std::fs::read(&spoiled).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::write(&spoiled, bytes).unwrap();
+        // The first life may end at the damage; the one after it begins without what was damaged.
+        let _ = world.back_up().await;
+        world.write(5);
+        world.back_up().await.unwrap();
+        world.assert_every_recovery_point_restores().await;
+        let newest = world.announced.last().unwrap().0;
+        assert_eq!(world.restore(newest).await, world.rows, "a damaged {what}");
+    }
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {

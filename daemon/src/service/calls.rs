@@ -155,11 +155,9 @@ impl Service {
             archive: None,
             vault: String::new(),
         };
-        self.registry.database.insert(id.clone(), registration.clone());
-        if let Err(fault) = self.save_registry() {
-            self.registry.database.remove(&id);
-            return Err(fault.error);
-        }
+        let added = registration.clone();
+        self.change_registry(|registry| registry.database.insert(id.clone(), added))
+            .map_err(|fault| fault.error)?;
         self.add_source(id.clone(), registration, false);
         Ok(id)
     }
@@ -182,16 +180,25 @@ impl Service {
         if self.sources[&number].configured {
             return Err(Error::Configured(format!("`{id}` stands in {}", self.config_path.display())));
         }
-        if let Some(known) = self.registry.database.remove(id)
-            && let Err(fault) = self.save_registry()
-        {
-            self.registry.database.insert(id.to_owned(), known);
-            return Err(fault.error);
-        }
-        self.fail_waiters(number, &Error::Cancelled("it was unregistered".to_owned()).into());
+        self.change_registry(|registry| registry.database.remove(id)).map_err(|fault| fault.error)?;
+        let gone = Error::Cancelled("it was unregistered".to_owned());
+        self.fail_waiters(number, &gone.clone().into());
         self.plan(Happened::SourceRemoved { source: number });
-        self.sources.remove(&number);
-        self.out.push(Command::Unfollow { source: number });
+        if let Some(source) = self.sources.remove(&number) {
+            if let Some((cancelled, _)) = &source.capturing {
+                cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+            for (job, _) in source.end_when_open {
+                self.end_job(&job, JobOutcome::Cancelled);
+            }
+            // The replies of parked calls are dropped, and their callers told.
+            if source.following || source.leaving {
+                if let Some(archive) = source.registration.archive {
+                    self.leaving.insert(number, archive);
+                }
+                self.out.push(Command::Unfollow { source: number });
+            }
+        }
         self.tools.server.remove_database(id);
         Ok(())
     }
@@ -224,7 +231,7 @@ impl Service {
         self.begin_job(&job, "backup", Some(number), false);
         let name = job.id.clone();
         self.update(number, |source| {
-            source.waiters.push(Waiter { job: name, capture: source.captures + 1, until_seq: None });
+            source.waiters.push(Waiter { job: name, capture: source.captures + 1, until_seq: None, busy: 0 });
         });
         self.plan(Happened::CaptureNow { source: number });
         Ok(job.id)
@@ -297,16 +304,8 @@ impl Service {
         let id: ArchiveId =
             remote_id.parse().map_err(|_| Error::NotFound(format!("`{remote_id}` is no archive's name")))?;
         check_file_name(file_name)?;
-        if let Some((known, _)) = self.registry.database.iter().find(|(_, known)| known.archive == Some(id)) {
-            return Err(Error::AlreadyRegistered(format!("this archive is `{known}` here")));
-        }
         let path = path_of(dir)?.join(file_name);
-        if let Some((known, _)) = self.registry.database.iter().find(|(_, known)| known.path == path) {
-            return Err(Error::AlreadyRegistered(format!(
-                "{} is watched as `{known}` already",
-                path.display()
-            )));
-        }
+        self.check_adoption(id, &path)?;
         let stem = Path::new(file_name).file_stem().map(|stem| stem.to_string_lossy().into_owned());
         let registration = Registration {
             display_name: name.or(stem).unwrap_or_else(|| file_name.to_owned()),
@@ -319,6 +318,23 @@ impl Service {
         let work =
             Work::Adopt { archive: Archive { store, id }, registration: Box::new(registration), restore };
         Ok(self.run(job, "adopt", None, false, work))
+    }
+
+    /// One archive is one source here, and one file is one source.
+    pub(super) fn check_adoption(&self, id: ArchiveId, path: &Path) -> Result<(), Error> {
+        for (name, known) in &self.registry.database {
+            if known.archive == Some(id) {
+                return Err(Error::AlreadyRegistered(format!("this archive is `{name}` here")));
+            }
+            if known.path == path {
+                let text = format!("{} is watched as `{name}` already", path.display());
+                return Err(Error::AlreadyRegistered(text));
+            }
+        }
+        if path.to_str().is_none() {
+            return Err(Error::InvalidArgument("the path is not UTF-8".to_owned()));
+        }
+        Ok(())
     }
 
     fn list_remote(&mut self, name: &str, reply: Reply<Vec<chatkeep_ipc::RemoteArchive>>) {
@@ -418,9 +434,10 @@ impl Service {
                 self.add_source(id, registration, configured);
             }
         }
-        let failed = self.sources.iter().filter(|(_, source)| source.phase == Phase::Failed);
+        let failed =
+            self.sources.iter().filter(|(_, source)| matches!(source.phase, Phase::Failed | Phase::Blocked));
         for number in failed.map(|(number, _)| *number).collect::<Vec<_>>() {
-            self.open(number);
+            self.restart(number);
         }
         Ok(())
     }
@@ -465,11 +482,28 @@ impl Service {
     }
 }
 
+/// Whether whoever made a call that was kept does not wait for its answer any more.
+pub(super) fn is_abandoned(call: &Call) -> bool {
+    match call {
+        Call::ListRecoveryPoints { reply, .. } => reply.is_closed(),
+        Call::BackupNow { reply, .. }
+        | Call::RestoreTo { reply, .. }
+        | Call::Verify { reply, .. }
+        | Call::ChangePassword { reply, .. }
+        | Call::RotateKey { reply, .. }
+        | Call::CheckSecret { reply, .. } => reply.is_closed(),
+        _ => false,
+    }
+}
+
 /// The path of an open file or folder, as the system names it now.
 fn path_of(file: &OwnedFd) -> Result<PathBuf, Error> {
     let unknown =
         |error: std::io::Error| Error::InvalidArgument(format!("the file's path is unknown: {error}"));
     let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(unknown)?;
+    if path.to_str().is_none() {
+        return Err(Error::InvalidArgument("the path is not UTF-8".to_owned()));
+    }
     if !path.is_absolute() || std::fs::metadata(&path).is_err() {
         return Err(Error::InvalidArgument("the file has no path: it was deleted, or is none".to_owned()));
     }

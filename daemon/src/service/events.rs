@@ -10,7 +10,8 @@ use tracing::{debug, info, warn};
 use zbus::zvariant::{OwnedValue, Value};
 
 use super::Service;
-use crate::event::{Command, Event, Opened, Outcome, VaultSeen, Work};
+use super::calls::is_abandoned;
+use crate::event::{Command, Event, Opened, Outcome, Stored, VaultSeen, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::Captured;
 use crate::source::{Phase, PointSummary};
@@ -25,10 +26,15 @@ impl Service {
     pub(super) fn happened(&mut self, event: Event) {
         match event {
             Event::Opened { source, result } => self.opened(source, result),
-            Event::Found { source } => self.update(source, |source| {
-                source.found = true;
-                source.capture_fault = None;
-            }),
+            Event::Found { source } => {
+                self.update(source, |source| {
+                    source.found = true;
+                    source.capture_fault = None;
+                });
+                // What could not be captured while it was away can be now.
+                self.plan(Happened::StoreReachable { source });
+            }
+            Event::Unfollowed { source } => self.unfollowed(source),
             Event::Lost { source, fault } => self.lost(source, *fault),
             Event::Changed { source, pending_bytes } => {
                 self.update(source, |source| source.pending_bytes = pending_bytes);
@@ -36,7 +42,12 @@ impl Service {
             }
             Event::Captured { source, result } => self.captured(source, result),
             Event::Uploaded { source, upload, result } => self.uploaded(source, upload, result),
-            Event::JobEnded { job, result, vault } => self.job_ended(&job, result, vault.as_ref()),
+            Event::JobEnded { job, result, vault, keys } => {
+                if let Some(keys) = keys {
+                    self.take_keys(&job, *keys);
+                }
+                self.job_ended(&job, result, vault.as_ref());
+            }
             Event::FolderChanged { path } => {
                 debug!(path = %path.display(), "something appeared");
                 let missing = self.sources.iter().filter(|(_, source)| source.following && !source.found);
@@ -58,10 +69,6 @@ impl Service {
 
     fn tick(&mut self) {
         self.plan(Happened::Tick);
-        let now_us = crate::clock::now_us();
-        if self.pause.as_ref().is_some_and(|pause| pause.until_us.is_some_and(|until| until <= now_us)) {
-            self.resume();
-        }
         let due = self.sources.iter().filter(|(_, source)| source.reopen.is_some_and(|at| at <= self.now));
         for number in due.map(|(number, _)| *number).collect::<Vec<_>>() {
             self.open(number);
@@ -80,6 +87,11 @@ impl Service {
     fn opened(&mut self, number: SourceId, result: Result<Option<Box<Opened>>>) {
         let Some(source) = self.sources.get_mut(&number) else { return };
         source.reopen = None;
+        source.opening = false;
+        if std::mem::take(&mut source.open_again) {
+            self.open(number);
+            return;
+        }
         match result {
             Ok(Some(opened)) => {
                 source.open_failures = 0;
@@ -109,7 +121,9 @@ impl Service {
             self.end_job(&job, outcome);
         }
         let parked = self.sources.get_mut(&number).map(|source| std::mem::take(&mut source.parked));
-        parked.unwrap_or_default().into_iter().for_each(|call| self.call(call));
+        for call in parked.unwrap_or_default().into_iter().filter(|call| !is_abandoned(call)) {
+            self.call(call);
+        }
     }
 
     /// Begins to follow a source whose archive is open.
@@ -161,17 +175,65 @@ impl Service {
     /// Nothing may be written any more: reading and restoring stay possible.
     fn block(&mut self, number: SourceId, fault: &Fault) {
         self.fail_waiters(number, fault);
-        self.plan(Happened::SourceRemoved { source: number });
-        self.plan(Happened::SourceAdded { source: number });
-        self.out.push(Command::Unfollow { source: number });
+        self.let_go(number);
         self.update(number, |source| {
             warn!(database = %source.id, error = %fault.error.short_name(), text = %fault.error.text(), "nothing is written any more");
             source.phase = Phase::Blocked;
-            source.following = false;
-            source.capturing = None;
-            source.uploads.clear();
             source.store_fault = Some(fault.clone());
         });
+    }
+
+    /// Stops the follower and forgets what waits; the spool keeps it.
+    fn let_go(&mut self, number: SourceId) {
+        self.plan(Happened::SourceRemoved { source: number });
+        self.plan(Happened::SourceAdded { source: number });
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        if let Some((cancelled, _)) = source.capturing.take() {
+            cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+        }
+        source.uploads.clear();
+        source.held = false;
+        if std::mem::take(&mut source.following) {
+            source.leaving = true;
+            self.out.push(Command::Unfollow { source: number });
+        }
+    }
+
+    /// Opens an archive anew, as after a start.
+    pub(super) fn restart(&mut self, number: SourceId) {
+        self.let_go(number);
+        self.open(number);
+        self.show(number);
+    }
+
+    fn unfollowed(&mut self, number: SourceId) {
+        self.leaving.remove(&number);
+        // An order that its thread did not come to.
+        if self.scheduler.state(number).is_some_and(|view| view.capturing) {
+            self.plan(Happened::CaptureFailed { source: number, retry: Retry::Backoff });
+        }
+        if let Some(source) = self.sources.get_mut(&number) {
+            source.leaving = false;
+        }
+        let waiting = self.sources.iter_mut().filter(|(_, source)| source.open_again && !source.opening);
+        let waiting: Vec<SourceId> = waiting
+            .map(|(number, source)| {
+                source.open_again = false;
+                *number
+            })
+            .collect();
+        waiting.into_iter().for_each(|number| self.open(number));
+    }
+
+    /// The keys as they are after a change that failed half way.
+    fn take_keys(&mut self, job: &chatkeep_ipc::JobId, keys: crate::keyring::Keys) {
+        let number = self.jobs.get(job).and_then(|running| running.source);
+        let source = number.and_then(|number| self.sources.get_mut(&number));
+        if let Some(source) = source
+            && let Some(opened) = &source.opened
+        {
+            source.opened = Some(Arc::new(Opened { keys, ..(**opened).clone() }));
+        }
     }
 
     fn lost(&mut self, number: SourceId, fault: Fault) {
@@ -216,7 +278,13 @@ impl Service {
             Err(fault) => {
                 debug!(database = %source.id, error = %fault.error.text(), "the capture failed");
                 let retry = fault.retry();
-                if !matches!(fault.error, Error::DatabaseBusy(_)) {
+                // Once busy is bad luck, twice is an answer.
+                let patient = matches!(fault.error, Error::DatabaseBusy(_))
+                    && source.waiters.iter_mut().all(|waiter| {
+                        waiter.busy += 1;
+                        waiter.busy < 2
+                    });
+                if !patient {
                     self.fail_waiters(number, &fault);
                 }
                 self.update(number, |source| source.capture_fault = Some(fault));
@@ -240,11 +308,29 @@ impl Service {
         }
     }
 
-    fn uploaded(&mut self, number: SourceId, upload: UploadId, result: Result<()>) {
+    fn uploaded(&mut self, number: SourceId, upload: UploadId, result: Result<Stored>) {
         let Some(source) = self.sources.get_mut(&number) else { return };
+        if !source.uploads.contains_key(&upload) {
+            // Of a time before the source was let go.
+            self.plan(Happened::UploadDone { source: number, upload });
+            return;
+        }
         let store = source.registration.store.clone();
         match result {
-            Ok(()) => {
+            Ok(Stored { spoiled: true, .. }) => {
+                warn!(database = %source.id, "an object in the queue is damaged; the next capture replaces it");
+                let objects: Vec<_> = source.uploads.values().map(|(object, _)| object.clone()).collect();
+                if let Some(opened) = &source.opened
+                    && let Err(error) = opened.spool.remove(&objects)
+                {
+                    warn!(%error, "the queue cannot be cleared");
+                }
+                self.restart(number);
+            }
+            Ok(Stored { rebase, .. }) => {
+                if rebase {
+                    self.out.push(Command::Rebase { source: number });
+                }
                 source.store_fault = None;
                 let done = source.uploads.remove(&upload);
                 if let Some(log) = &mut source.log {
@@ -270,6 +356,10 @@ impl Service {
                 self.show(number);
             }
             Err(fault) => {
+                // Whatever comes back may be another store.
+                if let Some(log) = &mut source.log {
+                    log.confirmed = false;
+                }
                 self.saw_store(&store, Some(&fault), None);
                 if matches!(
                     fault.error,
@@ -326,15 +416,6 @@ impl Service {
                 Ok(None)
             }
             (Outcome::Rekeyed { keys, vault, rotated, warning }, Some(number)) => {
-                if !vault.is_empty() {
-                    self.change_registration(number, |registration| registration.vault = vault)?;
-                }
-                self.note_facts(number, |facts, now| {
-                    facts.secret_checked_us = now;
-                    if rotated {
-                        facts.key_created_us = now;
-                    }
-                });
                 let open = self.sources.get_mut(&number).is_some_and(|source| {
                     source.unconfirmed = None;
                     match &source.opened {
@@ -345,6 +426,15 @@ impl Service {
                         None => false,
                     }
                 });
+                self.note_facts(number, |facts, now| {
+                    facts.secret_checked_us = now;
+                    if rotated {
+                        facts.key_created_us = now;
+                    }
+                });
+                if !vault.is_empty() {
+                    self.change_registration(number, |registration| registration.vault = vault)?;
+                }
                 if !open {
                     self.open(number);
                 }
@@ -371,9 +461,12 @@ impl Service {
                 Ok(None)
             }
             (Outcome::Adopted { registration, restore, mode }, _) => {
+                if let Some(archive) = registration.archive {
+                    self.check_adoption(archive, &registration.path)?;
+                }
                 let id = self.registry.new_id(&registration.display_name);
-                self.registry.database.insert(id.clone(), (*registration).clone());
-                self.save_registry()?;
+                let added = (*registration).clone();
+                self.change_registry(|registry| registry.database.insert(id.clone(), added))?;
                 let number = self.add_source(id, *registration, false);
                 self.update(number, |source| {
                     source.restore_when_open = restore;
@@ -394,6 +487,7 @@ impl Service {
             return;
         };
         let now = crate::clock::now_us();
+        let points: BTreeSet<u64> = points.iter().copied().collect();
         for mut point in self.tools.catalogue.points(&archive) {
             if points.contains(&point.seq) {
                 point.verified_us = now;
@@ -422,12 +516,15 @@ impl Service {
         number: SourceId,
         change: impl FnOnce(&mut crate::registry::Registration),
     ) -> Result<()> {
-        let Some(source) = self.sources.get_mut(&number) else {
+        let Some(source) = self.sources.get(&number) else {
             return Err(Fault::internal("the database was unregistered meanwhile"));
         };
-        change(&mut source.registration);
-        self.registry.database.insert(source.id.clone(), source.registration.clone());
-        self.save_registry()
+        let (id, mut registration) = (source.id.clone(), source.registration.clone());
+        change(&mut registration);
+        let changed = registration.clone();
+        self.change_registry(|registry| registry.database.insert(id, changed))?;
+        self.update(number, |source| source.registration = registration);
+        Ok(())
     }
 
     /// Puts the newest point where the database belongs, for `adopt --restore`.
