@@ -143,7 +143,7 @@ fn finish(proof: Proof, seed: u64, rounds: u32, hits: usize, took: Duration) -> 
         json!({
             "seed": seed, "rounds": rounds, "captures": figures.captures, "restores": figures.restores,
             "corrupt": figures.corrupt, "points_lost": figures.points_lost, "backward": figures.backward,
-            "commits_lost_median_s": rounded(median), "commits_lost_worst_s": rounded(worst),
+            "capture_max_age": Settings::default().max_age, "commits_lost_median_s": rounded(median), "commits_lost_worst_s": rounded(worst),
             "kills": figures.kills, "changes_cut_off": figures.changes, "writer_errors": figures.writer_errors, "plaintext_hits": hits,
             "attempts_granted": figures.granted, "attempts_granted_under_fire": figures.granted_under_fire,
             "failures": figures.failures.len(), "seconds": took.as_secs(), "held": held,
