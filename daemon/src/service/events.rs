@@ -222,7 +222,9 @@ impl Service {
                 *number
             })
             .collect();
-        waiting.into_iter().for_each(|number| self.open(number));
+        for number in waiting {
+            self.open(number);
+        }
     }
 
     /// The keys as they are after a change that failed half way.
