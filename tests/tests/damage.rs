@@ -229,7 +229,9 @@ fn on_a_new_machine_what_does_not_need_the_damaged_object_restores() {
     let mut archive = archive();
     archive.machine.kill();
     let log = archive.objects("/log/");
-    let damages = DAMAGES.into_iter().filter(|(how, ..)| ["a flipped bit", "a newer version"].contains(how));
+    let damages = DAMAGES
+        .into_iter()
+        .filter(|(how, ..)| ["a flipped bit", "a newer version", "not there"].contains(how));
     for (how, damage, error) in damages {
         for damaged in [2, 3] {
             let file = &log[damaged - 1];
