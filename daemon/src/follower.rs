@@ -386,7 +386,8 @@ fn replay(database: &mut LiveDatabase, start: &Start, written: &Written) -> Resu
         }
     }
     let record = record.ok_or_else(|| Fault::internal("an entry is missing in the queue"))?;
-    database.replay(seq, record.page_size, record.page_count, &mut digests.into_iter())?;
+    let (page_size, page_count) = (record.page_size, record.page_count);
+    database.replay(seq, page_size, page_count, record.state_digest, &mut digests.into_iter())?;
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use crate::table::{Change, Header, Position, Table};
 use crate::tail::{Tail, Trouble};
 use crate::tracker::Tracker;
 use crate::types::{Capture, PageSink};
+use crate::watch::Event;
 
 /// The file is read in pieces of this many bytes.
 const PIECE_LEN: usize = 1 << 20;
@@ -309,6 +310,9 @@ impl LiveDatabase {
     fn attempt(&mut self, sink: &mut dyn PageSink, cancelled: &dyn Fn() -> bool) -> Result<Pass, Refused> {
         self.dirty.clear();
         self.source = Source::Unknown;
+        if !self.find_again()? {
+            return Err(CaptureError::Missing.into());
+        }
         self.drain()?;
         self.tracker = Tracker::restart(true);
         let db =
@@ -316,6 +320,10 @@ impl LiveDatabase {
         let stat = Stat::of_file(&db).map_err(doing("looking at the database"))?;
         let held = db.try_clone().map_err(doing("opening the database"))?;
         self.db = Some((held, stat.identity));
+        if self.watch.attach().map_err(doing("watching the folder"))? {
+            self.tracker.absorb(Event::Lost);
+            return Err(Refused::Moved("its folder was replaced"));
+        }
         match self.open_tail()? {
             Some(Ok(tail)) => self.scan_while_following(&db, tail, sink, cancelled),
             Some(Err(Trouble::Io(error))) => Err(doing("reading the log")(error).into()),

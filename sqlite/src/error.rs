@@ -32,6 +32,8 @@ pub enum GapReason {
     EventsLost,
     /// A capture that had read the whole file was not committed.
     Aborted,
+    /// More changed at once than is kept beside, or there was no room to keep it.
+    TooManyChanges,
 }
 
 impl GapReason {
@@ -51,6 +53,7 @@ impl GapReason {
             Self::PageSize => "page size",
             Self::EventsLost => "events lost",
             Self::Aborted => "aborted",
+            Self::TooManyChanges => "too many changes",
         }
     }
 }

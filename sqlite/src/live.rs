@@ -5,9 +5,10 @@
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::digest::xor;
+use crate::digest::{Digest, xor};
 use crate::dirty::Dirty;
 use crate::error::{CaptureError, GapReason, doing};
 use crate::os::{Identity, Paths, Stat, open_read, unsuitable_file_system};
@@ -25,6 +26,10 @@ const LOOK_PAUSE: Duration = Duration::from_millis(2);
 
 /// One live database of another program. Used by one thread.
 pub struct LiveDatabase {
+    /// The path as it was given: links in it may come to lead elsewhere.
+    pub(crate) given: PathBuf,
+    /// It led through a link from the beginning.
+    pub(crate) linked: bool,
     pub(crate) paths: Paths,
     pub(crate) key: [u8; 32],
     pub(crate) watch: Watch,
@@ -74,13 +79,17 @@ pub(crate) struct Pending {
 
 impl LiveDatabase {
     /// Opens the database, read-only, and loads its page table. Reads no page yet.
+    ///
+    /// When its path leads through a symbolic link, the link is followed wherever it comes to lead. A link that appears
+    /// in the path later is not: then the database is [`Unsupported`](CaptureError::Unsupported), and has to be opened
+    /// again.
     pub fn open(config: LiveConfig) -> Result<Self, CaptureError> {
         // SQLite keeps a log beside the file a symbolic link points to.
         let path = match std::fs::canonicalize(&config.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(CaptureError::Missing),
             other => other.map_err(doing("resolving the path of the database"))?,
         };
-        let LiveConfig { digest_key, state_dir, name, .. } = config;
+        let LiveConfig { path: given, digest_key, state_dir, name } = config;
         let paths = Paths::new(&path);
         let db = open_read(&paths.db).map_err(doing("opening the database"))?.ok_or(CaptureError::Missing)?;
         if let Some(name) = unsuitable_file_system(&db).map_err(doing("asking for the file system"))? {
@@ -104,6 +113,8 @@ impl LiveDatabase {
         let pages = header.map_or(0, |header| header.page_count);
         Ok(LiveDatabase {
             dirty: Dirty::new(state_dir.join(format!("{name}.spill")), DIRTY_MEMORY_MAX),
+            linked: given != path,
+            given,
             paths,
             key: digest_key,
             watch,
@@ -235,12 +246,14 @@ impl LiveDatabase {
 
     /// Brings the table up to entry `seq`, which was kept but not committed here before a crash.
     ///
-    /// Fails when the entry does not join on to the table: then [`forget`](Self::forget).
+    /// `expected` is the entry's state digest. Fails when the entry does not join on to the table, or does not make it
+    /// that state: then [`forget`](Self::forget).
     pub fn replay(
         &mut self,
         seq: u64,
         page_size: u32,
         page_count: u32,
+        expected: Digest,
         pages: &mut dyn Iterator<Item = (u32, [u8; 16])>,
     ) -> io::Result<()> {
         let lock_page = if page_size == 0 { 0 } else { crate::lock_byte_page(page_size) };
@@ -267,6 +280,12 @@ impl LiveDatabase {
                 Some((_, digest)) => xor(&mut state, digest),
                 None => xor(&mut state, self.table.digest(pgno).unwrap_or(&[0; 16])),
             }
+        }
+        if state != expected {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the page table and the entry are not the state that was captured",
+            ));
         }
         let facts = old.map_or(crate::digest::Facts::EMPTY, |old| old.facts);
         // The entry of a deleted database; one that is only empty costs a needless entry.

@@ -16,7 +16,7 @@ use crate::follow::Round;
 use crate::live::{LiveDatabase, Source};
 use crate::os::{Stat, being_written, open_read, read_at, reserved};
 use crate::table::Position;
-use crate::tail::{read_header, recover};
+use crate::tail::{Trouble, read_header, recover};
 use crate::tracker::Tracker;
 use crate::types::PageSink;
 
@@ -126,7 +126,12 @@ impl LiveDatabase {
             None => None,
         };
         let recovered = match &wal {
-            Some(wal) => recover(wal, &mut self.dirty).map_err(doing("reading the log"))?,
+            Some(wal) => match recover(wal, &mut self.dirty) {
+                Ok(recovered) => recovered,
+                Err(Trouble::Io(error)) => return Err(doing("reading the log")(error).into()),
+                Err(Trouble::Gap(reason)) => return Err(Refused::Moved(reason.as_str())),
+                Err(Trouble::Again) => return Err(Refused::Moved("its log moved")),
+            },
             None => None,
         };
         let page_size = match &recovered {

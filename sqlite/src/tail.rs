@@ -11,9 +11,18 @@
 //! the position are read as leftovers (R of them), then the new generation from its header (N). The index
 //! counts commits: `R + N == difference` means nothing was missed, for any number of resets, because R cannot
 //! exceed what the old generation had after the position and N is all that the newest has: a generation in
-//! between would make the difference larger. Two things could forge this equality, and both void it: an index
-//! made anew (its counter starts at 0; making it truncates the file, which is an event), and a commit frame
-//! whose writer was killed before it published it (its descriptor was closed, which is an event, too).
+//! between would make the difference larger.
+//!
+//! What could forge this equality is a counter that does not count on, or a leftover commit frame that was never
+//! counted and so makes up for a commit that was missed:
+//! - An index made anew: its counter starts at 0. Making it truncates the file, which is an event, and voids the proof.
+//! - A commit whose writer was killed before it published it. Its descriptor was closed: an event that voids it, too.
+//! - A commit frame repeated to fill a sector (`psow=0`): a repetition is not counted.
+//! - A commit whose writer could not finish it (the disk refused the sync) and lived on. No event tells. While the new
+//!   log is empty its index still has the checksum of the last frame published before, and the leftovers have to end
+//!   there. Else it needs all of this at once: such an error in the very last transaction of a generation, at least one
+//!   more generation unseen, and in those exactly as many commits as leftovers that were not counted. A commit missed
+//!   like this is captured as soon as its pages are written again, or the file is read as a whole.
 //!
 //! A reset can only happen when every frame of the old generation is in the database file. So whoever has
 //! missed nothing of the log knows every page that changed in the file: the base scan rests on this.
@@ -88,6 +97,8 @@ pub(crate) struct Tail {
     pub(crate) page_size: u32,
     /// Size of the database at the position; 0 when the log has told nothing yet.
     pub(crate) pages: u32,
+    /// What looks brought that came to nothing in the end.
+    carried: Step,
 }
 
 struct Run {
@@ -104,7 +115,17 @@ impl Tail {
         let header = read_index(&shm)?.ok_or(Trouble::Again)?;
         let (wal_id, shm_id) = (Stat::of_file(&wal)?.identity, Stat::of_file(&shm)?.identity);
         let at = At::Nothing(header.salt);
-        Ok(Tail { wal, shm, wal_id, shm_id, at, change: 0, page_size: header.page_size, pages: 0 })
+        Ok(Tail {
+            wal,
+            shm,
+            wal_id,
+            shm_id,
+            at,
+            change: 0,
+            page_size: header.page_size,
+            pages: 0,
+            carried: Step::default(),
+        })
     }
 
     /// Begins at a position of this log kept from earlier, if the log still has it: its header first, because after
@@ -160,12 +181,16 @@ impl Tail {
             At::Nothing(salt) => salt,
             At::Frame(chain) => chain.salt,
         };
-        let mut step = Step::default();
-        if header.salt == salt {
-            self.same_generation(header, dirty, &mut step)?;
+        let mut step = std::mem::take(&mut self.carried);
+        let taken = if header.salt == salt {
+            self.same_generation(header, dirty, &mut step)
         } else {
-            self.next_generation(header, evidence, dirty, &mut step)?;
+            self.next_generation(header, evidence, dirty, &mut step)
+        };
+        if taken.is_err() {
+            self.carried = step;
         }
+        taken?;
         self.change = header.change;
         self.pages = header.pages;
         Ok(step)
@@ -206,13 +231,16 @@ impl Tail {
             At::Nothing(salt) => self.start(salt)?,
             At::Frame(chain) => Some(chain),
         };
+        let seen = step.commits;
         if let Some(chain) = leftovers {
             self.take(chain, u32::MAX, dirty, step)?;
         }
         let before = step.commits;
         step.reset = true;
         if header.frames == 0 {
-            if evidence.proof && self.change != header.change {
+            let published = matches!(self.at, At::Frame(end) if end.checksum == header.checksum);
+            let adds_up = self.change == header.change && (before == seen || published);
+            if evidence.proof && !adds_up {
                 return Err(Trouble::Gap(GapReason::Missed));
             }
             self.at = At::Nothing(header.salt);
@@ -226,6 +254,7 @@ impl Tail {
         if ended.is_err() || (evidence.proof && old_change.wrapping_add(found) != header.change) {
             // The position stays where everything before it was taken over.
             (self.at, self.change) = (old_at, old_change);
+            step.commits = before;
             ended?;
             return Err(Trouble::Gap(GapReason::Missed));
         }
@@ -242,7 +271,7 @@ impl Tail {
     }
 
     /// Takes over whole transactions after `from`, up to frame `last`, and moves there.
-    fn take(&mut self, from: Chain, last: u32, dirty: &mut Dirty, step: &mut Step) -> io::Result<()> {
+    fn take(&mut self, from: Chain, last: u32, dirty: &mut Dirty, step: &mut Step) -> Result<(), Trouble> {
         let run = read_transactions(&self.wal, from, last, dirty)?;
         step.commits += run.commits;
         step.bytes_read += run.bytes_read;
@@ -334,14 +363,14 @@ pub(crate) fn read_header(wal: &File) -> io::Result<Option<Chain>> {
 
 /// What recovery would make of a log that nobody has open: all whole transactions from its beginning.
 /// Returns the chain at its end and the size of the database, `None` when there is nothing in it.
-pub(crate) fn recover(wal: &File, dirty: &mut Dirty) -> io::Result<Option<(Chain, u32)>> {
+pub(crate) fn recover(wal: &File, dirty: &mut Dirty) -> Result<Option<(Chain, u32)>, Trouble> {
     let Some(chain) = read_header(wal)? else { return Ok(None) };
     let mut last_pages = 0;
     let run = read_run(wal, chain, u32::MAX, dirty, &mut |pages| last_pages = pages)?;
     Ok((run.commits > 0).then_some((run.end, last_pages)))
 }
 
-fn read_transactions(wal: &File, from: Chain, last: u32, dirty: &mut Dirty) -> io::Result<Run> {
+fn read_transactions(wal: &File, from: Chain, last: u32, dirty: &mut Dirty) -> Result<Run, Trouble> {
     read_run(wal, from, last, dirty, &mut |_| {})
 }
 
@@ -351,11 +380,15 @@ fn read_run(
     last: u32,
     dirty: &mut Dirty,
     each_commit: &mut dyn FnMut(u32),
-) -> io::Result<Run> {
+) -> Result<Run, Trouble> {
+    // A run that failed may have left frames that nobody committed.
+    dirty.unstage();
     let mut run = Run { commits: 0, smallest: None, end: from, bytes_read: 0 };
     let mut chain = from;
     let frame_len = from.frame_len();
     let mut buffer = Vec::new();
+    // The frame before, if it was a commit: SQLite repeats it to fill a sector, and counts one commit.
+    let mut commit = Vec::new();
     'pieces: while chain.frame < last {
         let frames = ((last - chain.frame) as usize).min((PIECE_LEN / frame_len).max(1));
         // A leftover run has no known end: begin small, so that an ordinary reset stays cheap.
@@ -365,11 +398,18 @@ fn read_run(
         run.bytes_read += read as u64;
         for raw in buffer[..read].chunks_exact(frame_len) {
             let Some(frame) = chain.accept(raw) else { break 'pieces };
-            dirty.stage(frame.pgno, frame.image)?;
-            if frame.commit_pages != 0 {
+            if let Err(error) = dirty.stage(frame.pgno, frame.image) {
+                tracing::warn!(%error, "changed pages cannot be kept, the whole file has to be read");
+                return Err(Trouble::Gap(GapReason::TooManyChanges));
+            }
+            if frame.commit_pages == 0 {
+                commit.clear();
+            } else {
                 dirty.publish();
                 each_commit(frame.commit_pages);
-                run.commits += 1;
+                run.commits += u32::from(!same_frame(&commit, raw));
+                commit.clear();
+                commit.extend_from_slice(raw);
                 run.smallest =
                     Some(run.smallest.map_or(frame.commit_pages, |least| least.min(frame.commit_pages)));
                 run.end = chain;
@@ -381,6 +421,11 @@ fn read_run(
     }
     dirty.unstage();
     Ok(run)
+}
+
+/// The same page, database size and image; the running checksums differ.
+fn same_frame(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a[..8] == b[..8] && a[FRAME_HEADER_LEN..] == b[FRAME_HEADER_LEN..]
 }
 
 #[cfg(test)]
@@ -571,5 +616,101 @@ mod tests {
         }
         assert!(same.tail(&mut dirty).resume_at(&position).unwrap());
         assert!(!log.tail(&mut log.dirty()).resume_at(&position).unwrap());
+    }
+
+    #[test]
+    fn a_commit_frame_repeated_to_fill_a_sector_counts_once() {
+        let mut log = Log::new(*b"old salt");
+        for n in 1..=3 {
+            log.commit(n, 1);
+        }
+        let mut dirty = log.dirty();
+        let mut tail = log.tail(&mut dirty);
+        log.commit(4, 2);
+        for _ in 0..3 {
+            log.writer.frame(4, 9, 2);
+        }
+        log.reset(*b"new salt");
+        log.commit(5, 3);
+        let step = tail.advance(&log.publish(), CALM, &mut dirty).unwrap();
+        assert_eq!(step.commits, 2);
+    }
+
+    #[test]
+    fn a_repeated_commit_frame_does_not_stand_for_a_missed_commit() {
+        let mut log = Log::new(*b"old salt");
+        for n in 1..=3 {
+            log.commit(n, 1);
+        }
+        let mut dirty = log.dirty();
+        let mut tail = log.tail(&mut dirty);
+        log.commit(4, 2);
+        log.writer.frame(4, 9, 2);
+        log.reset(*b"newer !!");
+        log.commit(6, 4);
+        log.reset(*b"new salt");
+        log.commit(5, 3);
+        assert_gap(&tail.advance(&log.publish(), CALM, &mut dirty), GapReason::Missed);
+    }
+
+    #[test]
+    fn in_an_empty_new_log_the_leftovers_must_end_where_the_index_says() {
+        // The commit of page 5 was counted, or it failed and another one in a log in between was.
+        for (counted, salt) in [(true, *b"new salt"), (false, *b"newer !!")] {
+            let mut log = Log::new(*b"old salt");
+            log.commit(1, 1);
+            let mut dirty = log.dirty();
+            let mut tail = log.tail(&mut dirty);
+            log.commit(2, 1);
+            let mut last = log.writer.chain.checksum;
+            log.commit(5, 1);
+            if counted {
+                last = log.writer.chain.checksum;
+            }
+            log.reset(salt);
+            let header = IndexHeader { checksum: last, ..log.publish() };
+            let result = tail.advance(&header, CALM, &mut dirty);
+            if counted {
+                assert_eq!(result.unwrap().commits, 2);
+            } else {
+                assert_gap(&result, GapReason::Missed);
+            }
+        }
+    }
+
+    #[test]
+    fn frames_left_by_a_read_that_failed_are_never_published() {
+        let mut log = Log::new(*b"saltsalt");
+        let spill = log.folder.path().join("no folder/spill");
+        let mut dirty = Dirty::new(spill.clone(), PAGE_LEN as usize);
+        // Written ahead of a commit that never came; the second one finds no room.
+        log.writer.frame(2, 0, 7);
+        log.writer.frame(3, 0, 7);
+        log.flush();
+        let begin = |log: &Log| read_header(&log.wal()).unwrap().unwrap();
+        let failed = read_transactions(&log.wal(), begin(&log), u32::MAX, &mut dirty);
+        assert!(matches!(failed, Err(Trouble::Gap(GapReason::TooManyChanges))));
+        std::fs::create_dir(spill.parent().unwrap()).unwrap();
+        log.reset(*b"new salt");
+        log.commit(5, 3);
+        log.flush();
+        let run = read_transactions(&log.wal(), begin(&log), 1, &mut dirty).unwrap();
+        assert_eq!((run.commits, dirty.pages()), (1, vec![5]));
+    }
+
+    #[test]
+    fn what_a_look_brought_that_failed_in_the_end_is_told_by_the_next() {
+        let mut log = Log::new(*b"saltsalt");
+        log.commit(1, 1);
+        let mut dirty = log.dirty();
+        let mut tail = log.tail(&mut dirty);
+        log.writer.frame(2, 4, 1);
+        log.change += 1;
+        log.commit(3, 1);
+        let header = log.publish();
+        let ahead = IndexHeader { frames: header.frames + 1, ..header };
+        assert!(matches!(tail.advance(&ahead, CALM, &mut dirty), Err(Trouble::Again)));
+        let step = tail.advance(&header, CALM, &mut dirty).unwrap();
+        assert_eq!((step.commits, step.smallest), (2, Some(4)));
     }
 }

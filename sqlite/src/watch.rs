@@ -58,6 +58,8 @@ pub(crate) struct Watch {
     waker: Waker,
     folder: PathBuf,
     name: OsString,
+    /// The watch of the folder that had the name last; the kernel does not give its number away again soon.
+    current: Option<i32>,
     last_return: Instant,
 }
 
@@ -65,20 +67,29 @@ impl Watch {
     pub(crate) fn new(db: &Path) -> io::Result<Watch> {
         let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let folder = db.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let watch = Watch {
+        let mut watch = Watch {
             inotify,
             waker: Waker(Arc::new(wake)),
-            folder: folder.to_owned(),
-            name: db.file_name().unwrap_or_default().to_owned(),
+            folder: PathBuf::new(),
+            name: OsString::new(),
+            current: None,
             last_return: Instant::now(),
         };
+        watch.point_at(db);
         watch.attach()?;
         Ok(watch)
     }
 
-    /// Watches the folder that has the name now. Changes nothing if it is watched already.
-    pub(crate) fn attach(&self) -> io::Result<()> {
+    /// From the next [`attach`](Self::attach) on the events are those of this database.
+    pub(crate) fn point_at(&mut self, db: &Path) {
+        let folder = db.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        folder.clone_into(&mut self.folder);
+        db.file_name().unwrap_or_default().clone_into(&mut self.name);
+    }
+
+    /// Watches the folder that has the name now: a folder whose parent was moved away goes on to be watched, without
+    /// an event that tells. `true` when it was not this one that was watched until now.
+    pub(crate) fn attach(&mut self) -> io::Result<bool> {
         let flags = WatchFlags::MODIFY
             | WatchFlags::CLOSE_WRITE
             | WatchFlags::CREATE
@@ -87,8 +98,15 @@ impl Watch {
             | WatchFlags::DELETE_SELF
             | WatchFlags::MOVE_SELF
             | WatchFlags::ONLYDIR;
-        inotify::add_watch(&self.inotify, &self.folder, flags)?;
-        Ok(())
+        let watch = inotify::add_watch(&self.inotify, &self.folder, flags)?;
+        if self.current == Some(watch) {
+            return Ok(false);
+        }
+        if let Some(old) = self.current.replace(watch) {
+            // Fails when its folder is gone, and the watch with it.
+            let _ = inotify::remove_watch(&self.inotify, old);
+        }
+        Ok(true)
     }
 
     pub(crate) fn waker(&self) -> Waker {
@@ -128,6 +146,12 @@ impl Watch {
                 Err(error) => return Err(error.into()),
             };
             let flags = event.events();
+            if self.current != Some(event.wd()) && !flags.contains(ReadFlags::QUEUE_OVERFLOW) {
+                continue;
+            }
+            if flags.contains(ReadFlags::IGNORED) {
+                self.current = None;
+            }
             let lost = ReadFlags::QUEUE_OVERFLOW
                 | ReadFlags::IGNORED
                 | ReadFlags::UNMOUNT
@@ -164,5 +188,44 @@ impl Watch {
             b"-journal" => Some(Member::Journal),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn events(watch: &mut Watch) -> Vec<Event> {
+        let mut events = Vec::new();
+        watch.drain(|event| events.push(event)).unwrap();
+        events
+    }
+
+    #[test]
+    fn the_folder_that_has_the_name_is_watched_and_no_other() {
+        let top = tempfile::tempdir().unwrap();
+        let (parent, away) = (top.path().join("parent"), top.path().join("away"));
+        let db = parent.join("folder/db");
+        std::fs::create_dir_all(db.parent().unwrap()).unwrap();
+        let mut watch = Watch::new(&db).unwrap();
+        assert!(!watch.attach().unwrap(), "it is watched already");
+        std::fs::rename(&parent, &away).unwrap();
+        watch.attach().unwrap_err();
+        std::fs::create_dir_all(db.parent().unwrap()).unwrap();
+        assert_eq!(events(&mut watch), [], "the kernel does not tell");
+        assert!(watch.attach().unwrap());
+        std::fs::write(away.join("folder/db"), b"old").unwrap();
+        assert_eq!(events(&mut watch), []);
+        std::fs::write(&db, b"new").unwrap();
+        let new = [Event::Created(Member::Db), Event::Written(Member::Db), Event::Closed(Member::Db)];
+        assert_eq!(events(&mut watch), new);
+        // Removed and made again: the watch went with the folder.
+        std::fs::remove_dir_all(&parent).unwrap();
+        assert!(events(&mut watch).contains(&Event::Lost));
+        std::fs::create_dir_all(db.parent().unwrap()).unwrap();
+        assert!(watch.attach().unwrap());
+        std::fs::write(&db, b"new").unwrap();
+        assert_eq!(events(&mut watch), new);
     }
 }

@@ -157,6 +157,87 @@ fn a_file_renamed_over_the_database_is_compared_with_it() {
 }
 
 #[test]
+fn a_folder_made_anew_under_the_same_name_is_watched() {
+    for moved_away in [true, false] {
+        let mut world = World::new();
+        // The folder's parent moves: the folder itself sees nothing of it.
+        let db = world.folder.path().join("parent/folder/chat.db");
+        let parent = world.folder.path().join("parent");
+        std::fs::create_dir_all(db.parent().unwrap()).unwrap();
+        std::fs::rename(world.folder.path().join("app"), world.folder.path().join("unused")).unwrap();
+        std::os::unix::fs::symlink(db.parent().unwrap(), world.folder.path().join("app")).unwrap();
+        let mut app = rollback(&world);
+        app.insert(5);
+        world.capture();
+        app.close();
+        if moved_away {
+            std::fs::rename(&parent, world.folder.path().join("away")).unwrap();
+        } else {
+            std::fs::remove_dir_all(&parent).unwrap();
+            assert_eq!(world.live().look().unwrap().mode, Mode::Gone);
+        }
+        std::fs::create_dir_all(db.parent().unwrap()).unwrap();
+        let mut app = rollback(&world);
+        app.insert(9);
+        assert_eq!(world.live().look().unwrap().gap, Some(GapReason::Replaced));
+        world.capture();
+        world.assert_stored_is_the_file();
+        // The scan and its looks used up what had been noticed: only a live watch tells of the next write.
+        assert!(!world.live().look().unwrap().changed);
+        world.live().wait(Duration::ZERO).unwrap();
+        app.insert(1);
+        assert!(world.live().wait(Duration::from_secs(20)).unwrap());
+        assert!(world.live().look().unwrap().gap.is_some());
+    }
+}
+
+#[test]
+fn a_link_that_leads_elsewhere_now_is_followed_there() {
+    let mut world = World::new();
+    let (one, two) = (world.folder.path().join("one"), world.folder.path().join("two"));
+    for folder in [&one, &two] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    let link = world.folder.path().join("app");
+    std::fs::remove_dir(&link).unwrap();
+    std::os::unix::fs::symlink(&one, &link).unwrap();
+    let mut app = App::wal(&world.db());
+    app.insert(5);
+    world.capture();
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&two, &link).unwrap();
+    let mut other = App::wal(&two.join("chat.db"));
+    other.run("PRAGMA user_version = 6;");
+    app.insert(1);
+    assert_eq!(world.live().look().unwrap().gap, Some(GapReason::Replaced));
+    assert_eq!(world.capture().user_version, 6);
+    other.run("PRAGMA user_version = 7;");
+    let look = world.live().look().unwrap();
+    assert_eq!((look.gap, look.commits), (None, 1));
+    assert_eq!(world.capture().user_version, 7);
+    other.close();
+    world.assert_stored_is_the_file();
+}
+
+#[test]
+fn a_link_that_appears_in_the_path_is_not_followed() {
+    let mut world = World::new();
+    let mut app = App::wal(&world.db());
+    app.insert(5);
+    app.close();
+    world.capture();
+    let elsewhere = world.folder.path().join("elsewhere.db");
+    std::fs::rename(world.db(), &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, world.db()).unwrap();
+    assert!(matches!(world.live().look(), Err(CaptureError::Unsupported { .. })));
+    assert!(matches!(world.try_capture(), Err(CaptureError::Unsupported { .. })));
+    // Opened again it is what the caller wants.
+    world.restart();
+    world.capture();
+    world.assert_stored_is_the_file();
+}
+
+#[test]
 fn another_page_size_is_a_new_base() {
     let mut world = World::new();
     let mut app = rollback(&world);

@@ -291,12 +291,24 @@ fn an_entry_kept_but_not_committed_is_replayed_after_a_crash() {
         world.store.new.iter().map(|(pgno, image)| (*pgno, page_digest(&KEY, *pgno, image))).collect();
     world.keep(&kept);
     world.restart();
-    world.live().replay(2, kept.page_size, kept.page_count, &mut digests.clone().into_iter()).unwrap();
+    // An entry that does not add up to its state is refused.
+    let lacking = &mut digests.iter().skip(1).copied();
+    let refused =
+        world.live().replay(2, kept.page_size, kept.page_count, kept.state_digest, lacking).unwrap_err();
+    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidData);
+    assert_eq!(world.live().table_seq(), Some(1));
+    world
+        .live()
+        .replay(2, kept.page_size, kept.page_count, kept.state_digest, &mut digests.clone().into_iter())
+        .unwrap();
     assert_eq!(world.live().table_seq(), Some(2));
     world.seq = 2;
     assert!(world.capture().unchanged);
     // An entry that does not join on is refused.
-    world.live().replay(2, kept.page_size, kept.page_count, &mut digests.into_iter()).unwrap_err();
+    world
+        .live()
+        .replay(2, kept.page_size, kept.page_count, kept.state_digest, &mut digests.into_iter())
+        .unwrap_err();
     world.live().forget().unwrap();
     assert_eq!(world.live().table_seq(), None);
     assert!(world.capture().is_base);
@@ -312,9 +324,30 @@ fn a_base_entry_is_replayed_without_a_table() {
         world.store.new.iter().map(|(pgno, image)| (*pgno, page_digest(&KEY, *pgno, image))).collect();
     world.keep(&kept);
     world.restart();
-    world.live().replay(1, kept.page_size, kept.page_count, &mut digests.into_iter()).unwrap();
+    world
+        .live()
+        .replay(1, kept.page_size, kept.page_count, kept.state_digest, &mut digests.into_iter())
+        .unwrap();
     world.seq = 1;
     app.insert(1);
     let capture = world.capture();
     assert!(!capture.is_base && capture.changed_pages < 6);
+}
+
+#[test]
+fn a_log_continued_without_its_index_after_a_crash_is_not_taken_as_read() {
+    let mut world = World::new();
+    let mut app = App::wal(&world.db());
+    app.insert(5);
+    world.capture();
+    app.kill();
+    // With an index in its own memory, so that the one beside the log stays as it was.
+    let mut app = App::open(&world.db());
+    app.run("PRAGMA locking_mode = EXCLUSIVE;");
+    app.run("PRAGMA user_version = 3;");
+    app.close();
+    assert!(!world.names().contains(&"chat.db-wal".to_owned()));
+    assert!(world.live().look().unwrap().gap.is_some());
+    assert_eq!(world.capture().user_version, 3);
+    world.assert_stored_is_the_file();
 }

@@ -146,7 +146,11 @@ fn prepare(database: &mut Database, options: &Options) -> Result<u64> {
     ))?;
     let seed = database.number("SELECT value FROM meta WHERE key = 'seed'")?;
     let mut rows = database.number("SELECT coalesce(max(id), 0) FROM history")?;
-    while options.prefill_mb > 0 && std::fs::metadata(&options.database)?.len() < options.prefill_mb << 20 {
+    // Not the file's length: without checkpoints it does not grow.
+    let page_size = database.number("PRAGMA page_size")?;
+    while options.prefill_mb > 0
+        && database.number("PRAGMA page_count")? * page_size < options.prefill_mb << 20
+    {
         let sql = chat::statements_history(seed, rows + 1, PREFILL_ROWS);
         database.run(&format!("BEGIN IMMEDIATE;\n{sql}COMMIT;\n"))?;
         rows += PREFILL_ROWS;
