@@ -172,9 +172,7 @@ impl From<RestoreError> for Fault {
         match error {
             RestoreError::InUse { .. } => Error::DatabaseInUse(text).into(),
             RestoreError::Exists => Error::InvalidArgument(format!("{text}; nothing was written")).into(),
-            RestoreError::DigestMismatch
-            | RestoreError::IntegrityCheck { .. }
-            | RestoreError::MissingPages { .. } => Error::Corrupt(text).into(),
+            RestoreError::DigestMismatch | RestoreError::MissingPages { .. } => Error::Corrupt(text).into(),
             RestoreError::Io { source, .. } => with_text(&Self::from(source).error, &text).into(),
             _ => Self::internal(text),
         }

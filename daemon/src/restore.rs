@@ -67,6 +67,9 @@ impl Report {
             Integrity::Inconclusive(why) => Some(format!(
                 "every page is proved by its digest; SQLite could not check everything, because the app extends it: {why}"
             )),
+            Integrity::Complaints(first) => Some(format!(
+                "every page is proved by its digest, so this is what the app had; but SQLite finds it damaged: {first}"
+            )),
         }
     }
 }

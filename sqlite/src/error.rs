@@ -109,7 +109,7 @@ impl CaptureError {
     }
 }
 
-/// A restore that did not happen. The target is as it was, and nothing is left behind.
+/// A restore that failed. Where nothing else is said, the target is as it was, and nothing is left behind.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RestoreError {
@@ -127,11 +127,21 @@ pub enum RestoreError {
     /// What was written is not the state that was captured. Another recovery point may be good.
     #[error("the pages do not add up to the captured state")]
     DigestMismatch,
-    /// The state was captured like this: `SQLite` finds it damaged.
-    #[error("the database is damaged: {first}")]
-    IntegrityCheck {
-        /// The first complaint.
-        first: String,
+    /// It failed at the very end, and what had been there could not get its name back. Nothing is lost: rename it by
+    /// hand, the database together with its log.
+    #[error("{why}; what was there is now called {names}, because its name was taken meanwhile")]
+    LeftAside {
+        /// The files, separated by commas.
+        names: String,
+        /// Why the restore failed.
+        why: String,
+    },
+    /// The database is in place, but it is not certain that it will be after a power failure.
+    #[error("the database is restored, but writing its folder to the disk failed")]
+    InPlaceUnsynced {
+        /// The system's answer.
+        #[source]
+        source: io::Error,
     },
     /// Not every page was given.
     #[error("{count} pages are missing")]

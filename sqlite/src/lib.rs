@@ -4,7 +4,7 @@
 //! and their logs are read through read-only descriptors, and what was read is accepted only with a proof that it
 //! is one committed state. [`LiveDatabase`] follows the write-ahead log commit by commit; where the proof fails it
 //! reads the whole file while following. [`RestoreWriter`] writes a state back beside the target, recomputes the
-//! digest over all pages, lets SQLite check it, and renames it into place.
+//! digest over all pages, asks SQLite what it thinks of it, and renames it into place.
 
 mod types;
 
@@ -27,6 +27,7 @@ mod follow;
 mod live;
 mod rest;
 
+mod place;
 mod restore;
 mod verify;
 

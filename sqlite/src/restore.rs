@@ -1,7 +1,7 @@
 //! Writing a state back: beside the target, proven, and renamed into place last.
 //!
 //! Until the rename nothing but a hidden temporary file exists, and it is removed when anything fails. The target is
-//! left alone while any program has it open, and whatever SQLite would mistake for its log or journal goes first.
+//! left alone while any program has it open. How it is replaced is in [`place`](crate::place).
 
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher};
@@ -9,29 +9,30 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{AtFlags, Dir, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::digest::{Digest, Kind, lock_byte_page, page_digest, xor};
 use crate::error::RestoreError;
-use crate::os::{any_lock, identity_of, index_in_use, open_elsewhere, read_at};
+use crate::os::read_at;
+use crate::place::{Place, refuse_if_in_use};
 use crate::verify::{Integrity, check_integrity};
 
 /// Longest file name of Linux file systems, in bytes.
 const NAME_MAX: usize = 255;
-/// What SQLite keeps beside a database.
-const BESIDE: [&str; 3] = ["-wal", "-shm", "-journal"];
+/// Most pages of a database (SQLITE_MAX_PAGE_COUNT).
+const PAGES_MAX: u32 = 0xffff_fffe;
+/// Between the name of a database and 16 random hexadecimal digits: a restore under way.
+const TEMPORARY_MARK: &str = ".chatkeep-";
 /// The file is read back in pieces of this many bytes.
 const PIECE_LEN: usize = 1 << 20;
-/// So many names `<file>.before-<label>-<n>` are tried.
-const KEPT_MAX: u32 = 1000;
 
 /// What to do with a file that already has the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
     /// Leave it, and fail.
     Refuse,
-    /// Rename it to `<file_name>.before-<label>`.
+    /// Rename it, and what SQLite keeps beside it, to `<file_name>.before-<label>`.
     KeepBeside,
 }
 
@@ -79,6 +80,9 @@ impl RestoreWriter {
         let possible = (512..=65536).contains(&page_size) && page_size.is_power_of_two();
         if !possible && page_count > 0 {
             return Err(invalid("the page size is impossible"));
+        }
+        if page_count > PAGES_MAX {
+            return Err(invalid("no database has so many pages"));
         }
         refuse_if_in_use(&directory, file_name)?;
         let lock_page = if possible { lock_byte_page(page_size) } else { 0 };
@@ -143,8 +147,7 @@ impl RestoreWriter {
         if self.missing > 0 {
             return Err(RestoreError::MissingPages { count: self.missing });
         }
-        let target = self.target()?;
-        if target.is_some() && existing == Existing::Refuse {
+        if self.target()?.is_some() && existing == Existing::Refuse {
             return Err(RestoreError::Exists);
         }
         let bytes = u64::from(self.page_count) * u64::from(self.page_size);
@@ -154,17 +157,19 @@ impl RestoreWriter {
         }
         let integrity = match kind {
             Kind::Opaque => Integrity::Opaque,
-            Kind::Plain => check_integrity(self.directory.as_fd(), &self.temporary)?,
+            Kind::Plain => check_integrity(self.directory.as_fd(), &self.temporary),
         };
-        if let Some(target) = &target {
+        if let Some(target) = self.target()? {
             let mode = Mode::from_raw_mode(target.mode() & 0o777);
             rustix::fs::fchmod(&self.file, mode)
                 .map_err(|e| doing("setting the mode of the file")(e.into()))?;
         }
         self.file.sync_all().map_err(doing("writing the restored database"))?;
-        refuse_if_in_use(&self.directory, &self.name)?;
-        let kept_beside = self.put_in_place(target.is_some(), label)?;
-        rustix::fs::fsync(&self.directory).map_err(|e| doing("writing the folder")(e.into()))?;
+        let place = Place { directory: &self.directory, name: &self.name };
+        let kept_beside = place.take_over(&self.temporary, existing, label, &|| {})?;
+        self.renamed = true;
+        rustix::fs::fsync(&self.directory)
+            .map_err(|error| RestoreError::InPlaceUnsynced { source: error.into() })?;
         Ok(Restored { path_name: self.name.clone(), kept_beside, integrity, bytes })
     }
 
@@ -201,83 +206,6 @@ impl RestoreWriter {
         }
         Ok(state)
     }
-
-    /// Moves what is there out of the way, and the new file to its name; when that fails, all back.
-    fn put_in_place(&mut self, exists: bool, label: &str) -> Result<Option<String>, RestoreError> {
-        let mut moved = Vec::new();
-        let mut kept = None;
-        let result = (|| {
-            if exists {
-                let name = self.keep(label)?;
-                moved.push((self.name.clone(), name.clone()));
-                for suffix in BESIDE {
-                    let (from, to) = (format!("{}{suffix}", self.name), format!("{name}{suffix}"));
-                    match rustix::fs::renameat(&self.directory, &from, &self.directory, &to) {
-                        Ok(()) => moved.push((from, to)),
-                        Err(Errno::NOENT) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-                kept = Some(name);
-            } else {
-                // Left over from a database that is gone: they would be replayed into the restored one.
-                for suffix in BESIDE {
-                    match rustix::fs::unlinkat(
-                        &self.directory,
-                        format!("{}{suffix}", self.name),
-                        AtFlags::empty(),
-                    ) {
-                        Ok(()) | Err(Errno::NOENT) => {}
-                        Err(error) => return Err(error),
-                    }
-                }
-            }
-            self.rename_new(&self.temporary, &self.name)
-        })();
-        match result {
-            Ok(()) => {
-                self.renamed = true;
-                Ok(kept)
-            }
-            Err(error) => {
-                for (from, to) in moved.into_iter().rev() {
-                    let _ = self.rename_new(&to, &from);
-                }
-                Err(if error == Errno::EXIST {
-                    RestoreError::Exists
-                } else {
-                    doing("renaming")(error.into())
-                })
-            }
-        }
-    }
-
-    /// Renames the target to a name that nothing has, nor anything SQLite would take for its log.
-    fn keep(&self, label: &str) -> Result<String, Errno> {
-        let label: String = label.chars().map(|c| if c == '/' || c.is_control() { '-' } else { c }).collect();
-        for count in 1..=KEPT_MAX {
-            let number = if count == 1 { String::new() } else { format!("-{count}") };
-            let name = format!("{}.before-{label}{number}", self.name);
-            let free = |suffix: &&str| {
-                let beside = format!("{name}{suffix}");
-                let found = rustix::fs::statat(&self.directory, beside, AtFlags::SYMLINK_NOFOLLOW);
-                matches!(found, Err(Errno::NOENT))
-            };
-            if !BESIDE.iter().all(free) {
-                continue;
-            }
-            match self.rename_new(&self.name, &name) {
-                Err(Errno::EXIST) => {}
-                Ok(()) => return Ok(name),
-                Err(error) => return Err(error),
-            }
-        }
-        Err(Errno::EXIST)
-    }
-
-    fn rename_new(&self, from: &str, to: &str) -> Result<(), Errno> {
-        rustix::fs::renameat_with(&self.directory, from, &self.directory, to, RenameFlags::NOREPLACE)
-    }
 }
 
 impl Drop for RestoreWriter {
@@ -289,51 +217,51 @@ impl Drop for RestoreWriter {
 }
 
 fn create_temporary(directory: &OwnedFd, file_name: &str) -> Result<(String, File), RestoreError> {
+    let mut stem = file_name;
+    while 1 + stem.len() + TEMPORARY_MARK.len() + 16 > NAME_MAX {
+        let mut chars = stem.chars();
+        chars.next_back();
+        stem = chars.as_str();
+    }
+    let prefix = format!(".{stem}{TEMPORARY_MARK}");
+    remove_old_temporaries(directory, &prefix);
     loop {
         let random = std::hash::RandomState::new().build_hasher().finish();
-        let tail = format!(".chatkeep-{random:016x}");
-        let mut stem = file_name;
-        while 1 + stem.len() + tail.len() > NAME_MAX {
-            let mut chars = stem.chars();
-            chars.next_back();
-            stem = chars.as_str();
-        }
-        let name = format!(".{stem}{tail}");
+        let name = format!("{prefix}{random:016x}");
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match rustix::fs::openat(directory, name.as_str(), flags, Mode::RUSR | Mode::WUSR) {
-            Ok(fd) => return Ok((name, File::from(fd))),
-            Err(Errno::EXIST) => {}
+        let file = match rustix::fs::openat(directory, name.as_str(), flags, Mode::RUSR | Mode::WUSR) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::EXIST) => continue,
             Err(error) => return Err(doing("creating the restored database")(error.into())),
+        };
+        // Says that it is in use. Where it cannot be locked, nobody could find it unlocked either.
+        let _ = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive);
+        // Another restore may have taken it for an old one before it was locked.
+        if file.metadata().map_err(doing("creating the restored database"))?.nlink() > 0 {
+            return Ok((name, file));
         }
     }
 }
 
-/// Fails while a program has the target, its log or its index open.
-fn refuse_if_in_use(directory: &OwnedFd, name: &str) -> Result<(), RestoreError> {
-    let looking = "looking at the target";
-    for suffix in ["", "-wal", "-shm", "-journal"] {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = match rustix::fs::openat(directory, format!("{name}{suffix}"), flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT | Errno::LOOP) => continue,
-            Err(error) => return Err(doing(looking)(error.into())),
-        };
-        let locked = match suffix {
-            "" => any_lock(&file),
-            "-shm" => index_in_use(&file),
-            _ => Ok(false),
-        };
-        let locked = locked.map_err(doing("asking for locks"))?;
-        let pid = open_elsewhere(identity_of(&file).map_err(doing(looking))?);
-        if locked || pid.is_some() {
-            let why = match pid {
-                Some(pid) => format!("process {pid} has it open"),
-                None => "a process has it locked".to_owned(),
-            };
-            return Err(RestoreError::InUse { pid, why });
+/// Removes what restores of the same file left behind that were cut short. Best effort.
+fn remove_old_temporaries(directory: &OwnedFd, prefix: &str) {
+    let Ok(entries) = Dir::read_from(directory) else { return };
+    for entry in entries.flatten() {
+        let Ok(name) = entry.file_name().to_str() else { continue };
+        let digits = name.strip_prefix(prefix).unwrap_or_default();
+        let ours = digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !ours {
+            continue;
+        }
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::openat(directory, name, flags, Mode::empty()) else { continue };
+        let regular = rustix::fs::fstat(&file).is_ok_and(|stat| {
+            rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::RegularFile
+        });
+        if regular && rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            let _ = rustix::fs::unlinkat(directory, name, AtFlags::empty());
         }
     }
-    Ok(())
 }
 
 fn invalid(reason: &str) -> RestoreError {

@@ -6,8 +6,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use crate::error::RestoreError;
-
 /// What SQLite says about the content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Integrity {
@@ -17,7 +15,13 @@ pub enum Integrity {
     Opaque,
     /// The check needs something that only the app has; the digest over all pages is the proof.
     Inconclusive(String),
+    /// SQLite finds it damaged: the first complaints. The digest over all pages proves that this is exactly what the
+    /// app had when it was captured.
+    Complaints(String),
 }
+
+/// So many complaints are told.
+const COMPLAINTS_TOLD: usize = 3;
 
 /// Complaints about what the app brings along (tokenizers, collations, functions, modules), not about the file.
 const NEEDS_THE_APP: [&str; 6] = [
@@ -30,13 +34,21 @@ const NEEDS_THE_APP: [&str; 6] = [
 ];
 
 /// Lets SQLite check the file, which must not be changing. Runs nothing that the schema contains.
-pub(crate) fn check_integrity(directory: BorrowedFd<'_>, name: &str) -> Result<Integrity, RestoreError> {
+///
+/// Whatever it says is an opinion, not a reason to withhold pages whose digest is right: an app lives with a damaged
+/// index for years, and what can be saved from it is in the backup.
+pub(crate) fn check_integrity(directory: BorrowedFd<'_>, name: &str) -> Integrity {
     let uri = format!("file:/proc/self/fd/{}/{}?immutable=1", directory.as_raw_fd(), percent_encoded(name));
     match complaints(&uri) {
-        Ok(found) => match found.iter().find(|complaint| !needs_the_app(complaint)) {
-            Some(first) => Err(RestoreError::IntegrityCheck { first: first.clone() }),
-            None => Ok(found.into_iter().next().map_or(Integrity::Ok, Integrity::Inconclusive)),
-        },
+        Ok(found) => {
+            let damage = found.iter().filter(|complaint| !needs_the_app(complaint)).map(String::as_str);
+            let told = damage.take(COMPLAINTS_TOLD).collect::<Vec<_>>().join("; ");
+            match found.into_iter().next() {
+                None => Integrity::Ok,
+                Some(first) if told.is_empty() => Integrity::Inconclusive(first),
+                Some(_) => Integrity::Complaints(told),
+            }
+        }
         Err(error) => {
             let text = error.to_string();
             let damaged = matches!(
@@ -44,9 +56,9 @@ pub(crate) fn check_integrity(directory: BorrowedFd<'_>, name: &str) -> Result<I
                 Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::SystemIoFailure)
             );
             if damaged && !needs_the_app(&text) {
-                Err(RestoreError::IntegrityCheck { first: text })
+                Integrity::Complaints(text)
             } else {
-                Ok(Integrity::Inconclusive(text))
+                Integrity::Inconclusive(text)
             }
         }
     }

@@ -158,15 +158,34 @@ fn pages_of_another_state_are_refused() {
 }
 
 #[test]
-fn a_state_that_sqlite_finds_damaged_is_refused() {
-    let error = check_refusal(|_, folder| {
-        let mut damaged = Source::chat();
-        // In the middle of an interior or leaf page of the table.
-        let at = damaged.page_size as usize * 3 + 8;
+fn a_state_that_sqlite_finds_damaged_is_restored_as_it_was_and_called_so() {
+    // A page of the table, and the schema itself.
+    for at in [3 * 4096 + 8, 100] {
+        let (mut damaged, folder) = (Source::chat(), Folder::new());
         damaged.bytes[at..at + 100].fill(0xa5);
-        damaged.restore(folder, Existing::Refuse)
-    });
-    assert!(matches!(error, RestoreError::IntegrityCheck { .. }), "{error:?}");
+        let restored = damaged.restore(folder.path(), Existing::Refuse).unwrap();
+        assert!(matches!(restored.integrity, Integrity::Complaints(_)), "{:?}", restored.integrity);
+        assert!(std::fs::read(folder.db()).unwrap() == damaged.bytes);
+    }
+}
+
+#[test]
+fn what_a_restore_that_was_cut_short_left_behind_is_removed_and_nothing_else() {
+    let (source, folder) = (Source::chat(), Folder::new());
+    let other = source.begin(folder.path()).unwrap();
+    let in_use = folder.names();
+    let strangers =
+        [".chat.db.chatkeep-0123", ".chat.db.chatkeep-0123456789abcdeg", "chat.db.chatkeep-0123456789abcdef"];
+    for name in strangers.iter().chain(&[".chat.db.chatkeep-0123456789abcdef"]) {
+        std::fs::write(folder.path().join(name), b"x").unwrap();
+    }
+    source.restore(folder.path(), Existing::Refuse).unwrap();
+    let mut expected = in_use;
+    expected.extend(strangers.map(str::to_owned));
+    expected.push("chat.db".to_owned());
+    expected.sort();
+    assert_eq!(folder.names(), expected);
+    drop(other);
 }
 
 #[test]
@@ -178,6 +197,9 @@ fn an_image_of_the_wrong_length_and_an_impossible_name_are_refused() {
         writer.write_page(0, &vec![0; source.page_size as usize]),
         Err(RestoreError::Invalid { .. })
     ));
+    let directory = File::open(folder.path()).unwrap().into();
+    let result = RestoreWriter::create(directory, "chat.db", 4096, u32::MAX, KEY).map(|_| ());
+    assert!(matches!(result, Err(RestoreError::Invalid { .. })));
     for name in ["", ".", "..", "a/b", "a\0b"] {
         let directory = File::open(folder.path()).unwrap().into();
         let result = RestoreWriter::create(directory, name, 4096, 1, KEY).map(|_| ());
@@ -232,8 +254,11 @@ fn a_log_left_over_from_a_deleted_database_is_not_replayed_into_the_restored_one
     for suffix in ["-wal", "-shm", "-journal"] {
         std::fs::write(folder.path().join(format!("chat.db{suffix}")), b"left over").unwrap();
     }
-    source.restore(folder.path(), Existing::Refuse).unwrap();
-    assert_eq!(folder.names(), ["chat.db"]);
+    let restored = source.restore(folder.path(), Existing::Refuse).unwrap();
+    assert_eq!(restored.kept_beside, None);
+    let kept = ["-journal", "-shm", "-wal"].map(|suffix| format!("chat.db.before-2026-11-24{suffix}"));
+    assert_eq!(folder.names(), [&["chat.db".to_owned()][..], &kept].concat());
+    assert_eq!(std::fs::read(folder.path().join(&kept[2])).unwrap(), b"left over");
 }
 
 #[test]

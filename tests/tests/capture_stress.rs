@@ -70,7 +70,7 @@ impl Store {
         let restored = writer.finish(capture.state_digest, capture.kind, Existing::Refuse, "test")?;
         match restored.integrity {
             Integrity::Ok | Integrity::Opaque => Ok(()),
-            Integrity::Inconclusive(why) => panic!("{why}"),
+            Integrity::Inconclusive(why) | Integrity::Complaints(why) => panic!("{why}"),
         }
     }
 }
