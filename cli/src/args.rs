@@ -218,6 +218,16 @@ pub(crate) enum EncryptionCommand {
         #[command(flatten)]
         key: NewKeyArgs,
     },
+    /// Show the 64 digits of the key in use; they open the backups without password and vault
+    ShowKey {
+        /// The database
+        id: String,
+        #[command(flatten)]
+        secret: SecretArgs,
+        /// Write the digits to a new file, readable by you only, instead of showing them
+        #[arg(long, value_name = "FILE")]
+        key_out: Option<PathBuf>,
+    },
     /// Bring the key to this machine, as `chatkeep unlock`
     Unlock {
         /// The database

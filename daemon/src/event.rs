@@ -11,7 +11,7 @@ use std::sync::atomic::AtomicBool;
 
 use chatkeep_crypto::BackupKey;
 use chatkeep_format::ArchiveId;
-use chatkeep_ipc::{Call, JobId, Reply, Secret, VerifyDepth};
+use chatkeep_ipc::{Call, JobId, KeyOut, Reply, Secret, VerifyDepth};
 use chatkeep_planner::{SourceId, UploadId};
 use chatkeep_vault_client::VaultPin;
 
@@ -295,6 +295,17 @@ pub enum Work {
         secret: Secret,
         /// A password may cost an attempt.
         ask_vault: bool,
+    },
+    /// Hand out the digits.
+    ShowKey {
+        /// Of what.
+        opened: Arc<Opened>,
+        /// The pinned vaults.
+        pins: Vec<VaultPin>,
+        /// Password or digits.
+        proof: Secret,
+        /// Where they go.
+        key_out: KeyOut,
     },
     /// See whether an archive is there, before it is taken over.
     Adopt {

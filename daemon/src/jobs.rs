@@ -107,6 +107,11 @@ impl Job {
             Work::Check { opened, pins, secret, ask_vault } => {
                 self.check(&opened, &pins, &secret, ask_vault).await
             }
+            Work::ShowKey { opened, pins, proof, key_out } => {
+                self.check(&opened, &pins, &proof, true).await?;
+                key_out.write(&opened.keys.key.to_digits())?;
+                Ok(Outcome::Checked)
+            }
             Work::Adopt { archive, registration, restore } => {
                 let ring = self.ring(&archive, &[]);
                 let (candidates, _) = ring.candidates().await?;

@@ -188,6 +188,8 @@ pub enum Call {
     Unlock { database: String, secret: Secret, job: NewJob, reply: Reply<JobId> },
     /// Does the user still know it? The vault is asked only with `ask_vault`.
     CheckSecret { database: String, secret: Secret, ask_vault: bool, job: NewJob, reply: Reply<JobId> },
+    /// The 64 digits of the key in use, for whoever proves to know the password or the digits.
+    ShowKey { database: String, proof: Secret, key_out: KeyOut, job: NewJob, reply: Reply<JobId> },
     /// No encrypted backups any more.
     Disable {
         database: String,

@@ -241,6 +241,8 @@ pub trait Encryption {
     fn unlock(&self, secret: Fd<'_>, options: Options<'_>) -> Result<OwnedObjectPath>;
     /// Is it still known?
     fn check_secret(&self, secret: Fd<'_>, options: Options<'_>) -> Result<OwnedObjectPath>;
+    /// The 64 digits, written to `key_out` before the job ends.
+    fn show_key(&self, proof: Fd<'_>, key_out: Fd<'_>, options: Options<'_>) -> Result<OwnedObjectPath>;
     /// No encrypted backups any more.
     fn disable(&self, proof: Fd<'_>, options: Options<'_>) -> Result<OwnedObjectPath>;
     /// `Mode`

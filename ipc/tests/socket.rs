@@ -204,6 +204,15 @@ async fn a_generated_key_comes_out_of_a_pipe() {
     File::from(read).read_to_string(&mut text).unwrap();
     assert_eq!(text, format!("{DIGITS}\n"));
     assert!(matches!(encryption.rotate_key(options()).await, Err(Error::InvalidArgument(_))));
+
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+    let refused =
+        encryption.show_key(secret("hunter3").into(), Fd::from(write.try_clone().unwrap()), options()).await;
+    assert!(matches!(refused, Err(Error::WrongSecret(_))), "{refused:?}");
+    encryption.show_key(secret("hunter2 hunter2").into(), Fd::from(write), options()).await.unwrap();
+    let mut shown = String::new();
+    File::from(read).read_to_string(&mut shown).unwrap();
+    assert_eq!(shown.trim_end(), DIGITS);
 }
 
 #[tokio::test]

@@ -34,6 +34,9 @@ pub(super) async fn run(context: &Context, command: EncryptionCommand) -> Result
         EncryptionCommand::RotateKey { id, reencrypt, key } => {
             digits::rotate(context, &id, reencrypt, &key).await
         }
+        EncryptionCommand::ShowKey { id, secret, key_out } => {
+            digits::show_key(context, &id, &secret, key_out.as_deref()).await
+        }
         EncryptionCommand::Unlock { id, secret } => unlock(context, &id, &secret).await,
         EncryptionCommand::Check { id, vault, secret } => check(context, &id, vault, &secret).await,
     }
@@ -226,7 +229,7 @@ async fn ask_and_try(
         }
         ended.failure.print(false);
     }
-    if !context.json {
+    if !context.json && !done.is_empty() {
         output::line(done);
     }
     Ok(())

@@ -106,7 +106,8 @@ impl Service {
         | Call::Verify { database, .. }
         | Call::ChangePassword { database, .. }
         | Call::RotateKey { database, .. }
-        | Call::CheckSecret { database, .. }) = &call
+        | Call::CheckSecret { database, .. }
+        | Call::ShowKey { database, .. }) = &call
         else {
             return Some(call);
         };
@@ -491,7 +492,8 @@ pub(super) fn is_abandoned(call: &Call) -> bool {
         | Call::Verify { reply, .. }
         | Call::ChangePassword { reply, .. }
         | Call::RotateKey { reply, .. }
-        | Call::CheckSecret { reply, .. } => reply.is_closed(),
+        | Call::CheckSecret { reply, .. }
+        | Call::ShowKey { reply, .. } => reply.is_closed(),
         _ => false,
     }
 }

@@ -39,6 +39,14 @@ impl Service {
             Call::CheckSecret { database, secret, ask_vault, job, reply } => {
                 answer(reply, self.check_secret(&database, secret, ask_vault, job));
             }
+            Call::ShowKey { database, proof, key_out, job, reply } => {
+                let started = self.opened_of(&database).map(|(number, opened)| {
+                    let pins = self.pins_for(&self.sources[&number].registration.vault);
+                    let work = Work::ShowKey { opened, pins, proof, key_out };
+                    self.run(job, "show-key", Some(number), false, work)
+                });
+                answer(reply, started);
+            }
             Call::SwitchToKey { reply, .. }
             | Call::SwitchToPassword { reply, .. }
             | Call::Disable { reply, .. } => unsupported(reply),

@@ -198,6 +198,22 @@ impl EncryptionInterface {
     }
 
     #[zbus(out_args("job"))]
+    async fn show_key(
+        &self,
+        proof: OwnedFd,
+        key_out: OwnedFd,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let request = self.request(connection, &header, options).await?;
+        let key_out = self::key_out(key_out)?;
+        let proof = secret(proof).await?;
+        let database = self.id.clone();
+        request.start(move |_, job, reply| Call::ShowKey { database, proof, key_out, job, reply }).await
+    }
+
+    #[zbus(out_args("job"))]
     async fn disable(
         &self,
         proof: OwnedFd,

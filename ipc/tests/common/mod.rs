@@ -109,6 +109,14 @@ async fn fake(mut incoming: mpsc::Receiver<Call>, server: Server, log: Log) {
                 let written = key_out.ok_or_else(|| Error::InvalidArgument("key-out is missing".into()));
                 reply.send(written.and_then(|out| out.write(DIGITS)).map(|()| new.id)).unwrap();
             }
+            Call::ShowKey { proof, key_out, job: new, reply, .. } => {
+                job(&server, &new.id, "show-key");
+                let wrong = || Error::WrongSecret("wrong".into());
+                let right = proof.as_str() == Some("hunter2 hunter2");
+                reply
+                    .send(if right { key_out.write(DIGITS) } else { Err(wrong()) }.map(|()| new.id))
+                    .unwrap();
+            }
             Call::ConfirmKey { key, reply, .. } => {
                 let right = key.as_bytes() == DIGITS.as_bytes();
                 let wrong = || Error::WrongSecret("group 3 of the digits is not the same".into());

@@ -12,7 +12,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use zbus::zvariant::{Fd, OwnedObjectPath, Value};
 use zeroize::Zeroizing;
 
-use super::{TRIES, pipe, proxy};
+use super::{TRIES, ask_and_try, pipe, proxy};
 use crate::args::{NewKeyArgs, SecretArgs};
 use crate::command::Context;
 use crate::explain::{Failure, Result};
@@ -89,6 +89,57 @@ async fn confirm_from_file(
     Ok(())
 }
 
+/// The digits of the key in use, for a safe place.
+pub(super) async fn show_key(
+    context: &Context,
+    id: &str,
+    from: &SecretArgs,
+    key_out: Option<&Path>,
+) -> Result<()> {
+    need_a_place(key_out, "write them to a file with --key-out")?;
+    let file = key_out.map(new_private_file).transpose()?;
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::local("no pipe", &error))?;
+    let write = Fd::from(write);
+    let asked = ask_and_try(context, id, from, "", async |encryption, proof| {
+        let write = write.try_clone().map_err(zbus::Error::from)?;
+        encryption.show_key(proof, write, Options::new()).await
+    })
+    .await;
+    drop(write);
+    let digits = match asked {
+        Ok(()) => read_digits(read).await,
+        Err(failure) => Err(failure),
+    };
+    let digits = digits.inspect_err(|_| {
+        // an empty file would be in the way of the next try
+        if let Some(path) = key_out {
+            let _ = std::fs::remove_file(path);
+        }
+    })?;
+    match (file, key_out) {
+        (Some(file), Some(path)) => {
+            write_file(file, path, &digits)?;
+            context.done("the digits are in the file");
+            Ok(())
+        }
+        _ => show(&digits),
+    }
+}
+
+/// Digits need a terminal to be shown on, or a file.
+fn need_a_place(key_out: Option<&Path>, advice: &str) -> Result<()> {
+    if key_out.is_none() && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
+        return Err(Failure::said("there is no terminal to show the digits on", advice));
+    }
+    Ok(())
+}
+
+fn write_file(mut file: File, path: &Path, digits: &str) -> Result<()> {
+    let text = [digits.as_bytes(), b"\n"];
+    let written = text.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_all());
+    written.map_err(|error| Failure::local(&path.display().to_string(), &error))
+}
+
 /// Gets new digits from the service to where the user keeps them, and has them confirmed.
 async fn hand_over(
     context: &Context,
@@ -98,12 +149,10 @@ async fn hand_over(
     done: &str,
     start: impl AsyncFn(Fd<'_>) -> chatkeep_ipc::proxy::Result<OwnedObjectPath>,
 ) -> Result<()> {
-    if key.key_out.is_none() && !(std::io::stdin().is_terminal() && std::io::stderr().is_terminal()) {
-        return Err(Failure::said(
-            "there is no terminal to show the digits on",
-            "write them to a file with --key-out, and confirm with --confirm-from-file",
-        ));
-    }
+    need_a_place(
+        key.key_out.as_deref(),
+        "write them to a file with --key-out, and confirm with --confirm-from-file",
+    )?;
     // made first: new digits that cannot be kept are of no use
     let file = key.key_out.as_deref().map(new_private_file).transpose()?;
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::local("no pipe", &error))?;
@@ -122,10 +171,8 @@ async fn hand_over(
             return Err(failure);
         }
     };
-    if let (Some(mut file), Some(path)) = (file, &key.key_out) {
-        let text = [digits.as_bytes(), b"\n"];
-        let written = text.iter().try_for_each(|part| file.write_all(part)).and_then(|()| file.sync_all());
-        written.map_err(|error| Failure::local(&path.display().to_string(), &error))?;
+    if let (Some(file), Some(path)) = (file, &key.key_out) {
+        write_file(file, path, &digits)?;
         let Some(path) = &key.confirm_from_file else {
             note(&format!("Not in use before they are confirmed: chatkeep encryption confirm {id}"));
             context.done("the new digits are in the file");
