@@ -27,8 +27,18 @@ use crate::writer::{Writer, Written};
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
 /// Between two messages to the loop about the same source.
 const TELL_PAUSE: Duration = Duration::from_millis(50);
-/// A look without any event, in case one got lost.
-const IDLE_LOOK: Duration = Duration::from_secs(30);
+/// Looks after the last event, one after each of these times. SQLite makes an event when it writes the log, and none
+/// when it publishes the commit in shared memory; between the two it syncs, which takes as long as the disk takes. At
+/// last a look without any event, in case one got lost.
+const LATER_LOOKS: [Duration; 7] = [
+    Duration::from_millis(10),
+    Duration::from_millis(50),
+    Duration::from_millis(250),
+    Duration::from_secs(1),
+    Duration::from_secs(4),
+    Duration::from_secs(15),
+    Duration::from_secs(30),
+];
 /// A look for a database that is not there; its folder is watched beside. Also the longest wait after a failure.
 const MISSING_LOOK: Duration = Duration::from_secs(10);
 /// The first wait after a failure; doubled each time.
@@ -105,6 +115,7 @@ impl Follower {
             stop: stop.clone(),
             source: start.source,
             told: Told::default(),
+            quiet_looks: 0,
             fault: None,
         };
         let thread = std::thread::Builder::new()
@@ -163,6 +174,8 @@ struct Body {
     stop: Arc<AtomicBool>,
     source: SourceId,
     told: Told,
+    /// Looks since the last event.
+    quiet_looks: usize,
     /// Why there is nothing to follow.
     fault: Option<Fault>,
 }
@@ -258,21 +271,24 @@ impl Body {
     /// One round: wait for an event, look, tell.
     fn follow(&mut self, database: &mut LiveDatabase) -> Result<(), CaptureError> {
         let look = database.look()?;
-        let mut timeout = IDLE_LOOK;
+        let mut timeout = LATER_LOOKS[self.quiet_looks.min(LATER_LOOKS.len() - 1)];
         if look.changed && (look.pending_bytes != self.told.pending || self.told.at.is_none()) {
             let since = self.told.at.map_or(TELL_PAUSE, |at| at.elapsed());
             if since >= TELL_PAUSE {
                 self.told = Told { at: Some(Instant::now()), pending: look.pending_bytes };
                 self.tell(Event::Changed { source: self.source, pending_bytes: look.pending_bytes });
             } else {
-                timeout = TELL_PAUSE.saturating_sub(since);
+                timeout = timeout.min(TELL_PAUSE.saturating_sub(since));
             }
         }
         let happened = database
             .wait(timeout)
             .map_err(|source| CaptureError::Io { doing: "waiting for events", source })?;
         if happened {
+            self.quiet_looks = 0;
             std::thread::sleep(LOOK_PAUSE);
+        } else {
+            self.quiet_looks += 1;
         }
         Ok(())
     }
