@@ -11,7 +11,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use crate::digest::{Digest, Facts, lock_byte_page, page_digest, xor};
-use crate::dirty::Dirty;
+use crate::dirty::{Dirty, Limits};
 use crate::error::{CaptureError, GapReason, doing};
 use crate::follow::Round;
 use crate::live::{LiveDatabase, Pending, Source};
@@ -30,9 +30,12 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(2);
 /// A pass is attempted this often at least, and as often as this time allows.
 const ATTEMPTS_MIN: u32 = 3;
 const ATTEMPTS_TIME: Duration = Duration::from_secs(3);
-/// The next pass is due after this many times the duration of the last one: at most 2 % of one core.
+/// The next pass is due after this many times the time that went into the last one, all attempts together: at most
+/// 2 % of one core. Tiny databases are read again almost at once.
 const SCAN_REST: u32 = 50;
-const SCAN_REST_MAX: Duration = Duration::from_mins(10);
+const SCAN_REST_MAX: Duration = Duration::from_hours(1);
+/// Most pages of a database (SQLITE_MAX_PAGE_COUNT).
+const PAGES_MAX: u64 = 0xffff_fffe;
 
 const SINK: &str = "storing captured pages";
 
@@ -273,14 +276,14 @@ impl LiveDatabase {
         let gap = self.gap.unwrap_or(GapReason::FirstSight);
         let began = Instant::now();
         let mut attempts = 0;
+        let mut spent = Duration::ZERO;
         loop {
             let attempt_began = Instant::now();
-            let refused = match self.attempt(sink, cancelled) {
-                Ok(pass) => {
-                    let rest = (attempt_began.elapsed() * SCAN_REST).min(SCAN_REST_MAX);
-                    self.scan_due = Instant::now() + rest;
-                    return Ok(self.accept(pass, gap));
-                }
+            let attempted = self.attempt(sink, cancelled);
+            spent += attempt_began.elapsed();
+            self.scan_due = Instant::now() + (spent * SCAN_REST).min(SCAN_REST_MAX);
+            let refused = match attempted {
+                Ok(pass) => return Ok(self.accept(pass, gap)),
                 Err(Refused::Failed(error)) => {
                     self.give_up(gap);
                     return Err(error);
@@ -290,8 +293,6 @@ impl LiveDatabase {
             self.give_up(gap);
             attempts += 1;
             if attempts >= ATTEMPTS_MIN && began.elapsed() >= ATTEMPTS_TIME {
-                let rest = (began.elapsed() * SCAN_REST / attempts).min(SCAN_REST_MAX);
-                self.scan_due = Instant::now() + rest;
                 return Err(CaptureError::not_quiet(refused));
             }
             if cancelled() {
@@ -309,6 +310,7 @@ impl LiveDatabase {
 
     fn attempt(&mut self, sink: &mut dyn PageSink, cancelled: &dyn Fn() -> bool) -> Result<Pass, Refused> {
         self.dirty.clear();
+        self.dirty.limit(Limits::PASS);
         self.source = Source::Unknown;
         if !self.find_again()? {
             return Err(CaptureError::Missing.into());
@@ -375,12 +377,8 @@ impl LiveDatabase {
             }
         };
         let page_count = move |live: &LiveDatabase, db: &File| -> Result<u32, Refused> {
-            if live.pages > 0 {
-                return Ok(live.pages);
-            }
-            // The log has told nothing yet: the file is as it was, and its size counts.
             let len = Stat::of_file(db).map_err(doing("looking at the database"))?.size;
-            Ok((len / u64::from(page_size)) as u32)
+            live.pages_of((live.pages > 0).then_some(live.pages), len, page_size)
         };
         let mut pass = self.begin_pass(page_size, sink)?;
         let pages = page_count(self, db)?;
@@ -400,6 +398,23 @@ impl LiveDatabase {
         };
         pass.finish_at(pages, position);
         Ok(pass)
+    }
+
+    /// The size of the database in pages: what its log says, else what the file's length says.
+    ///
+    /// Every page is in the file or in the log, but for the one of the locks: a log that says otherwise could make us
+    /// ask for any amount of memory.
+    pub(crate) fn pages_of(&self, logged: Option<u32>, len: u64, page_size: u32) -> Result<u32, Refused> {
+        let in_file = len / u64::from(page_size);
+        if in_file > PAGES_MAX {
+            let reason = "it is larger than a database can be".to_owned();
+            return Err(CaptureError::NotADatabase { reason }.into());
+        }
+        match logged {
+            None => Ok(in_file as u32),
+            Some(pages) if u64::from(pages) <= in_file + self.dirty.len() as u64 + 1 => Ok(pages),
+            Some(_) => Err(Refused::Moved("its log speaks of more pages than there are")),
+        }
     }
 
     /// Follows the log during a pass: the very log the pass began with.
@@ -441,6 +456,7 @@ impl LiveDatabase {
             gone: false,
             position: pass.position,
         };
+        self.dirty.limit(Limits::FOLLOWING);
         self.gap = None;
         self.gone = false;
         self.resume = None;

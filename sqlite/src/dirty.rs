@@ -23,12 +23,29 @@ struct Entry {
     generation: u64,
 }
 
+/// How much is kept at most.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// An entry takes about 70 bytes of memory, beside its image.
+    pub(crate) pages: usize,
+    /// Length of the spill file in bytes.
+    pub(crate) spill: u64,
+}
+
+impl Limits {
+    /// A transaction larger than this (a VACUUM) is better read from the file.
+    pub(crate) const FOLLOWING: Limits = Limits { pages: 1 << 20, spill: 1 << 30 };
+    /// A pass has no other way: it needs all that is in the log.
+    pub(crate) const PASS: Limits = Limits { pages: 4 << 20, spill: 16 << 30 };
+}
+
 pub(crate) struct Dirty {
     published: HashMap<u32, Entry>,
     staged: HashMap<u32, Place>,
     page_size: usize,
     in_memory: usize,
     memory_max: usize,
+    limits: Limits,
     spill_path: PathBuf,
     spill: Option<File>,
     spill_len: u64,
@@ -47,6 +64,7 @@ impl Dirty {
             page_size: 0,
             in_memory: 0,
             memory_max,
+            limits: Limits::FOLLOWING,
             spill_path,
             spill: None,
             spill_len: 0,
@@ -54,6 +72,11 @@ impl Dirty {
             generation: 1,
             newer: 0,
         }
+    }
+
+    /// From now on.
+    pub(crate) fn limit(&mut self, limits: Limits) {
+        self.limits = limits;
     }
 
     /// Forgets everything.
@@ -82,6 +105,9 @@ impl Dirty {
                 self.spill()?.write_all_at(image, offset)?;
             }
             None => {
+                if self.published.len() + self.staged.len() >= self.limits.pages {
+                    return Err(too_many());
+                }
                 let place = self.place(image)?;
                 self.staged.insert(pgno, place);
             }
@@ -93,6 +119,10 @@ impl Dirty {
         if self.in_memory + image.len() <= self.memory_max {
             self.in_memory += image.len();
             return Ok(Place::Memory(image.into()));
+        }
+        let end = self.spill_len + image.len() as u64;
+        if self.free.is_empty() && end > self.limits.spill {
+            return Err(too_many());
         }
         let offset = self.free.pop().unwrap_or(self.spill_len);
         self.spill()?.write_all_at(image, offset)?;
@@ -166,6 +196,11 @@ impl Dirty {
         }
     }
 
+    /// How many pages are dirty.
+    pub(crate) fn len(&self) -> usize {
+        self.published.len()
+    }
+
     /// Numbers of the dirty pages, sorted.
     pub(crate) fn pages(&self) -> Vec<u32> {
         let mut pages: Vec<u32> = self.published.keys().copied().collect();
@@ -205,10 +240,34 @@ impl Dirty {
     }
 }
 
+fn too_many() -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, "too many pages changed at once")
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+
+    #[test]
+    fn neither_entries_nor_the_spill_file_grow_beyond_their_limits() {
+        let dir = tempfile::tempdir().unwrap();
+        let staged = |limits, count: u32| {
+            let mut dirty = Dirty::new(dir.path().join("spill"), 512);
+            dirty.limit(limits);
+            (1..=count).flat_map(|page| dirty.stage(page, &[0; 512])).count()
+        };
+        assert_eq!(staged(Limits { pages: 3, spill: 1 << 20 }, 9), 3);
+        // One in memory, four in the file.
+        assert_eq!(staged(Limits { pages: 100, spill: 4 * 512 }, 9), 5);
+        let mut dirty = Dirty::new(dir.path().join("spill"), 0);
+        dirty.limit(Limits { pages: 100, spill: 2 * 512 });
+        for _ in 0..5 {
+            // What was replaced makes room.
+            dirty.stage(1, &[0; 512]).unwrap();
+            dirty.publish();
+        }
+    }
 
     #[test]
     fn images_beyond_the_limit_are_spilled_and_come_back() {

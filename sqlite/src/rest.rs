@@ -27,6 +27,8 @@ const FUTURE_NS: i128 = -1_000_000_000;
 /// Page size assumed when nothing tells it.
 const DEFAULT_PAGE_SIZE: u32 = 4096;
 
+const WRITTEN_MEANWHILE: &str = "it was written while it was read";
+
 /// The files as they were when the known state was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rest {
@@ -138,17 +140,19 @@ impl LiveDatabase {
             Some((chain, _)) => chain.page_size,
             None => self.guess_page_size(db, wal.as_ref(), before.db.size)?,
         };
-        let pages = recovered.map_or((before.db.size / u64::from(page_size)) as u32, |(_, pages)| pages);
+        let pages = self.pages_of(recovered.map(|(_, pages)| pages), before.db.size, page_size)?;
         let mut pass = self.begin_pass(page_size, sink)?;
-        pass.read_file(db, pages, self, sink, cancelled, &mut |_| Ok(pages))?;
+        // Noticed early, a write costs the rest of the pass only.
+        pass.read_file(db, pages, self, sink, cancelled, &mut |live| {
+            live.drain()?;
+            if live.tracker.written_at_rest() { Err(Refused::Moved(WRITTEN_MEANWHILE)) } else { Ok(pages) }
+        })?;
 
         let written = being_written(db).map_err(doing("asking for locks"))?;
         self.drain()?;
-        let seen = &self.tracker;
-        let events = seen.lost || seen.db_written || seen.wal_written || seen.db_replaced;
         let after = self.quiet_files(db)?;
-        if written || events || after != before || self.log_in_use() {
-            return Err(Refused::Moved("it was written while it was read"));
+        if written || self.tracker.written_at_rest() || after != before || self.log_in_use() {
+            return Err(Refused::Moved(WRITTEN_MEANWHILE));
         }
         pass.override_with(&self.dirty, pages, &self.table, sink)?;
         let db_id = before.db.identity;

@@ -90,7 +90,8 @@ impl Table {
                 _ => {}
             }
         }
-        Ok(())
+        // A table that came back after a power failure would be an old one.
+        self.sync_dir()
     }
 
     /// Writes the change. When this fails the table in memory is as before, and the call can be repeated.
@@ -112,9 +113,17 @@ impl Table {
         file.write_all(&self.encode(&change.header))?;
         file.write_all(slots.as_flattened())?;
         file.sync_data()?;
+        // The redo must be gone before the new table is there: it may have the same seq. Until then the old table
+        // depends on it, unless the table itself is on the disk.
+        if let Some(old) = &self.loaded {
+            old.file.sync_data()?;
+        }
+        match std::fs::remove_file(self.redo_path()) {
+            Ok(()) => self.sync_dir()?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
         std::fs::rename(&temporary, &self.path)?;
-        // An older redo is recognised by its seq, but there is no reason to keep it.
-        let _ = std::fs::remove_file(self.redo_path());
         self.sync_dir()?;
         self.loaded = Some(Loaded { header: change.header, slots, file });
         Ok(())
@@ -139,6 +148,7 @@ impl Table {
         file.write_all(&bytes)?;
         file.sync_data()?;
         std::fs::rename(&temporary, &redo)?;
+        sync_dir_of(&redo)?;
 
         let mut first = 0;
         while first < change.slots.len() {
@@ -219,7 +229,7 @@ impl Table {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
-        self.path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
+        sync_dir_of(&self.path)
     }
 
     fn encode(&self, header: &Header) -> [u8; HEADER_LEN] {
@@ -307,6 +317,11 @@ fn slot(digest: &Digest, seq: u64) -> [u8; SLOT_LEN] {
 
 fn slot_offset(pgno: u32) -> u64 {
     HEADER_LEN as u64 + (u64::from(pgno) - 1) * SLOT_LEN as u64
+}
+
+/// Makes sure that names in the folder survive a power failure.
+fn sync_dir_of(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 fn create(path: &Path) -> io::Result<File> {
@@ -425,5 +440,34 @@ mod tests {
             assert_eq!(loaded.header(), Some(&header(2, &after)), "cut at {cut}");
             assert_eq!(loaded.digest(50), Some(&digest(778)));
         }
+    }
+
+    #[test]
+    fn a_redo_does_not_outlive_the_table_it_belongs_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let pages: Vec<u32> = (1..=100).collect();
+        let mut written = table(dir.path(), &pages);
+        let mut after = pages.clone();
+        after[4] = 777;
+        let patch = Change { header: header(2, &after), slots: vec![(5, digest(777))], replace: false };
+        written.apply(&patch).unwrap();
+        let redo = dir.path().join("t.pages-redo");
+        assert!(redo.exists());
+        // The same seq, another state.
+        let slots = pages.iter().map(|of| (*of, digest(*of))).collect();
+        written.apply(&Change { header: header(2, &pages), slots, replace: true }).unwrap();
+        assert!(!redo.exists());
+        assert_eq!(reopened(dir.path()).digest(5), Some(&digest(5)));
+        // One that cannot be removed keeps the old table, which it may belong to.
+        std::fs::create_dir(&redo).unwrap();
+        let slots = after.iter().map(|of| (*of, digest(*of))).collect();
+        written.apply(&Change { header: header(3, &after), slots, replace: true }).unwrap_err();
+        let bytes = std::fs::read(dir.path().join("t.pages")).unwrap();
+        assert_eq!(bytes[24..32], 2_u64.to_le_bytes());
+        std::fs::remove_dir(&redo).unwrap();
+        std::fs::remove_file(dir.path().join("t.pages-new")).unwrap();
+        written.apply(&patch).unwrap();
+        written.drop_table().unwrap();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

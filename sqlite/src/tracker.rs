@@ -103,6 +103,11 @@ impl Tracker {
         one_log && !self.lost && !self.db_replaced && !self.outside && !self.new_log_left
     }
 
+    /// Something happened that makes a read of the files at rest worthless.
+    pub(crate) fn written_at_rest(&self) -> bool {
+        self.lost || self.db_written || self.wal_written || self.db_replaced
+    }
+
     /// Nothing was committed since the log that was followed was closed: nobody wrote the database file outside of
     /// it, or another log. `log_is_empty`: there is none, or it has no bytes (an app is just opening the database).
     pub(crate) fn untouched(&self, log_is_empty: bool) -> bool {

@@ -325,6 +325,80 @@ fn beyond_one_gibibyte_the_page_of_the_locks_is_neither_kept_nor_compared() {
     writer.finish(capture.state_digest, Kind::Opaque, Existing::Refuse, "x").unwrap();
 }
 
+/// Writes into the database during the first attempt.
+struct Meddler {
+    db: std::fs::File,
+    pages_of_attempts: Vec<u32>,
+}
+
+impl PageSink for Meddler {
+    fn begin(&mut self, _page_size: u32, _is_base: bool) -> std::io::Result<()> {
+        self.pages_of_attempts.push(0);
+        Ok(())
+    }
+
+    fn page(&mut self, pgno: u32, _image: &[u8]) -> std::io::Result<()> {
+        if self.pages_of_attempts.len() == 1 && pgno == 10 {
+            self.db.write_all_at(b"x", 4096 * 300)?;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        *self.pages_of_attempts.last_mut().unwrap() += 1;
+        Ok(())
+    }
+
+    fn restart(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_write_during_a_read_of_the_whole_file_ends_it_early() {
+    let mut world = World::new();
+    let mut app = rollback(&world);
+    app.insert(2000);
+    app.close();
+    let db = std::fs::File::options().write(true).open(world.db()).unwrap();
+    let mut meddler = Meddler { db, pages_of_attempts: Vec::new() };
+    let capture = world.live().capture(&mut meddler, &|| false).unwrap();
+    let (first, last) = (meddler.pages_of_attempts[0], *meddler.pages_of_attempts.last().unwrap());
+    assert!(first < 100, "{first} pages were read in vain");
+    assert_eq!(last, capture.page_count);
+}
+
+#[test]
+fn a_log_that_speaks_of_more_pages_than_there_are_is_not_believed() {
+    let mut world = World::new();
+    let mut app = App::wal(&world.db());
+    app.insert(5);
+    app.kill();
+    // A log of one commit whose size field says 16 TiB; checksums are easy to make.
+    let wal = world.db().with_file_name("chat.db-wal");
+    let log = std::fs::read(&wal).unwrap();
+    let mut forged = log[..32 + 24 + 4096].to_vec();
+    forged[36..40].copy_from_slice(&0xf000_0000_u32.to_be_bytes());
+    let big_endian = forged[3] & 1 == 1;
+    let word = |bytes: &[u8]| {
+        let bytes = bytes.try_into().unwrap();
+        if big_endian { u32::from_be_bytes(bytes) } else { u32::from_le_bytes(bytes) }
+    };
+    let stored = |at: usize| u32::from_be_bytes(forged[at..at + 4].try_into().unwrap());
+    let (mut a, mut b) = (stored(24), stored(28));
+    for range in [32..40, 56..forged.len()] {
+        for pair in forged[range].chunks_exact(8) {
+            a = a.wrapping_add(word(&pair[..4])).wrapping_add(b);
+            b = b.wrapping_add(word(&pair[4..])).wrapping_add(a);
+        }
+    }
+    forged[48..52].copy_from_slice(&a.to_be_bytes());
+    forged[52..56].copy_from_slice(&b.to_be_bytes());
+    std::fs::write(&wal, forged).unwrap();
+    let result = world.try_capture();
+    assert!(
+        matches!(&result, Err(CaptureError::NotQuiet { reason }) if reason.contains("more pages")),
+        "{result:?}"
+    );
+}
+
 #[test]
 fn a_capture_can_be_cancelled() {
     let mut world = World::new();
