@@ -42,7 +42,7 @@ impl std::fmt::Debug for SlotBytes {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyStoreError {
     /// The keyring is locked; it opens when the user logs in or unlocks it. Never prompted for at start.
-    #[error("the desktop's keyring is locked")]
+    #[error("the desktop's keyring is locked, or was never set up")]
     Locked,
     /// There is no keyring service on this session's bus.
     #[error("no Secret Service answers on this session's bus")]
@@ -167,7 +167,10 @@ impl SecretService {
     }
 
     async fn collection(&self) -> Result<oo7::dbus::Collection, KeyStoreError> {
-        let collection = self.service.default_collection().await.map_err(unavailable)?;
+        // Not `default_collection`: where there is none it would ask the user for a new one, at any time of the day.
+        let found =
+            self.service.with_alias(oo7::dbus::Service::DEFAULT_COLLECTION).await.map_err(unavailable)?;
+        let collection = found.ok_or(KeyStoreError::Locked)?;
         if collection.is_locked().await.map_err(unavailable)? {
             return Err(KeyStoreError::Locked);
         }

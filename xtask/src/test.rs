@@ -6,9 +6,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 /// A program that a test runs for real, and the Debian package that has it.
-const NEEDED: [(&str, &str); 5] = [
+const NEEDED: [(&str, &str); 6] = [
     ("dbus-daemon", "dbus-daemon"),
     ("dbus-monitor", "dbus-bin"),
+    ("gnome-keyring-daemon", "gnome-keyring"),
     ("sqlcipher", "sqlcipher"),
     ("systemd-analyze", "systemd"),
     ("python3", "python3"),

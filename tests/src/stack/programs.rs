@@ -46,7 +46,7 @@ pub fn require(name: &str, package: &str) -> Result<PathBuf> {
 /// A command for `program` that the kernel ends when the thread that started it ends, where setpriv is installed.
 ///
 /// Whoever is killed drops nothing; without this its children would live on.
-pub(crate) fn leashed(program: &Path) -> Command {
+pub fn leashed(program: &Path) -> Command {
     static SETPRIV: OnceLock<Option<PathBuf>> = OnceLock::new();
     let setpriv = SETPRIV.get_or_init(|| {
         let found = installed("setpriv")?;
