@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chatkeep_tests::stack::machine::{self, now_us};
 use chatkeep_tests::stack::notes::{self, Notes};
@@ -266,6 +267,24 @@ fn ten_wrong_passwords_destroy_the_record_for_good() {
     assert_eq!(notes::texts(&target).unwrap(), [FIRST]);
 }
 
+/// SQLite tells others of a commit after the log is on the disk, in shared memory and without an event: the larger the
+/// commit, or the slower the disk, the later. It must not be left to the look that is taken every half minute.
+#[test]
+fn a_large_message_is_noticed_as_a_small_one_is() {
+    let stack = Stack::start().unwrap();
+    let machine = started(&stack, "old");
+    let notes = notes(&machine);
+    let id = machine.register(notes.path(), "notes").unwrap();
+    machine.enable_digits(&id).unwrap();
+    machine.wait_for_point(&id, 0).unwrap();
+    for megabytes in [1, 3, 1, 2] {
+        let before = now_us();
+        notes.say(&"0123456789abcdef".repeat(megabytes << 16)).unwrap();
+        let look = || Ok(machine.points(&id)?.into_iter().find(|point| point.time_us > before));
+        wait::until("a point of the large message", Duration::from_secs(15), look).unwrap();
+    }
+}
+
 /// What is below XDG_STATE_HOME is a cache: gone, or garbage, it is made anew from the store.
 #[test]
 fn the_cache_may_be_deleted_or_damaged() {
@@ -328,7 +347,7 @@ fn a_database_in_the_configuration_is_backed_up_and_a_pause_is_kept() {
     })
     .unwrap();
     // that something does not happen shows only after the time in which it would: twice `capture.max_age`
-    std::thread::sleep(std::time::Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(2));
     assert_eq!(machine.points(&id).unwrap()[0], first);
     machine.run(&["resume"], None).unwrap().success().unwrap();
     machine.wait_for_point(&id, first.time_us).unwrap();
