@@ -118,7 +118,8 @@ impl Demo {
         let way = if machine.bus.is_some() { "over D-Bus" } else { "over the control socket" };
         self.said.done(format_args!("encrypted with a password, {way}; the vault counts the attempts"));
 
-        let digits = demo_steps::digits_database(&machine)?;
+        let digits = machine.show_digits(&id, PASSWORD)?;
+        Said::more("the 64 digits of the key are shown once, against the password, and written down");
         let lost = self.back_up_and_lose(machine, &id, writer, digits)?;
         demo_steps::restore(self, &lost)?;
         demo_steps::guess(self, &lost)?;

@@ -155,6 +155,34 @@ fn digits_bring_the_messages_to_a_new_machine_without_a_vault() {
     assert_eq!(scan::scan(&places, &needles).unwrap(), []);
 }
 
+/// The digits behind a password are for whoever proves it, and for no monitor.
+#[test]
+fn whoever_has_the_password_may_keep_the_digits_too() {
+    let mut stack = Stack::start().unwrap();
+    let old = recorded(&stack, "old");
+    let notes = notes(&old);
+    let id = old.register(notes.path(), "notes").unwrap();
+    old.enable_password(&id, PASSWORD).unwrap();
+    old.wait_for_point(&id, 0).unwrap();
+    let file = old.root().join("shown");
+    let show = ["encryption", "show-key", &id, "--key-out", file.to_str().unwrap(), "--password-fd", "0"];
+    let ran = old.run_on_bus(&show, Some("wrong password")).unwrap();
+    assert_eq!((ran.code, ran.attempts_left()), (4, Some(9)), "{ran:?}");
+    assert!(!file.exists(), "no file is left for digits that were not given");
+    old.run_on_bus(&show, Some(PASSWORD)).unwrap().success().unwrap();
+    let digits = std::fs::read_to_string(&file).unwrap();
+    let recording = old.bus.as_ref().unwrap().recording().unwrap().to_owned();
+    assert!(contains(&recording, "ShowKey"));
+    let places = [stack.store(), stack.vault.data(), recording, old.log(), old.state()];
+    assert_eq!(scan::scan(&places, &scan::digits("digits", &digits)).unwrap(), []);
+
+    stack.vault.kill();
+    let (new, id, target) = adopted(&stack, "new");
+    new.unlock_digits(&id, &digits).unwrap().success().unwrap();
+    new.restore(&id, &target, None).unwrap().success().unwrap();
+    assert_eq!(notes::texts(&target).unwrap(), [FIRST]);
+}
+
 #[test]
 fn after_a_change_only_the_new_password_opens() {
     let stack = Stack::start().unwrap();

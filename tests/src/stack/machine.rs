@@ -256,6 +256,17 @@ impl Machine {
         self.new_digits(&["encryption", "rotate-key", id])
     }
 
+    /// The digits of the key in use, against the password.
+    pub fn show_digits(&self, id: &str, password: &str) -> Result<String> {
+        let file = self.root.join("shown");
+        let arguments = ["encryption", "show-key", id, "--key-out", text(&file)?, "--password-fd", "0"];
+        let ran = self.run(&arguments, Some(password))?.success();
+        let digits = std::fs::read_to_string(&file);
+        let _ = std::fs::remove_file(&file);
+        ran?;
+        Ok(digits?.trim().to_owned())
+    }
+
     fn new_digits(&self, arguments: &[&str]) -> Result<String> {
         let file = self.root.join("digits");
         let path = text(&file)?;
