@@ -12,6 +12,7 @@ mod digest;
 mod error;
 
 mod index;
+mod journal;
 mod wal;
 
 mod os;

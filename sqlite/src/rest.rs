@@ -13,8 +13,9 @@ use crate::capture::{Pass, Refused};
 use crate::digest::HeaderPageSize;
 use crate::error::{CaptureError, GapReason, doing};
 use crate::follow::Round;
+use crate::journal::{Original, roll_back};
 use crate::live::{LiveDatabase, Source};
-use crate::os::{Stat, being_written, open_read, read_at, reserved};
+use crate::os::{Stat, any_lock, being_written, open_elsewhere, open_read, read_at, reserved};
 use crate::table::Position;
 use crate::tail::{Trouble, read_header, recover};
 use crate::tracker::Tracker;
@@ -27,6 +28,10 @@ const FUTURE_NS: i128 = -1_000_000_000;
 /// Page size assumed when nothing tells it.
 const DEFAULT_PAGE_SIZE: u32 = 4096;
 
+/// A rollback journal this old, with nobody at work with it, is applied in memory: its app may never come back.
+const ABANDONED_NS: i128 = 10_000_000_000;
+
+const JOURNAL_WAITS: &str = "a rollback journal waits for the app";
 const WRITTEN_MEANWHILE: &str = "it was written while it was read";
 
 /// The files as they were when the known state was read.
@@ -35,6 +40,8 @@ pub(crate) struct Rest {
     db: Stat,
     /// A log that was left behind by a crash.
     wal: Option<Stat>,
+    /// A rollback journal that was left behind by a crash: the state is what it was before.
+    journal: Option<Stat>,
     /// Its end.
     position: Option<Position>,
 }
@@ -68,7 +75,7 @@ impl LiveDatabase {
         if !self.tracker.untouched(true) {
             return Ok(self.lost(GapReason::WrittenDirectly));
         }
-        self.source = Source::File(Rest { db, wal: None, position: None });
+        self.source = Source::File(Rest { db, wal: None, journal: None, position: None });
         if wal.is_none() {
             self.tracker = Tracker::restart(false);
         }
@@ -91,7 +98,7 @@ impl LiveDatabase {
         if self.log_in_use() {
             self.source = Source::Unknown;
             self.resume = rest.position;
-            self.read_to_end = rest.wal.is_none();
+            self.read_to_end = rest.wal.is_none() && rest.journal.is_none();
             return Ok(Round::Moved { commits: 0 });
         }
         let looking = "looking at the files";
@@ -102,7 +109,12 @@ impl LiveDatabase {
             // Somebody is opening or closing it, or was killed.
             return Ok(Round::Moved { commits: 0 });
         }
-        let changed = db != Some(rest.db) || (rest.wal.is_some() && wal != rest.wal);
+        let journal = match rest.journal {
+            Some(_) => Stat::of_path(&self.paths.journal).map_err(doing(looking))?,
+            None => None,
+        };
+        let changed =
+            db != Some(rest.db) || (rest.wal.is_some() && wal != rest.wal) || journal != rest.journal;
         let written = self.tracker.db_written || !self.tracker.untouched(log_is_empty);
         if changed || written {
             return Ok(self.lost(GapReason::WrittenDirectly));
@@ -136,11 +148,17 @@ impl LiveDatabase {
             },
             None => None,
         };
-        let page_size = match &recovered {
-            Some((chain, _)) => chain.page_size,
+        let rolled_back = match &before.journal {
+            Some(journal) => Some(self.roll_back(journal)?),
+            None => None,
+        };
+        let logged = recovered.map(|(chain, pages)| (chain.page_size, pages));
+        let logged = logged.or(rolled_back.map(|original| (original.page_size, original.pages)));
+        let page_size = match logged {
+            Some((page_size, _)) => page_size,
             None => self.guess_page_size(db, wal.as_ref(), before.db.size)?,
         };
-        let pages = self.pages_of(recovered.map(|(_, pages)| pages), before.db.size, page_size)?;
+        let pages = self.pages_of(logged.map(|(_, pages)| pages), before.db.size, page_size)?;
         let mut pass = self.begin_pass(page_size, sink)?;
         // Noticed early, a write costs the rest of the pass only.
         pass.read_file(db, pages, self, sink, cancelled, &mut |live| {
@@ -157,7 +175,7 @@ impl LiveDatabase {
         pass.override_with(&self.dirty, pages, &self.table, sink)?;
         let db_id = before.db.identity;
         let position = recovered.map(|(chain, _)| Position { chain, db: db_id });
-        self.source = Source::File(Rest { db: before.db, wal: before.wal, position });
+        self.source = Source::File(Rest { position, ..before });
         if before.wal.is_none() {
             self.tracker = Tracker::restart(false);
         }
@@ -179,30 +197,50 @@ impl LiveDatabase {
         if being_written(db).map_err(doing("asking for locks"))? {
             return Err(Refused::Moved("an app is writing it"));
         }
-        if self.hot_journal(db)? {
-            return Err(Refused::Moved("a rollback journal waits for the app"));
+        let journal = self.hot_journal(db)?;
+        if let Some(journal) = &journal
+            && (wal.is_some() || !abandoned(db, &stat, journal, now)?)
+        {
+            return Err(Refused::Moved(JOURNAL_WAITS));
         }
         let named = Stat::of_path(&self.paths.db).map_err(doing(looking))?;
         if named.map(|named| named.identity) != Some(stat.identity) {
             return Err(Refused::Moved("it was replaced"));
         }
-        Ok(Rest { db: stat, wal, position: None })
+        Ok(Rest { db: stat, wal, journal, position: None })
+    }
+
+    /// Rolls back in memory what the next one to open the database would roll back.
+    fn roll_back(&mut self, expected: &Stat) -> Result<Original, Refused> {
+        let reading = "reading the rollback journal";
+        let Some(journal) = open_read(&self.paths.journal).map_err(doing(reading))? else {
+            return Err(Refused::Moved(JOURNAL_WAITS));
+        };
+        if Stat::of_file(&journal).map_err(doing(reading))? != *expected {
+            return Err(Refused::Moved(JOURNAL_WAITS));
+        }
+        match roll_back(&journal, &mut self.dirty) {
+            Ok(Some(original)) => Ok(original),
+            Ok(None) | Err(Trouble::Again) => Err(Refused::Moved(JOURNAL_WAITS)),
+            Err(Trouble::Gap(reason)) => Err(Refused::Moved(reason.as_str())),
+            Err(Trouble::Io(error)) => Err(doing(reading)(error).into()),
+        }
     }
 
     /// A journal that the next reader would roll back: it has a header, and nobody is at work with it.
-    fn hot_journal(&self, db: &File) -> Result<bool, CaptureError> {
+    fn hot_journal(&self, db: &File) -> Result<Option<Stat>, CaptureError> {
         let reading = "looking at the rollback journal";
-        let Some(journal) = open_read(&self.paths.journal).map_err(doing(reading))? else { return Ok(false) };
+        let Some(journal) = open_read(&self.paths.journal).map_err(doing(reading))? else { return Ok(None) };
         let mut magic = [0; 8];
         let read = read_at(&journal, &mut magic, 0).map_err(doing(reading))?;
         if read == 0 || magic[..read].iter().all(|byte| *byte == 0) {
-            return Ok(false);
+            return Ok(None);
         }
         if reserved(db).map_err(doing("asking for locks"))? {
-            return Ok(false);
+            return Ok(None);
         }
         // It may have been finished between the two questions.
-        Ok(Stat::of_path(&self.paths.journal).map_err(doing(reading))?.is_some_and(|stat| stat.size > 0))
+        Ok(Stat::of_path(&self.paths.journal).map_err(doing(reading))?.filter(|stat| stat.size > 0))
     }
 
     /// What a page is when no committed frame tells: header, log, what it was before, or what divides the file.
@@ -248,6 +286,17 @@ impl LiveDatabase {
         }
         Ok(size)
     }
+}
+
+/// Whether whoever wrote this journal is certainly dead: it is old, nobody has a lock, and nobody has the database open
+/// (an app may use locks that cannot be asked for).
+fn abandoned(db: &File, stat: &Stat, journal: &Stat, now: i128) -> Result<bool, CaptureError> {
+    let old = [stat, journal].iter().all(|stat| now - stat.modified_ns >= ABANDONED_NS);
+    Ok(old
+        && stat.size > 0
+        && !any_lock(db).map_err(doing("asking for locks"))?
+        && open_elsewhere(stat.identity).is_none()
+        && open_elsewhere(journal.identity).is_none())
 }
 
 /// How long to wait before the next attempt to find nobody writing.

@@ -88,6 +88,79 @@ fn while_the_file_is_being_written_or_waits_to_be_rolled_back_nothing_is_capture
     world.assert_stored_is_the_file();
 }
 
+/// As if some time had passed since the app was killed.
+fn make_old(world: &World) {
+    let long_ago = std::time::SystemTime::now() - Duration::from_mins(1);
+    for name in world.names() {
+        let path = world.db().with_file_name(name);
+        std::fs::File::options().write(true).open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+}
+
+fn contents(world: &World) -> Vec<(String, Vec<u8>)> {
+    let read = |name: String| (name.clone(), std::fs::read(world.db().with_file_name(name)).unwrap());
+    world.names().into_iter().map(read).collect()
+}
+
+#[test]
+fn a_journal_whose_app_never_comes_back_is_rolled_back_in_memory() {
+    let changes = [
+        "UPDATE t SET body = randomblob(1500);",
+        "INSERT INTO t(body) SELECT randomblob(1500) FROM t;",
+        "DELETE FROM t WHERE id > 20; PRAGMA incremental_vacuum; UPDATE t SET body = randomblob(3000);",
+    ];
+    for (synchronous, change) in ["OFF", "FULL"].into_iter().flat_map(|s| changes.map(|change| (s, change))) {
+        let mut world = World::new();
+        let mut app = App::open(&world.db());
+        app.run("PRAGMA auto_vacuum = INCREMENTAL; VACUUM;");
+        app.close();
+        let mut app = rollback(&world);
+        app.insert(200);
+        app.run(&format!("PRAGMA synchronous = {synchronous}; PRAGMA cache_size = 5; BEGIN; {change}"));
+        app.kill();
+        make_old(&world);
+        let left = contents(&world);
+        assert_eq!(left[1].0, "chat.db-journal");
+        let capture = world.capture();
+        assert!(capture.is_base);
+        assert!(!world.live().look().unwrap().changed);
+        assert!(contents(&world) == left, "we only read");
+
+        let copy = world.folder.path().join("copy");
+        std::fs::create_dir(&copy).unwrap();
+        for (name, bytes) in &left {
+            std::fs::write(copy.join(name), bytes).unwrap();
+        }
+        let mut app = App::open(&copy.join("chat.db"));
+        app.run("SELECT count(*) FROM t;");
+        app.close();
+        let recovered = std::fs::read(copy.join("chat.db")).unwrap();
+        assert!(recovered != left[0].1, "there was something to be rolled back");
+        assert!(world.stored_bytes() == recovered, "{synchronous} {change}");
+        // The app comes back after all.
+        let mut app = App::open(&world.db());
+        app.run("SELECT count(*) FROM t;");
+        assert!(world.live().look().unwrap().gap.is_some());
+        assert!(world.capture().unchanged);
+        world.assert_stored_is_the_file();
+    }
+}
+
+#[test]
+fn a_journal_that_is_removed_leaves_another_state() {
+    let mut world = World::new();
+    let mut app = rollback(&world);
+    app.insert(50);
+    app.run("PRAGMA cache_size = 5; BEGIN; UPDATE t SET body = randomblob(1500);");
+    app.kill();
+    make_old(&world);
+    world.capture();
+    std::fs::remove_file(world.db().with_file_name("chat.db-journal")).unwrap();
+    assert_eq!(world.live().look().unwrap().gap, Some(GapReason::WrittenDirectly));
+    world.capture();
+    world.assert_stored_is_the_file();
+}
+
 #[test]
 fn the_journal_mode_may_change_both_ways() {
     let mut world = World::new();
