@@ -8,6 +8,7 @@
 //! claim needs exactly "no frame was missed between attaching and the end", which following proves.
 
 use std::fs::File;
+use std::io;
 use std::time::{Duration, Instant};
 
 use crate::digest::{Digest, Facts, lock_byte_page, page_digest, xor};
@@ -38,6 +39,35 @@ const SCAN_REST_MAX: Duration = Duration::from_hours(1);
 const PAGES_MAX: u64 = 0xffff_fffe;
 
 const SINK: &str = "storing captured pages";
+
+/// A sink, and how long it took.
+struct Timed<'a> {
+    sink: &'a mut dyn PageSink,
+    spent: Duration,
+}
+
+impl Timed<'_> {
+    fn time(&mut self, act: impl FnOnce(&mut dyn PageSink) -> io::Result<()>) -> io::Result<()> {
+        let began = Instant::now();
+        let result = act(self.sink);
+        self.spent += began.elapsed();
+        result
+    }
+}
+
+impl PageSink for Timed<'_> {
+    fn begin(&mut self, page_size: u32, is_base: bool) -> io::Result<()> {
+        self.time(|sink| sink.begin(page_size, is_base))
+    }
+
+    fn page(&mut self, pgno: u32, image: &[u8]) -> io::Result<()> {
+        self.time(|sink| sink.page(pgno, image))
+    }
+
+    fn restart(&mut self) -> io::Result<()> {
+        self.time(|sink| sink.restart())
+    }
+}
 
 /// Why a pass came to nothing.
 pub(crate) enum Refused {
@@ -279,8 +309,10 @@ impl LiveDatabase {
         let mut spent = Duration::ZERO;
         loop {
             let attempt_began = Instant::now();
-            let attempted = self.attempt(sink, cancelled);
-            spent += attempt_began.elapsed();
+            let mut sink = Timed { sink: &mut *sink, spent: Duration::ZERO };
+            let attempted = self.attempt(&mut sink, cancelled);
+            // What the sink takes (sealing a base, say) is not the price of reading.
+            spent += attempt_began.elapsed().saturating_sub(sink.spent);
             self.scan_due = Instant::now() + (spent * SCAN_REST).min(SCAN_REST_MAX);
             let refused = match attempted {
                 Ok(pass) => return Ok(self.accept(pass, gap)),
