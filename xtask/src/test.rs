@@ -1,7 +1,7 @@
 //! `cargo xtask test`: brings up what the tests need, then runs every check. The first failure ends it.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -23,6 +23,7 @@ pub(crate) fn run() -> Result<()> {
     step(&root, "lints", "cargo", &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])?;
     step(&root, "binaries", "cargo", &["build", "--workspace", "--bins"])?;
     step(&root, "tests", "cargo", &["test", "--workspace", "--no-fail-fast"])?;
+    second_decoder(&root)?;
     step(&root, "units", "sh", &["systemd/verify.sh", "target/debug"])?;
     println!("\nall checks passed");
     Ok(())
@@ -45,10 +46,27 @@ fn step(root: &Path, title: &str, program: &str, arguments: &[&str]) -> Result<(
     Ok(())
 }
 
+/// Reads the test vectors with the decoder that shares no line with ours. Its libraries come from PyPI, pinned.
+fn second_decoder(root: &Path) -> Result<()> {
+    let python = root.join("target/decoder/bin/python3");
+    let python = python.to_str().context("the path of the workspace is not UTF-8")?;
+    if !Path::new(python).exists() {
+        step(root, "decoder", "python3", &["-m", "venv", "target/decoder"])?;
+    }
+    let install =
+        ["-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", "tests/decoder/requirements.txt"];
+    step(root, "decoder", python, &install)?;
+    step(root, "decoder", python, &["tests/decoder/decode.py", "check", "tests/vectors"])
+}
+
 /// Installs what is missing when we may, else says the exact command.
 fn bring_up() -> Result<()> {
-    let missing: Vec<&str> =
+    let mut missing: Vec<&str> =
         NEEDED.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
+    let venv = Command::new("python3").args(["-c", "import ensurepip"]).stderr(Stdio::null()).status();
+    if !venv.is_ok_and(|status| status.success()) {
+        missing.push("python3-venv");
+    }
     if missing.is_empty() {
         return Ok(());
     }
