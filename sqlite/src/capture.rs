@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 
 use crate::digest::{Digest, Facts, lock_byte_page, page_digest, xor};
 use crate::dirty::{Dirty, Limits};
-use crate::error::{CaptureError, GapReason, doing};
+use crate::error::{CaptureError, GapReason, Trouble, doing};
 use crate::follow::Round;
 use crate::live::{LiveDatabase, Pending, Source};
 use crate::os::{Stat, open_read, read_at};
 use crate::rest::QUIET_PAUSE;
 use crate::table::{Change, Header, Position, Table};
-use crate::tail::{Tail, Trouble};
+use crate::tail::Tail;
 use crate::tracker::Tracker;
 use crate::types::{Capture, PageSink};
 use crate::watch::Event;

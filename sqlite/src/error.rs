@@ -109,6 +109,22 @@ impl CaptureError {
     }
 }
 
+/// Why a look at a log did not succeed.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// Something moved while it was read: look again.
+    Again,
+    /// The connection to the state before is lost.
+    Gap(GapReason),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Trouble::Io(error)
+    }
+}
+
 /// A restore that failed. Where nothing else is said, the target is as it was, and nothing is left behind.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

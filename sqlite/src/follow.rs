@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::error::{CaptureError, GapReason, doing};
+use crate::error::{CaptureError, GapReason, Trouble, doing};
 use crate::live::{LiveDatabase, Source};
 use crate::os::{Identity, Paths, Stat, index_in_use, is_absence, open_read};
-use crate::tail::{Evidence, Tail, Trouble};
+use crate::tail::{Evidence, Tail};
 use crate::tracker::Tracker;
 use crate::watch::Event;
 

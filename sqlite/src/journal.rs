@@ -13,9 +13,8 @@ use std::fs::File;
 
 use crate::digest::lock_byte_page;
 use crate::dirty::Dirty;
-use crate::error::GapReason;
+use crate::error::{GapReason, Trouble};
 use crate::os::{Stat, read_at};
-use crate::tail::Trouble;
 
 const MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
 /// The part of the header that says something.

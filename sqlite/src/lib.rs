@@ -12,13 +12,14 @@ mod digest;
 mod error;
 
 mod index;
-mod journal;
 mod wal;
 
 mod os;
 mod watch;
 
 mod dirty;
+mod journal;
+mod run;
 mod table;
 mod tail;
 mod tracker;

@@ -11,13 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use crate::capture::{Pass, Refused};
 use crate::digest::HeaderPageSize;
-use crate::error::{CaptureError, GapReason, doing};
+use crate::error::{CaptureError, GapReason, Trouble, doing};
 use crate::follow::Round;
 use crate::journal::{Original, roll_back};
 use crate::live::{LiveDatabase, Source};
 use crate::os::{Stat, any_lock, being_written, open_elsewhere, open_read, read_at, reserved};
+use crate::run::{read_header, recover};
 use crate::table::Position;
-use crate::tail::{Trouble, read_header, recover};
 use crate::tracker::Tracker;
 use crate::types::PageSink;
 

@@ -31,31 +31,14 @@ use std::fs::File;
 use std::io;
 
 use crate::dirty::Dirty;
-use crate::error::GapReason;
+use crate::error::{GapReason, Trouble};
 use crate::index::{self, IndexHeader};
 use crate::os::{Identity, Stat, index_in_use, read_at};
-use crate::wal::{Chain, Checksum, FRAME_HEADER_LEN, HEADER_LEN, Salt};
+use crate::run::{has_transaction_after, read_header, read_transactions};
+use crate::wal::{Chain, Checksum, FRAME_HEADER_LEN, Salt};
 
-/// Frames are read in pieces of this many bytes.
-const PIECE_LEN: usize = 4 << 20;
 /// A header caught in the middle of a change is read again this often.
 const HEADER_TRIES: u32 = 20;
-
-/// Why a look did not succeed.
-#[derive(Debug)]
-pub(crate) enum Trouble {
-    /// Something moved while it was read: look again.
-    Again,
-    /// The connection to the state before is lost.
-    Gap(GapReason),
-    Io(io::Error),
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        Trouble::Io(error)
-    }
-}
 
 /// What events say about the time since the last good look.
 #[derive(Debug, Clone, Copy)]
@@ -99,14 +82,6 @@ pub(crate) struct Tail {
     pub(crate) pages: u32,
     /// What looks brought that came to nothing in the end.
     carried: Step,
-}
-
-struct Run {
-    commits: u32,
-    smallest: Option<u32>,
-    /// The chain at the last commit.
-    end: Chain,
-    bytes_read: u64,
 }
 
 impl Tail {
@@ -326,19 +301,6 @@ impl Tail {
     }
 }
 
-/// Whether a whole transaction continues the chain.
-fn has_transaction_after(wal: &File, mut chain: Chain) -> io::Result<bool> {
-    let mut raw = vec![0; chain.frame_len()];
-    loop {
-        let read = read_at(wal, &mut raw, chain.offset_of(chain.frame + 1))?;
-        match chain.accept(&raw[..read]) {
-            None => return Ok(false),
-            Some(frame) if frame.commit_pages != 0 => return Ok(true),
-            Some(_) => {}
-        }
-    }
-}
-
 /// Reads the index until it is caught whole.
 fn read_index(shm: &File) -> io::Result<Option<IndexHeader>> {
     for attempt in 0..HEADER_TRIES {
@@ -353,79 +315,6 @@ fn read_index(shm: &File) -> io::Result<Option<IndexHeader>> {
         }
     }
     Ok(None)
-}
-
-pub(crate) fn read_header(wal: &File) -> io::Result<Option<Chain>> {
-    let mut bytes = [0; HEADER_LEN];
-    let read = read_at(wal, &mut bytes, 0)?;
-    Ok(Chain::parse_header(&bytes[..read]))
-}
-
-/// What recovery would make of a log that nobody has open: all whole transactions from its beginning.
-/// Returns the chain at its end and the size of the database, `None` when there is nothing in it.
-pub(crate) fn recover(wal: &File, dirty: &mut Dirty) -> Result<Option<(Chain, u32)>, Trouble> {
-    let Some(chain) = read_header(wal)? else { return Ok(None) };
-    let mut last_pages = 0;
-    let run = read_run(wal, chain, u32::MAX, dirty, &mut |pages| last_pages = pages)?;
-    Ok((run.commits > 0).then_some((run.end, last_pages)))
-}
-
-fn read_transactions(wal: &File, from: Chain, last: u32, dirty: &mut Dirty) -> Result<Run, Trouble> {
-    read_run(wal, from, last, dirty, &mut |_| {})
-}
-
-fn read_run(
-    wal: &File,
-    from: Chain,
-    last: u32,
-    dirty: &mut Dirty,
-    each_commit: &mut dyn FnMut(u32),
-) -> Result<Run, Trouble> {
-    // A run that failed may have left frames that nobody committed.
-    dirty.unstage();
-    let mut run = Run { commits: 0, smallest: None, end: from, bytes_read: 0 };
-    let mut chain = from;
-    let frame_len = from.frame_len();
-    let mut buffer = Vec::new();
-    // The frame before, if it was a commit: SQLite repeats it to fill a sector, and counts one commit.
-    let mut commit = Vec::new();
-    'pieces: while chain.frame < last {
-        let frames = ((last - chain.frame) as usize).min((PIECE_LEN / frame_len).max(1));
-        // A leftover run has no known end: begin small, so that an ordinary reset stays cheap.
-        let frames = if last == u32::MAX { frames.min(64) } else { frames };
-        buffer.resize(frames * frame_len, 0);
-        let read = read_at(wal, &mut buffer, chain.offset_of(chain.frame + 1))?;
-        run.bytes_read += read as u64;
-        for raw in buffer[..read].chunks_exact(frame_len) {
-            let Some(frame) = chain.accept(raw) else { break 'pieces };
-            if let Err(error) = dirty.stage(frame.pgno, frame.image) {
-                tracing::warn!(%error, "changed pages cannot be kept, the whole file has to be read");
-                return Err(Trouble::Gap(GapReason::TooManyChanges));
-            }
-            if frame.commit_pages == 0 {
-                commit.clear();
-            } else {
-                dirty.publish();
-                each_commit(frame.commit_pages);
-                run.commits += u32::from(!same_frame(&commit, raw));
-                commit.clear();
-                commit.extend_from_slice(raw);
-                run.smallest =
-                    Some(run.smallest.map_or(frame.commit_pages, |least| least.min(frame.commit_pages)));
-                run.end = chain;
-            }
-        }
-        if read < buffer.len() {
-            break;
-        }
-    }
-    dirty.unstage();
-    Ok(run)
-}
-
-/// The same page, database size and image; the running checksums differ.
-fn same_frame(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a[..8] == b[..8] && a[FRAME_HEADER_LEN..] == b[FRAME_HEADER_LEN..]
 }
 
 #[cfg(test)]
@@ -676,26 +565,6 @@ mod tests {
                 assert_gap(&result, GapReason::Missed);
             }
         }
-    }
-
-    #[test]
-    fn frames_left_by_a_read_that_failed_are_never_published() {
-        let mut log = Log::new(*b"saltsalt");
-        let spill = log.folder.path().join("no folder/spill");
-        let mut dirty = Dirty::new(spill.clone(), PAGE_LEN as usize);
-        // Written ahead of a commit that never came; the second one finds no room.
-        log.writer.frame(2, 0, 7);
-        log.writer.frame(3, 0, 7);
-        log.flush();
-        let begin = |log: &Log| read_header(&log.wal()).unwrap().unwrap();
-        let failed = read_transactions(&log.wal(), begin(&log), u32::MAX, &mut dirty);
-        assert!(matches!(failed, Err(Trouble::Gap(GapReason::TooManyChanges))));
-        std::fs::create_dir(spill.parent().unwrap()).unwrap();
-        log.reset(*b"new salt");
-        log.commit(5, 3);
-        log.flush();
-        let run = read_transactions(&log.wal(), begin(&log), 1, &mut dirty).unwrap();
-        assert_eq!((run.commits, dirty.pages()), (1, vec![5]));
     }
 
     #[test]

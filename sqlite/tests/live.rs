@@ -58,6 +58,46 @@ fn one_reset_of_the_log_is_survived_by_counting() {
 }
 
 #[test]
+fn a_reset_whose_first_transaction_is_not_committed_yet_is_survived() {
+    let mut world = World::new();
+    let mut app = App::wal(&world.db());
+    app.insert(400);
+    world.capture();
+    app.insert(2);
+    app.run("PRAGMA wal_checkpoint(RESTART);");
+    app.run("PRAGMA cache_size = 5; BEGIN; UPDATE t SET body = randomblob(1500) WHERE id < 30;");
+    let look = world.live().look().unwrap();
+    assert_eq!((look.commits, look.gap), (1, None));
+    assert!(world.capture().changed_pages > 0);
+    app.run("COMMIT;");
+    let look = world.live().look().unwrap();
+    assert_eq!((look.commits, look.gap), (1, None));
+    world.capture();
+    app.close();
+    world.assert_stored_is_the_file();
+}
+
+#[test]
+fn commits_that_fill_whole_sectors_are_counted_once() {
+    let mut world = World::new();
+    App::wal(&world.db()).close();
+    let mut app = App::open(std::path::Path::new(&format!("file:{}?psow=0", world.db().display())));
+    app.run("PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 0;");
+    app.run("PRAGMA user_version = 1;");
+    app.insert(300);
+    world.capture();
+    app.run("PRAGMA user_version = 2;");
+    app.run("PRAGMA user_version = 3;");
+    app.run("PRAGMA wal_checkpoint(RESTART);");
+    app.run("PRAGMA user_version = 4;");
+    let look = world.live().look().unwrap();
+    assert_eq!((look.commits, look.gap), (3, None));
+    assert_eq!(world.capture().user_version, 4);
+    app.close();
+    world.assert_stored_is_the_file();
+}
+
+#[test]
 fn two_resets_unseen_are_a_gap_and_the_gap_is_read_whole() {
     let mut world = World::new();
     let mut app = App::wal(&world.db());

@@ -58,6 +58,14 @@ impl App {
         app
     }
 
+    /// Opens it with a rollback journal, and creates a table if there is none.
+    pub(crate) fn rollback(path: &Path) -> App {
+        let mut app = App::open(path);
+        app.run("PRAGMA journal_mode = DELETE; PRAGMA synchronous = OFF;");
+        app.run("CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, body BLOB);");
+        app
+    }
+
     /// Runs one line of SQL, and returns SQLite's complaint.
     pub(crate) fn try_run(&mut self, sql: &str) -> Result<(), String> {
         writeln!(self.to.as_mut().unwrap(), "{}", sql.replace('\n', " ")).unwrap();
