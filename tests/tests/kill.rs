@@ -1,4 +1,5 @@
-//! SIGKILL to the service, the vault and the app at random moments: a short run of `chatkeep-tests prove spine`.
+//! SIGKILL to the service, the vault and the app at random moments, a hundred times: a run of `chatkeep-tests prove
+//! spine`.
 //!
 //! `CHATKEEP_ROUNDS` makes it longer, `CHATKEEP_SEED` repeats the choices of an earlier run.
 
@@ -8,8 +9,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// About ten seconds each.
-const ROUNDS: &str = "2";
+/// About ten seconds each, with six kills or so: more than a hundred in all.
+const ROUNDS: &str = "16";
+/// The least there must be of them.
+const KILLS_MIN: u64 = 100;
 
 #[test]
 fn every_announced_recovery_point_survives_kills_and_the_vault_counts_ten() {
@@ -27,6 +30,9 @@ fn every_announced_recovery_point_survives_kills_and_the_vault_counts_ten() {
     // nothing held that was not tried
     for tried in ["captures", "restores", "kills"] {
         assert!(figures[tried].as_u64().unwrap() > 0, "{figures}");
+    }
+    if std::env::var_os("CHATKEEP_ROUNDS").is_none() {
+        assert!(figures["kills"].as_u64().unwrap() >= KILLS_MIN, "{figures}");
     }
     for none in ["corrupt", "points_lost", "backward", "writer_errors", "plaintext_hits", "failures"] {
         assert_eq!(figures[none], 0, "{figures}");
