@@ -4,7 +4,8 @@
 //! happen and all that can be done; [`service`] decides, [`hands`] act. What they work with: [`keys`] (the device's
 //! copy), [`keyring`] (what can be done with keys), [`archive`] and [`log`] (what is in a store), [`registry`] (what is
 //! watched), [`catalogue`] (what is remembered), [`spool`] (what waits). The way out: [`follower`] captures on a
-//! thread of its own, [`writer`] seals. The way back: [`restore`]. [`jobs`] is everything a person waits for.
+//! thread of its own, [`writer`] seals. The way back: [`restore`]. [`jobs`] is everything a person waits for,
+//! [`secrets`] what people type.
 
 pub mod config;
 pub mod paths;
@@ -34,3 +35,4 @@ pub mod writer;
 pub mod restore;
 
 pub mod jobs;
+pub mod secrets;

@@ -11,7 +11,7 @@ use super::calls::{answer, unsupported};
 use crate::archive::Archive;
 use crate::event::Work;
 use crate::fault::Result;
-use crate::jobs::compare_digits;
+use crate::secrets::compare_digits;
 use crate::source::{Phase, Unconfirmed};
 
 impl Service {
