@@ -497,3 +497,61 @@ impl LiveDatabase {
         self.captured(Change { header, slots, replace: pass.is_base }, true, Some(gap))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::cell::Cell;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::types::LiveConfig;
+
+    struct Nowhere;
+
+    impl PageSink for Nowhere {
+        fn begin(&mut self, _page_size: u32, _is_base: bool) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn page(&mut self, _pgno: u32, _image: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn restart(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_rest_after_a_pass_counts_the_attempts_that_came_to_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chat.db");
+        let app = rusqlite::Connection::open(&path).unwrap();
+        app.execute_batch("CREATE TABLE t(id);").unwrap();
+        app.close().unwrap();
+        let touch = |at| File::options().write(true).open(&path).unwrap().set_modified(at).unwrap();
+        touch(SystemTime::now() - Duration::from_mins(1));
+        let config = LiveConfig {
+            path: path.clone(),
+            digest_key: [1; 32],
+            state_dir: folder.path().join("state"),
+            name: "chat".to_owned(),
+        };
+        let mut live = LiveDatabase::open(config).unwrap();
+        let (began, long) = (Instant::now(), Duration::from_millis(20));
+        let asked = Cell::new(0);
+        // Asked for every piece that is read: the first attempt takes long, and comes to nothing.
+        let cancelled = || {
+            asked.set(asked.get() + 1);
+            if asked.get() == 1 {
+                std::thread::sleep(long);
+                touch(SystemTime::now());
+            }
+            false
+        };
+        live.capture(&mut Nowhere, &cancelled).unwrap();
+        assert!(asked.get() > 1, "there was another attempt");
+        assert!(live.scan_due >= began + long * SCAN_REST);
+    }
+}

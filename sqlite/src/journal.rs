@@ -159,6 +159,8 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::io::Write;
+
     use super::*;
 
     const PAGE_LEN: usize = 512;
@@ -186,11 +188,10 @@ mod tests {
 
         /// Page numbers and their fill; `None` for a doubt.
         fn read(&self) -> Option<Vec<(u32, u8)>> {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("journal");
-            std::fs::write(&path, &self.0).unwrap();
-            let mut dirty = Dirty::new(folder.path().join("spill"), 1 << 20);
-            let original = roll_back(&File::open(path).unwrap(), &mut dirty).unwrap();
+            let mut journal = tempfile::tempfile().unwrap();
+            journal.write_all(&self.0).unwrap();
+            let mut dirty = Dirty::new("nowhere/spill".into(), 1 << 20);
+            let original = roll_back(&journal, &mut dirty).unwrap();
             if original.is_none() {
                 assert_eq!(dirty.pages(), []);
             }
