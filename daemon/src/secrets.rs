@@ -24,7 +24,7 @@ pub fn check_password(password: &Secret) -> Result<()> {
     Ok(())
 }
 
-/// Whether this was meant as the 64 digits: 60 or more hexadecimal digits and nothing but digits and separators.
+/// Whether this was meant as the 64 digits: nearly as many hexadecimal digits, and hardly anything else but separators.
 pub fn looks_like_digits(secret: &Secret) -> bool {
     let Some(text) = secret.as_str() else { return false };
     let significant = text.chars().filter(|c| !c.is_whitespace() && !matches!(c, '-' | '_'));
