@@ -106,7 +106,10 @@ impl Service {
             Err(fault) => {
                 warn!(database = %source.id, error = %fault.error.short_name(), text = %fault.error.text(), "the archive cannot be opened");
                 source.phase = Phase::Failed;
-                if fault.retry() != Retry::Never {
+                // Also what only somebody at the store can mend: nobody tells us when that was done.
+                let mendable =
+                    matches!(fault.error, Error::Internal(_) | Error::Corrupt(_) | Error::ObjectMissing(_));
+                if fault.retry() != Retry::Never || mendable {
                     let wait = (REOPEN_FIRST_MS << source.open_failures.min(6)).min(REOPEN_MAX_MS);
                     source.open_failures += 1;
                     source.reopen = Some(Millis(self.now.0 + wait));
