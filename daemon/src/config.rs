@@ -143,8 +143,11 @@ impl Default for Capture {
 
 impl Capture {
     /// For the planner.
-    pub fn policy(&self) -> CapturePolicy {
+    ///
+    /// Each of the stores has room for two uploads at once: a slow one holds up no other.
+    pub fn policy(&self, stores: usize) -> CapturePolicy {
         CapturePolicy {
+            uploads_at_once: 2 * stores.max(1),
             quiet_ms: self.quiet.0,
             wait_max_ms: self.max_age.0,
             pending_bytes_max: self.max_pending_bytes,

@@ -115,6 +115,7 @@ impl Follower {
             stop: stop.clone(),
             source: start.source,
             told: Told::default(),
+            rebase: start.rebase,
             quiet_looks: 0,
             fault: None,
         };
@@ -174,6 +175,8 @@ struct Body {
     stop: Arc<AtomicBool>,
     source: SourceId,
     told: Told,
+    /// The table is to be dropped as soon as there is one.
+    rebase: bool,
     /// Looks since the last event.
     quiet_looks: usize,
     /// Why there is nothing to follow.
@@ -209,11 +212,13 @@ impl Body {
                         self.told = Told::default();
                         self.tell(Event::Captured { source: self.source, result });
                     }
-                    Ok(Order::Forget) => {
-                        if let Err(error) = database.forget() {
+                    Ok(Order::Forget) => match database.forget() {
+                        Ok(()) => self.rebase = false,
+                        Err(error) => {
                             warn!(%error, "the page table cannot be dropped");
+                            self.rebase = true;
                         }
-                    }
+                    },
                     Ok(Order::Look) => {}
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
@@ -257,7 +262,8 @@ impl Body {
                 }
                 // It may be there now.
                 Ok(Order::Look) if pause == MISSING_LOOK || self.stopped() => return true,
-                Ok(Order::Look | Order::Forget) => {}
+                Ok(Order::Look) => {}
+                Ok(Order::Forget) => self.rebase = true,
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
@@ -308,13 +314,14 @@ impl Body {
                 return None;
             }
         };
-        if let Err(error) = join(&mut database, start, written, waiting) {
+        if let Err(error) = join(&mut database, start, written, waiting, self.rebase) {
             self.complain(CaptureError::Io { doing: "joining the page table to the log", source: error });
             return None;
         }
         if let Ok(mut waker) = self.waker.lock() {
             *waker = Some(database.waker());
         }
+        self.rebase = false;
         self.told = Told::default();
         self.fault = None;
         self.tell(Event::Found { source: self.source });
@@ -343,9 +350,10 @@ fn join(
     start: &Start,
     written: &Head,
     waiting: &[Written],
+    rebase: bool,
 ) -> std::io::Result<()> {
     let Some(at) = database.table_seq() else { return Ok(()) };
-    if start.rebase {
+    if rebase {
         return database.forget();
     }
     if at == written.seq {

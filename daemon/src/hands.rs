@@ -27,6 +27,9 @@ use crate::spool::Spool;
 
 /// How long what is under way may take after the order to stop; systemd's own limit is longer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// A store that does not answer for so long (a mount that hangs) is not waited for: one object, and a whole log.
+const UPLOAD_TIMEOUT: Duration = Duration::from_mins(10);
+const OPEN_TIMEOUT: Duration = Duration::from_mins(30);
 /// The longest sleep of the loop.
 const SLEEP_MAX: Duration = Duration::from_mins(1);
 
@@ -102,7 +105,8 @@ impl Hands {
             Command::Open { source, archive, pins } => {
                 let tools = self.tools.clone();
                 self.spawn(async move {
-                    let result = open(&tools, archive, &pins).await.map(|opened| opened.map(Box::new));
+                    let opened = tokio::time::timeout(OPEN_TIMEOUT, open(&tools, archive, &pins)).await;
+                    let result = opened.unwrap_or_else(|_| Err(hangs())).map(|opened| opened.map(Box::new));
                     Event::Opened { source, result }
                 });
             }
@@ -156,7 +160,9 @@ impl Hands {
                 let tools = self.tools.clone();
                 self.spawn(async move {
                     let (source, upload) = (order.source, order.upload);
-                    Event::Uploaded { source, upload, result: self::upload(&tools.catalogue, *order).await }
+                    let stored =
+                        tokio::time::timeout(UPLOAD_TIMEOUT, self::upload(&tools.catalogue, *order)).await;
+                    Event::Uploaded { source, upload, result: stored.unwrap_or_else(|_| Err(hangs())) }
                 });
             }
             Command::Run { job, work, cancelled } => {
@@ -231,6 +237,11 @@ impl Hands {
         }
         self.tools.catalogue.flush();
     }
+}
+
+fn hangs() -> Fault {
+    let text = "the store does not answer at all".to_owned();
+    Fault::new(chatkeep_ipc::Error::StoreUnreachable(text), chatkeep_planner::Retry::Backoff)
 }
 
 /// Opens an archive with the keys of this device; nothing without keys.

@@ -325,7 +325,8 @@ impl Ring<'_> {
                 match commit_change(self.transport, self.pins, context, &new, &next, &mut OsRng).await {
                     Ok(()) => Some(new),
                     // The vault forgot a change that was not committed within a day: the old password stays.
-                    Err(VaultError::Unknown | VaultError::Superseded) => None,
+                    // It destroyed the account: both slots are dead, and nothing is left to finish.
+                    Err(VaultError::Unknown | VaultError::Superseded | VaultError::Destroyed { .. }) => None,
                     Err(error) => return Err(error.into()),
                 }
             }

@@ -178,6 +178,8 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
         let needed = log.stored.base_seq.max(1)..=seq;
         rebase |= listing.entries.range(needed.clone()).count() as u64 != seq + 1 - needed.start();
     }
+    // A base that waits for its upload mends it.
+    rebase &= !log.waiting.iter().any(|written| written.head.base_seq > log.stored.seq);
     if rebase {
         warn!(
             seq = log.stored.seq,

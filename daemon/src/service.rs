@@ -75,7 +75,7 @@ impl Service {
     /// A service that knows its configuration and has done nothing yet; [`Service::begin`] follows.
     pub fn new(tools: Tools, config: Config, config_path: PathBuf) -> anyhow::Result<Self> {
         let registry = Registry::load(&tools.paths.data.join("registrations.toml"))?;
-        let scheduler = Scheduler::new(config.capture.policy());
+        let scheduler = Scheduler::new(config.capture.policy(config.store.len()));
         let mut service = Self {
             tools,
             config,
@@ -228,7 +228,11 @@ impl Service {
         let Some(store) = self.stores.get(&source.registration.store).cloned() else {
             let text = format!("the store `{}` is not configured", source.registration.store);
             source.phase = Phase::Failed;
-            source.store_fault = Some(Error::NotFound(text).into());
+            let fault = Fault::from(Error::NotFound(text));
+            source.store_fault = Some(fault.clone());
+            self.fail_waiters(number, &fault);
+            self.end_opening(number);
+            self.show(number);
             return;
         };
         source.phase = Phase::Opening;

@@ -181,6 +181,13 @@ impl Source {
         }
     }
 
+    /// Whoever waits for a backup waits for the next capture: the last one came to nothing.
+    pub fn wait_anew(&mut self) {
+        for waiter in &mut self.waiters {
+            (waiter.until_seq, waiter.capture) = (None, self.captures + 1);
+        }
+    }
+
     /// The more important of its faults: what endangers the backup before what delays it.
     pub fn fault(&self) -> Option<&Fault> {
         self.store_fault.as_ref().or(self.capture_fault.as_ref())

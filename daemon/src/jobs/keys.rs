@@ -69,7 +69,7 @@ impl Job {
         let made = self.register(&opened.archive, pins, new, &opened.keys.key).await?;
         self.phase("writing the keyring");
         let keys = self.ring(&opened.archive, pins).replace_password(made).await?;
-        let warning = "the vault had destroyed its part of the key; the new password was registered anew";
+        let warning = "the new password was registered anew at the vault; what it had of the old one opens nothing here";
         Ok(Outcome::Rekeyed {
             keys: Box::new(keys),
             vault: pins[0].name.clone(),
@@ -92,9 +92,11 @@ impl Job {
         })?;
         let vault = vault_name(pins, Some(slot));
         let secret = if is_key(current, &keys.key) {
-            keys.secret.clone().ok_or_else(|| {
-                Error::KeyUnavailable("this device never saw the password; unlock with it first".to_owned())
-            })?
+            // A device that was unlocked with the digits never saw the password: the new one is registered anew.
+            match keys.secret.clone() {
+                Some(secret) => secret,
+                None => return self.replace_password(opened, pins, new).await,
+            }
         } else {
             self.phase("proving the current password");
             match self.recover_slot(&opened.archive, pins, slot, current).await {

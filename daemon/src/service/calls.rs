@@ -197,7 +197,9 @@ impl Service {
                 if let Some(archive) = source.registration.archive {
                     self.leaving.insert(number, archive);
                 }
-                self.out.push(Command::Unfollow { source: number });
+                if source.following {
+                    self.out.push(Command::Unfollow { source: number });
+                }
             }
         }
         self.tools.server.remove_database(id);
@@ -418,7 +420,7 @@ impl Service {
             return Err(Error::InvalidArgument(text));
         }
         self.tools.server.update_manager(|manager| manager.config_errors.clear());
-        self.scheduler.set_policy(self.config.capture.policy());
+        self.scheduler.set_policy(self.config.capture.policy(self.config.store.len()));
         for gone in before.store.iter().filter(|store| !self.stores.contains_key(&store.name)) {
             self.tools.server.remove_store(&gone.name);
         }
@@ -430,15 +432,24 @@ impl Service {
         self.show_vaults();
         self.add_configured();
         for (id, registration) in self.registry.database.clone() {
-            if self.number_of(&id).is_err() {
-                let configured = self.config.source.iter().any(|source| source.name == id);
+            let configured = self.config.source.iter().any(|source| source.name == id);
+            let Ok(number) = self.number_of(&id) else {
                 self.add_source(id, registration, configured);
+                continue;
+            };
+            let store = |config: &crate::config::Config| {
+                config.store.iter().find(|store| store.name == registration.store).cloned()
+            };
+            let moved = store(&before) != store(&self.config);
+            let Some(source) = self.sources.get_mut(&number) else { continue };
+            let moved = moved
+                || source.registration.path != registration.path
+                || source.registration.store != registration.store;
+            (source.configured, source.registration) = (configured, registration);
+            if moved || matches!(source.phase, Phase::Failed | Phase::Blocked) {
+                self.restart(number);
             }
-        }
-        let failed =
-            self.sources.iter().filter(|(_, source)| matches!(source.phase, Phase::Failed | Phase::Blocked));
-        for number in failed.map(|(number, _)| *number).collect::<Vec<_>>() {
-            self.restart(number);
+            self.show(number);
         }
         Ok(())
     }

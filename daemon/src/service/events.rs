@@ -101,6 +101,9 @@ impl Service {
                 source.open_failures = 0;
                 source.phase = Phase::Locked;
                 source.store_fault = None;
+                let locked =
+                    Error::KeyUnavailable("it is locked on this machine; unlock it first".to_owned());
+                self.fail_waiters(number, &locked.into());
                 self.show(number);
             }
             Err(fault) => {
@@ -116,9 +119,15 @@ impl Service {
                 }
                 let store = source.registration.store.clone();
                 self.saw_store(&store, Some(&fault), None);
+                self.fail_waiters(number, &fault);
                 self.update(number, |source| source.store_fault = Some(fault));
             }
         }
+        self.end_opening(number);
+    }
+
+    /// Ends what waited for the archive to be opened, or not.
+    pub(super) fn end_opening(&mut self, number: SourceId) {
         let ends = self.sources.get_mut(&number).map(|source| std::mem::take(&mut source.end_when_open));
         for (job, outcome) in ends.unwrap_or_default() {
             self.end_job(&job, outcome);
@@ -149,6 +158,9 @@ impl Service {
         if opened.log.confirmed {
             self.saw_store(&store, None, None);
         }
+        if let Some(blocked) = opened.log.blocked.clone() {
+            self.fail_waiters(number, &blocked);
+        }
         if self.sources[&number].phase == Phase::Open {
             for written in &opened.log.waiting {
                 self.enqueue(number, written);
@@ -173,6 +185,9 @@ impl Service {
         };
         self.out.push(command);
         self.update(number, |source| source.following = true);
+        if !self.sources[&number].waiters.is_empty() {
+            self.plan(Happened::CaptureNow { source: number });
+        }
     }
 
     /// Nothing may be written any more: reading and restoring stay possible.
@@ -196,6 +211,7 @@ impl Service {
         }
         source.uploads.clear();
         source.held = false;
+        source.wait_anew();
         if std::mem::take(&mut source.following) {
             source.leaving = true;
             self.out.push(Command::Unfollow { source: number });
@@ -325,17 +341,24 @@ impl Service {
             Ok(Stored { spoiled: true, .. }) => {
                 warn!(database = %source.id, "an object in the queue is damaged; the next capture replaces it");
                 let objects: Vec<_> = source.uploads.values().map(|(object, _)| object.clone()).collect();
-                if let Some(opened) = &source.opened
-                    && let Err(error) = opened.spool.remove(&objects)
-                {
-                    warn!(%error, "the queue cannot be cleared");
+                let removed = source.opened.as_ref().map_or(Ok(()), |opened| opened.spool.remove(&objects));
+                match removed {
+                    Ok(()) => self.restart(number),
+                    Err(error) => {
+                        self.update(number, |source| source.store_fault = Some(error.into()));
+                        let retry = Retry::Backoff;
+                        self.plan(Happened::UploadFailed { source: number, upload, retry });
+                    }
                 }
-                self.restart(number);
             }
             Ok(Stored { rebase, .. }) => {
                 if rebase {
+                    // What just went up builds on what is not there: only the base that follows is a point to rely on.
+                    source.wait_anew();
                     self.out.push(Command::Rebase { source: number });
+                    self.plan(Happened::CaptureNow { source: number });
                 }
+                let Some(source) = self.sources.get_mut(&number) else { return };
                 source.store_fault = None;
                 let done = source.uploads.remove(&upload);
                 if let Some(log) = &mut source.log {
@@ -366,10 +389,11 @@ impl Service {
                     log.confirmed = false;
                 }
                 self.saw_store(&store, Some(&fault), None);
-                if matches!(
+                let ends = matches!(
                     fault.error,
                     Error::WriterFenced(_) | Error::RollbackDetected(_) | Error::Corrupt(_)
-                ) {
+                );
+                if ends && fault.retry() == Retry::Never {
                     self.block(number, &fault);
                     return;
                 }
@@ -423,13 +447,10 @@ impl Service {
             (Outcome::Rekeyed { keys, vault, rotated, warning }, Some(number)) => {
                 let open = self.sources.get_mut(&number).is_some_and(|source| {
                     source.unconfirmed = None;
-                    match &source.opened {
-                        Some(opened) => {
-                            source.opened = Some(Arc::new(Opened { keys: *keys, ..(**opened).clone() }));
-                            true
-                        }
-                        None => false,
+                    if let Some(opened) = &source.opened {
+                        source.opened = Some(Arc::new(Opened { keys: *keys, ..(**opened).clone() }));
                     }
+                    source.opened.is_some() && matches!(source.phase, Phase::Open | Phase::Blocked)
                 });
                 self.note_facts(number, |facts, now| {
                     facts.secret_checked_us = now;
