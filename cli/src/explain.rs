@@ -54,6 +54,11 @@ impl Failure {
         self.code == WRONG_SECRET
     }
 
+    /// Somebody cancelled it.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.code == CANCELLED
+    }
+
     /// From the outcome of a job: short name and text.
     pub(crate) fn of_job(name: &str, text: &str) -> Self {
         Self::from(Error::from_name(name, text))

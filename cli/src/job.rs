@@ -74,7 +74,9 @@ pub(crate) async fn follow(
         show.update(path, &state);
         if let Some(end) = ending(&state) {
             show.finish(path, &state);
-            return end;
+            // who pressed Ctrl-C is told that, whatever word the job ended with
+            let ours = |ended: &Ended| cancelled && ended.failure.is_cancelled();
+            return end.map_err(|ended| if ours(&ended) { Failure::interrupted().into() } else { ended });
         }
         tokio::select! {
             change = changes.next() => match change {

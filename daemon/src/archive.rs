@@ -134,6 +134,15 @@ impl Archive {
         Ok(listing)
     }
 
+    /// Whether the store has this object, whatever is in it.
+    pub async fn has(&self, name: ObjectName) -> Result<bool, ArchiveError> {
+        match self.store.head(&self.key(name)).await {
+            Ok(_) => Ok(true),
+            Err(StoreError::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Reads an object, at most as much of it as an object can be.
     pub async fn get(&self, name: ObjectName) -> Result<Bytes, ArchiveError> {
         let key = self.key(name);

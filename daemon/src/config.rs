@@ -210,11 +210,11 @@ impl Config {
     /// Parses the text of `path` (used for messages only).
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let syntax = |message: String| ConfigError::Syntax { path: path.to_owned(), message };
-        let tree: toml::Table = toml::from_str(text).map_err(|error| syntax(error.to_string()))?;
+        let tree: toml::Table = toml::from_str(text).map_err(|error| syntax(place(&error, text)))?;
         if let Some(key) = secret_in(&tree, "") {
             return Err(ConfigError::SecretInFile { path: path.to_owned(), key });
         }
-        let config: Self = toml::from_str(text).map_err(|error| syntax(error.to_string()))?;
+        let config: Self = toml::from_str(text).map_err(|error| syntax(place(&error, text)))?;
         config.check().map_err(|message| ConfigError::Contradiction { path: path.to_owned(), message })?;
         Ok(config)
     }
@@ -253,6 +253,17 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Where and what, without the line itself: it may hold a secret.
+fn place(error: &toml::de::Error, text: &str) -> String {
+    let message = error.message().lines().next().unwrap_or_default();
+    let Some(before) = error.span().and_then(|span| text.get(..span.start)) else {
+        return message.to_owned();
+    };
+    let line = before.matches('\n').count() + 1;
+    let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+    format!("line {line}, column {column}: {message}")
 }
 
 fn unique<'a>(what: &str, names: impl Iterator<Item = &'a str>) -> Result<(), String> {
@@ -330,6 +341,14 @@ mod tests {
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
         Config::parse(text, Path::new("config.toml"))
+    }
+
+    #[test]
+    fn a_malformed_secret_is_not_repeated() {
+        for text in ["password = hunter2hunter2", "[[store]]\nname = \"a\"\ntoken = 'hunter2hunter2\n"] {
+            let error = Config::parse(text, Path::new("config.toml")).unwrap_err().to_string();
+            assert!(!error.contains("hunter2") && error.contains("line "), "{error}");
+        }
     }
 
     #[test]

@@ -214,8 +214,8 @@ pub struct UploadOrder {
     pub spool: Spool,
     /// For an entry: the point it publishes.
     pub publishes: Option<Written>,
-    /// Ask first whether the log is still ours.
-    pub confirm: Option<Box<Log>>,
+    /// Where the log stands. One that is not confirmed is asked about first: is it still ours?
+    pub log: Box<Log>,
 }
 
 /// What a job does.

@@ -142,8 +142,13 @@ impl From<KeyStoreError> for Fault {
 
 impl From<io::Error> for Fault {
     fn from(error: io::Error) -> Self {
-        let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let kind = if full { Error::NoSpace(error.to_string()) } else { Error::Internal(error.to_string()) };
+        let text = error.to_string();
+        let kind = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::NoSpace(text),
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Error::AccessDenied(text),
+            io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => Error::InvalidArgument(text),
+            _ => Error::Internal(text),
+        };
         Self::new(kind, Retry::Backoff)
     }
 }

@@ -257,7 +257,10 @@ async fn open(
         transport: &*tools.transport,
         pins,
     };
-    let Some(keys) = ring.open_on_device().await? else { return Ok(None) };
+    let Some(mut keys) = ring.open_on_device().await? else { return Ok(None) };
+    if let Err(fault) = ring.mend(&mut keys).await {
+        warn!(error = %fault.error.text(), "the keyring cannot be mended now");
+    }
     let spool = Spool::open(&tools.paths.state, &archive.id)?;
     let log = crate::log::open(&archive, &keys.roots, &tools.catalogue, &spool).await?;
     let vault = match keys.password_slot().and_then(|slot| crate::keyring::pin_of(pins, slot)) {
@@ -274,8 +277,10 @@ async fn open(
 /// Puts one object into the store. With the entry, the point is announced: first the store has it, then we say so.
 pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored> {
     let mut stored = Stored::default();
-    if let Some(log) = &order.confirm {
-        stored.rebase = crate::log::confirm(&order.archive, &order.keys.roots, log).await?.rebase;
+    // Also a store that was exchanged under our hands shows: the entry before this one is not there.
+    let before = order.publishes.as_ref().map_or(0, |written| written.head.seq - 1);
+    if !order.log.confirmed || before > 0 && !order.archive.has(ObjectName::Entry(before)).await? {
+        stored.rebase = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?.rebase;
     }
     let path = order.object.path.clone();
     let sealed = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)?;

@@ -92,6 +92,7 @@ impl Job {
                 self.change_password(&opened, &pins, &current, &new).await
             }
             Work::Rotate { opened, pins, key } => {
+                self.not_destroyed(&opened, &pins).await?;
                 self.phase("writing the keyring");
                 let vault = keys::vault_name(&pins, opened.keys.password_slot());
                 let keys = self.ring(&opened.archive, &pins).rotate(key).await?;
@@ -186,10 +187,13 @@ impl Job {
         let archive = &opened.archive;
         let mut points = self.tools.catalogue.points(&archive.id);
         points.sort_by_key(|point| std::cmp::Reverse(point.seq));
-        let Some(newest) = points.first().cloned() else {
-            let warning = "there is no recovery point yet".to_owned();
-            return Ok(Outcome::Nothing { warning: Some(warning) });
-        };
+        let none = || Error::NotFound("there is no recovery point yet".to_owned());
+        let newest = points.first().cloned().ok_or_else(none)?;
+        self.phase("reading the keyring");
+        let known =
+            self.tools.catalogue.keyring(&archive.id).map_or(opened.keys.counter, |(counter, _)| counter);
+        let (keyring, _) = archive.keyring(known).await?;
+        archive.open_keyring(&keyring, &opened.keys.key)?;
         if depth == VerifyDepth::Restore {
             return self.drill(opened, newest.seq).await;
         }

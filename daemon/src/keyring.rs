@@ -223,6 +223,25 @@ impl Ring<'_> {
         Ok(Some(keys))
     }
 
+    /// Makes sure that the store has the newest keyring: without it, a new machine opens nothing. One that is gone is put
+    /// back, one that is damaged gets a successor.
+    pub async fn mend(&self, keys: &mut Keys) -> Result<()> {
+        let Some((counter, bytes)) = self.catalogue.keyring(self.id()) else { return Ok(()) };
+        match self.archive.keyring(counter).await {
+            Ok(_) | Err(ArchiveError::Store(_)) => Ok(()),
+            Err(ArchiveError::Missing { key }) => {
+                warn!(key, "the keyring was missing in the store, it is put back");
+                Ok(self.archive.put_new(ObjectName::Keyring(counter), Bytes::from(bytes)).await?)
+            }
+            Err(error) => {
+                warn!(%error, "the keyring is damaged in the store, a new one is written");
+                self.publish(keys.counter + 1, &keys.key, &keys.roots, keys.slots.clone()).await?;
+                keys.counter += 1;
+                Ok(())
+            }
+        }
+    }
+
     /// What a change of keys begins with: the keys as they are now, and nothing half done from before.
     async fn open_for_change(&self) -> Result<Keys> {
         let locked = || Fault::from(Error::KeyUnavailable("it was locked meanwhile".to_owned()));

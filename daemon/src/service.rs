@@ -340,7 +340,7 @@ impl Service {
             keys: opened.keys.clone(),
             spool: opened.spool.clone(),
             publishes: publishes.clone(),
-            confirm: (!log.confirmed).then(|| Box::new(log.clone())),
+            log: Box::new(log.clone()),
         };
         self.out.push(Command::Upload(Box::new(order)));
         true

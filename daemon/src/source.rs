@@ -114,6 +114,8 @@ pub struct Source {
     pub capture_fault: Option<Fault>,
     /// What is wrong with the store or the archive.
     pub store_fault: Option<Fault>,
+    /// What a verification or a restore found damaged or missing in the store, until one finds everything right.
+    pub damage: Option<Fault>,
     /// Changed and not captured.
     pub pending_bytes: u64,
     /// When an upload was last tried, µs.
@@ -174,6 +176,7 @@ impl Source {
             open_failures: 0,
             capture_fault: None,
             store_fault: None,
+            damage: None,
             pending_bytes: 0,
             last_attempt_us: 0,
             facts: Facts::default(),
@@ -190,7 +193,7 @@ impl Source {
 
     /// The more important of its faults: what endangers the backup before what delays it.
     pub fn fault(&self) -> Option<&Fault> {
-        self.store_fault.as_ref().or(self.capture_fault.as_ref())
+        self.store_fault.as_ref().or(self.damage.as_ref()).or(self.capture_fault.as_ref())
     }
 
     /// The properties of its object.
@@ -255,8 +258,9 @@ impl Source {
             _ if self.unconfirmed.is_some() => "unconfirmed",
             Phase::Off if self.key_job.is_some() => "enabling",
             Phase::Off => "off",
-            Phase::Locked | Phase::Opening => "locked",
-            Phase::Failed => "broken",
+            Phase::Locked => "locked",
+            Phase::Failed if self.has_broken_keys() => "broken",
+            Phase::Opening | Phase::Failed => "opening",
             Phase::Open | Phase::Blocked => "on",
         };
         EncryptionState {
@@ -273,6 +277,13 @@ impl Source {
     /// Sealed bytes that wait for the store.
     pub fn waiting_bytes(&self) -> u64 {
         self.uploads.values().map(|(object, _)| object.len).sum()
+    }
+
+    /// The keys of this device do not open the archive: not a matter of time or of the store.
+    fn has_broken_keys(&self) -> bool {
+        use chatkeep_ipc::Error;
+        let fault = self.store_fault.as_ref().map(|fault| &fault.error);
+        matches!(fault, Some(Error::WrongSecret(_) | Error::KeyUnavailable(_)))
     }
 
     /// Bytes read by the capture under way.

@@ -140,7 +140,7 @@ impl World {
                     keys: self.keys.clone(),
                     spool: spool.clone(),
                     publishes: (at == last).then(|| written.clone()),
-                    confirm: (!log.confirmed).then(|| Box::new(log.clone())),
+                    log: Box::new(log.clone()),
                 };
                 if chatkeepd::hands::upload(&catalogue, order).await?.spoiled {
                     spool.clear().unwrap();

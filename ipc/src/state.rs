@@ -89,7 +89,7 @@ pub struct DatabaseState {
 pub struct EncryptionState {
     /// `none`, `password` or `key`.
     pub mode: String,
-    /// `off enabling unconfirmed on rotating locked broken`
+    /// `off enabling unconfirmed opening on rotating locked broken`
     pub state: String,
     /// At most 8 digits that name the key, no part of it.
     pub key_id: String,

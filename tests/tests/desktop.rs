@@ -26,7 +26,19 @@ fn keyring(machine: &Machine) -> Process {
     std::fs::write(&password, "log-in password").unwrap();
     command.args(["--unlock", "--components=secrets", "--foreground"]).env_remove("DISPLAY");
     command.stdin(std::fs::File::open(&password).unwrap()).stdout(Stdio::null());
-    Process::start("gnome-keyring-daemon", &mut command, &machine.root().join("keyring.log")).unwrap()
+    let log = machine.root().join("keyring.log");
+    let process = Process::start("gnome-keyring-daemon", &mut command, &log).unwrap();
+    // whoever asks for the name before would have the bus start another one, which nobody unlocks
+    let mut ask = Command::new(programs::require("dbus-send", "dbus-bin").unwrap());
+    ask.envs(machine.service_command().unwrap().get_envs().filter_map(|(name, value)| Some((name, value?))));
+    ask.args(["--session", "--print-reply=literal", "--dest=org.freedesktop.DBus", "/org/freedesktop/DBus"]);
+    ask.args(["org.freedesktop.DBus.NameHasOwner", "string:org.freedesktop.secrets"]);
+    wait::until("the keyring is on the bus", wait::PATIENCE, || {
+        let owned = String::from_utf8_lossy(&ask.output()?.stdout).contains("true");
+        Ok((owned && machine.root().join("data/keyrings/login.keyring").exists()).then_some(()))
+    })
+    .unwrap();
+    process
 }
 
 /// Takes out where keys are kept: the default is the desktop's keyring.
@@ -42,10 +54,7 @@ fn the_desktop_keyring_keeps_the_keys_and_no_file_does() {
     let mut machine = stack.machine("desktop", &Settings::default()).unwrap();
     configure_for_keyring(&machine);
     let _keyring = keyring(&machine);
-    wait::until("the service finds the keyring", wait::PATIENCE, || {
-        Ok(machine.start().is_ok().then_some(()))
-    })
-    .unwrap();
+    machine.start().unwrap();
     let notes = Notes::open(&machine.home().join("notes.db")).unwrap();
     notes.say(TEXT).unwrap();
     let id = machine.register(notes.path(), "notes").unwrap();

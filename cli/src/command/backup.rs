@@ -30,6 +30,9 @@ pub(super) async fn backup(context: &Context, id: Option<&str>, wait: bool) -> R
         }
         return Ok(());
     }
+    if jobs.is_empty() {
+        return Err(Failure::said("there is nothing to back up", "see `chatkeep status`"));
+    }
     // all are waited for; the first failure is the command's
     let mut failure = None;
     for path in &jobs {

@@ -124,7 +124,10 @@ fn judge_database(database: &Database, reasons: &mut Vec<(Verdict, String)>) {
             ));
         }
         "locked" => reasons.push((Verdict::Attention, format!("{id} is locked: `chatkeep unlock {id}`"))),
-        "broken" => reasons.push((Verdict::Failing, format!("{id}: its keys are damaged"))),
+        "broken" => reasons.push((
+            Verdict::Failing,
+            format!("{id}: its keys do not open the backups: `chatkeep unlock {id}`"),
+        )),
         _ => {}
     }
     if database.state.flag("Overdue") {

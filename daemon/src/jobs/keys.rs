@@ -33,6 +33,18 @@ impl Job {
         Ok(Outcome::Enabled { archive: archive.id, vault: pins[0].name.clone() })
     }
 
+    /// A key that is wrapped for a password which the vault destroyed is wrapped for nobody.
+    pub(super) async fn not_destroyed(&self, opened: &Opened, pins: &[VaultPin]) -> Result<()> {
+        let pin = opened.keys.password_slot().and_then(|slot| pin_of(pins, slot));
+        let Some(pin) = pin else { return Ok(()) };
+        let seen = vault_status(&*self.tools.transport, pin, opened.archive.id, &opened.keys).await;
+        if seen.is_some_and(|seen| seen.state == "destroyed") {
+            let text = "the password opens nothing any more; set a new one first (`change-password`)";
+            return Err(Error::VaultDestroyed(text.to_owned()).into());
+        }
+        Ok(())
+    }
+
     /// A new account at the vault with this password, for `key`.
     async fn register(
         &mut self,

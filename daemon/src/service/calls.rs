@@ -140,8 +140,14 @@ impl Service {
         if display_name.is_empty() || display_name.len() > 256 {
             return Err(Error::InvalidArgument("a name has 1 to 256 bytes".to_owned()));
         }
-        if let Some((id, _)) = self.registry.database.iter().find(|(_, known)| known.path == path) {
-            return Ok(id.clone());
+        if let Some((id, known)) = self.registry.database.iter().find(|(_, known)| known.path == path) {
+            let same_store = options.store.as_ref().is_none_or(|store| *store == known.store);
+            if same_store && known.display_name == display_name {
+                return Ok(id.clone());
+            }
+            let text =
+                format!("{} is watched as `{id}` already, with the store `{}`", path.display(), known.store);
+            return Err(Error::AlreadyRegistered(text));
         }
         if self.registry.database.values().any(|known| known.display_name == display_name) {
             return Err(Error::AlreadyRegistered(format!("another file is registered as `{display_name}`")));
@@ -171,6 +177,10 @@ impl Service {
                 let text =
                     format!("no store is configured; add a [[store]] to {}", self.config_path.display());
                 Err(Error::InvalidArgument(text))
+            }
+            None if self.config.store.len() > 1 => {
+                let names: Vec<&str> = self.config.store.iter().map(|store| store.name.as_str()).collect();
+                Err(Error::InvalidArgument(format!("say which store (`--store`): {}", names.join(", "))))
             }
             None => Ok(self.config.store[0].name.clone()),
         }

@@ -410,6 +410,9 @@ impl Service {
             self.saw_vault(seen);
         }
         let number = self.jobs.get(job).and_then(|running| running.source);
+        if let (Some(number), Err(fault)) = (number, &result) {
+            self.remember_damage(number, fault);
+        }
         let outcome = match result {
             Ok(outcome) => match self.finish(number, outcome) {
                 Ok(warning) => JobOutcome::Done(details(warning)),
@@ -481,6 +484,7 @@ impl Service {
                     VerifyDepth::Chunks => facts.verified_us = now,
                     VerifyDepth::Restore => facts.drilled_us = now,
                 });
+                self.update(number, |source| source.damage = None);
                 if depth != VerifyDepth::Manifest {
                     self.mark_verified(number, &points);
                 }
@@ -505,6 +509,21 @@ impl Service {
                 Ok(None)
             }
             (_, None) => Err(Fault::internal("the database was unregistered meanwhile")),
+        }
+    }
+
+    /// Damage in the store stays shown until a verification finds everything right, and the next capture is a base: it
+    /// builds on nothing that may be gone.
+    fn remember_damage(&mut self, number: SourceId, fault: &Fault) {
+        let damaged = matches!(fault.error, Error::Corrupt(_) | Error::ObjectMissing(_));
+        let open = self.sources.get(&number).is_some_and(|source| source.phase == Phase::Open);
+        if damaged && open {
+            self.update(number, |source| {
+                source.damage = Some(fault.clone());
+                source.log.iter_mut().for_each(|log| log.confirmed = false);
+            });
+            self.out.push(Command::Rebase { source: number });
+            self.plan(Happened::CaptureNow { source: number });
         }
     }
 
