@@ -306,7 +306,7 @@ fn ctrl_c_cancels_the_job() {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
     let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    assert_eq!(output.status.code(), Some(130), "{output:?}");
     assert_eq!(fake.log(), ["cancel"]);
 }
 
