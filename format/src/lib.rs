@@ -7,18 +7,22 @@
 mod archive_name;
 mod entry;
 mod error;
+mod folder;
 mod header;
 mod keyring;
 pub mod limits;
+mod pack;
 mod padding;
 mod pages;
 mod wire;
 
 pub use archive_name::{ArchiveId, InvalidArchiveId, ObjectKind, ObjectName};
-pub use entry::{DatabaseKind, DatabaseRecord, DatabaseState, Entry, PackRef, entry_digest};
+pub use entry::{DatabaseKind, DatabaseRecord, DatabaseState, Entry, entry_digest};
 pub use error::FormatError;
+pub use folder::{ChunkRef, FileOp, FileRecord, FileSet, FolderRecord};
 pub use header::{CHECKSUM_LEN, HEADER_LEN, Header, MAGIC, checksum};
 pub use keyring::{Keyring, Keyslot, WRAPPED_LEN, WrappedEpoch};
 pub use limits::{CHUNK_LEN, FORMAT_VERSION, TAG_LEN};
+pub use pack::PackRef;
 pub use padding::{padded_len, padme, sealed_len};
 pub use pages::{PageOp, PageSet, PageSetBuilder};

@@ -32,6 +32,18 @@ pub const MAX_DATABASES: usize = 256;
 pub const MAX_PACKS: usize = 65_536;
 /// Most pages in one page set: 64 MiB of 512-byte pages twice over, or 1 GiB of zeroed 4-KiB pages.
 pub const MAX_PAGES: usize = 262_144;
+/// Highest level of an entry.
+pub const MAX_LEVEL: u8 = 15;
+/// Most pinned recovery points.
+pub const MAX_PINS: usize = 1024;
+/// Most folders of attachments in one entry.
+pub const MAX_FOLDERS: usize = 256;
+/// Longest path of an attachment below its folder, in bytes (PATH_MAX of Linux).
+pub const MAX_PATH_LEN: usize = 4096;
+/// Most files in one file set.
+pub const MAX_FILES: usize = 1 << 20;
+/// Most chunks of one file: 256 GiB at a quarter of a MiB each.
+pub const MAX_FILE_CHUNKS: usize = 1 << 20;
 /// Smallest and largest page of SQLite.
 pub const MIN_PAGE_SIZE: u32 = 512;
 /// See [`MIN_PAGE_SIZE`].

@@ -7,8 +7,9 @@ use crate::wire::{Reader, put_varint32, varint32_len};
 const FIXED_LEN: usize = 12;
 const OP_ZERO: u8 = 0;
 const OP_FULL: u8 = 1;
-/// Stands where an image's offset would, for a page that has none.
-const NO_IMAGE: u32 = u32::MAX;
+const OP_PATCH: u8 = 2;
+/// The most that one page takes in the index: its number, its operation, the length of a patch (at most 65 536).
+const INDEX_ENTRY_MAX: usize = 5 + 1 + 3;
 
 /// What to do with one page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,13 +18,22 @@ pub enum PageOp<'a> {
     Zero,
     /// This is the page.
     Full(&'a [u8]),
+    /// The page at the entry's parent becomes this page by [`apply_patch`](crate::apply_patch).
+    Patch(&'a [u8]),
+}
+
+/// Where in the buffer what belongs to a page is.
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    Nowhere,
+    Image { offset: u32 },
+    Patch { offset: u32, len: u32 },
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Indexed {
     pgno: u32,
-    /// Where the image begins in the buffer, or [`NO_IMAGE`].
-    offset: u32,
+    place: Place,
 }
 
 /// Sorted, unique pages of one size with one operation each, over one buffer.
@@ -67,28 +77,42 @@ impl PageSet {
         Some(self.op(self.index[at]))
     }
 
+    /// Whether some of the pages are patches: then it says nothing without the parent.
+    pub fn has_patches(&self) -> bool {
+        self.index.iter().any(|page| matches!(page.place, Place::Patch { .. }))
+    }
+
     fn op(&self, page: Indexed) -> PageOp<'_> {
-        if page.offset == NO_IMAGE {
-            return PageOp::Zero;
+        let at = |offset: u32, len: u32| &self.buffer[offset as usize..(offset + len) as usize];
+        match page.place {
+            Place::Nowhere => PageOp::Zero,
+            Place::Image { offset } => PageOp::Full(at(offset, self.page_size)),
+            Place::Patch { offset, len } => PageOp::Patch(at(offset, len)),
         }
-        let start = page.offset as usize;
-        PageOp::Full(&self.buffer[start..start + self.page_size as usize])
     }
 
     fn index_len(&self) -> usize {
         let mut before = 0;
-        let delta_len = |page: &Indexed| {
+        let entry_len = |page: &Indexed| {
             let delta = page.pgno - before;
             before = page.pgno;
-            varint32_len(delta)
+            let patch = match page.place {
+                Place::Patch { len, .. } => varint32_len(len),
+                _ => 0,
+            };
+            varint32_len(delta) + 1 + patch
         };
-        self.index.iter().map(delta_len).sum::<usize>() + self.index.len()
+        self.index.iter().map(entry_len).sum()
     }
 
     /// Length of the encoding.
     pub fn byte_len(&self) -> usize {
-        let images = self.index.iter().filter(|page| page.offset != NO_IMAGE).count();
-        FIXED_LEN + self.index_len() + images * self.page_size as usize
+        let bytes = |page: &Indexed| match page.place {
+            Place::Nowhere => 0,
+            Place::Image { .. } => self.page_size as usize,
+            Place::Patch { len, .. } => len as usize,
+        };
+        FIXED_LEN + self.index_len() + self.index.iter().map(bytes).sum::<usize>()
     }
 
     /// The set's only encoding.
@@ -106,12 +130,25 @@ impl PageSet {
         let mut before = 0;
         for page in &self.index {
             put_varint32(out, page.pgno - before);
-            out.push(if page.offset == NO_IMAGE { OP_ZERO } else { OP_FULL });
             before = page.pgno;
+            match page.place {
+                Place::Nowhere => out.push(OP_ZERO),
+                Place::Image { .. } => out.push(OP_FULL),
+                Place::Patch { len, .. } => {
+                    out.push(OP_PATCH);
+                    put_varint32(out, len);
+                }
+            }
         }
+        // Images first, then patches: what is alike lies together for the compression.
         for (_, op) in self.iter() {
             if let PageOp::Full(image) = op {
                 out.extend_from_slice(image);
+            }
+        }
+        for (_, op) in self.iter() {
+            if let PageOp::Patch(patch) = op {
+                out.extend_from_slice(patch);
             }
         }
     }
@@ -131,28 +168,57 @@ impl PageSet {
             return Err(malformed("page count"));
         }
         let mut index = Vec::with_capacity(count);
-        let mut offset = FIXED_LEN + index_len;
         let mut pgno = 0u32;
         for _ in 0..count {
             let delta = entries.varint32("page number")?;
             pgno = pgno.checked_add(delta).filter(|_| delta > 0).ok_or(malformed("page number"))?;
-            match entries.u8("page operation")? {
-                OP_ZERO => index.push(Indexed { pgno, offset: NO_IMAGE }),
-                OP_FULL if bytes.len() - offset >= page_size as usize => {
-                    let start = u32::try_from(offset).map_err(|_| malformed("page image"))?;
-                    index.push(Indexed { pgno, offset: start });
-                    offset += page_size as usize;
+            let place = match entries.u8("page operation")? {
+                OP_ZERO => Place::Nowhere,
+                OP_FULL => Place::Image { offset: 0 },
+                OP_PATCH => {
+                    let len = entries.varint32("patch")?;
+                    if !(1..=page_size).contains(&len) {
+                        return Err(malformed("patch"));
+                    }
+                    Place::Patch { offset: 0, len }
                 }
-                OP_FULL => return Err(malformed("page image")),
                 _ => return Err(malformed("page operation")),
-            }
+            };
+            index.push(Indexed { pgno, place });
         }
         entries.finish("page index")?;
-        if offset != bytes.len() {
+        let end = place_all(&mut index, page_size, FIXED_LEN + index_len, bytes.len())?;
+        if end != bytes.len() {
             return Err(malformed("bytes after the pages"));
         }
         Ok(Self { page_size, index, buffer: bytes })
     }
+}
+
+/// Says where each image and patch begins, images first. Returns where they end.
+fn place_all(
+    index: &mut [Indexed],
+    page_size: u32,
+    start: usize,
+    limit: usize,
+) -> Result<usize, FormatError> {
+    let mut at = start;
+    let mut next = |len: u32, what| {
+        let offset = at;
+        at += len as usize;
+        if at > limit { Err(malformed(what)) } else { u32::try_from(offset).map_err(|_| malformed(what)) }
+    };
+    for page in index.iter_mut() {
+        if let Place::Image { offset } = &mut page.place {
+            *offset = next(page_size, "page image")?;
+        }
+    }
+    for page in index {
+        if let Place::Patch { offset, len } = &mut page.place {
+            *offset = next(*len, "patch")?;
+        }
+    }
+    Ok(at)
 }
 
 impl PartialEq for PageSet {
@@ -180,15 +246,29 @@ impl PageSetBuilder {
             return;
         }
         assert!(pgno > 0, "pages are numbered from 1");
+        let offset = self.keep(image);
+        self.index.push(Indexed { pgno, place: Place::Image { offset } });
+    }
+
+    /// Adds a page as a patch of what it is at the parent. Panics if `pgno` is 0, or the patch is empty or longer than a
+    /// page.
+    pub fn push_patch(&mut self, pgno: u32, patch: &[u8]) {
+        assert!(pgno > 0, "pages are numbered from 1");
+        assert!((1..=self.page_size as usize).contains(&patch.len()), "a longer patch is no gain");
+        let (offset, len) = (self.keep(patch), patch.len() as u32);
+        self.index.push(Indexed { pgno, place: Place::Patch { offset, len } });
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> u32 {
         let offset = u32::try_from(self.buffer.len()).expect("a page set is far shorter than 4 GiB");
-        self.buffer.extend_from_slice(image);
-        self.index.push(Indexed { pgno, offset });
+        self.buffer.extend_from_slice(bytes);
+        offset
     }
 
     /// Adds a page of zeros. Panics if `pgno` is 0.
     pub fn push_zero(&mut self, pgno: u32) {
         assert!(pgno > 0, "pages are numbered from 1");
-        self.index.push(Indexed { pgno, offset: NO_IMAGE });
+        self.index.push(Indexed { pgno, place: Place::Nowhere });
     }
 
     /// How many pages were added, repeated ones counted each time.
@@ -203,12 +283,13 @@ impl PageSetBuilder {
 
     /// The most that the finished set can take when encoded.
     pub fn byte_len(&self) -> usize {
-        FIXED_LEN + self.index.len() * 6 + self.buffer.len()
+        FIXED_LEN + self.index.len() * INDEX_ENTRY_MAX + self.buffer.len()
     }
 
     /// Whether one more page could take the set past a limit of the format.
     pub fn is_full(&self) -> bool {
-        self.index.len() >= MAX_PAGES || self.byte_len() + 6 + self.page_size as usize > MAX_PLAINTEXT_LEN
+        self.index.len() >= MAX_PAGES
+            || self.byte_len() + INDEX_ENTRY_MAX + self.page_size as usize > MAX_PLAINTEXT_LEN
     }
 
     /// The sorted set. Panics if pages were added to a set that [is full](Self::is_full).
@@ -231,10 +312,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Pages filled with a byte; from 200 on it is a patch of three bytes.
     fn set(pages: &[(u32, u8)]) -> PageSet {
         let mut builder = PageSet::builder(512);
         for (pgno, fill) in pages {
-            builder.push(*pgno, &[*fill; 512]);
+            match fill {
+                200.. => builder.push_patch(*pgno, &[*fill; 3]),
+                _ => builder.push(*pgno, &[*fill; 512]),
+            }
         }
         builder.finish()
     }
@@ -251,6 +336,9 @@ mod tests {
     fn the_encoding_is_the_documented_one() {
         let expected = raw(512, 3, &[3, 1, 1, 0, 0xc8, 1, 1], 1024);
         assert_eq!(set(&[(3, 7), (4, 0), (204, 7)]).encode(), expected);
+        let images = [[1; 512], [2; 512]].concat();
+        let parts = [&raw(512, 4, &[3, 2, 3, 1, 1, 5, 2, 3, 1, 1], 0)[..], &images, &[200; 3], &[201; 3]];
+        assert_eq!(set(&[(3, 200), (4, 1), (9, 201), (10, 2)]).encode(), parts.concat());
         assert_eq!(PageSet::default().encode(), [0; 12]);
         assert_eq!(PageSet::decode(vec![0; 12]).unwrap(), PageSet::default());
     }
@@ -277,7 +365,12 @@ mod tests {
         check(raw(512, 2, &[1, 0, 0, 0], 0), "page number");
         check(raw(512, 1, &[0x81, 0, 0], 0), "page number");
         check(raw(512, 2, &[0xff, 0xff, 0xff, 0xff, 0x0f, 0, 1, 0], 0), "page number");
-        check(raw(512, 1, &[1, 2], 512), "page operation");
+        check(raw(512, 1, &[1, 3], 512), "page operation");
+        check(raw(512, 1, &[1, 2, 0], 0), "patch");
+        check(raw(512, 1, &[1, 2, 0x81, 4], 513), "patch");
+        check(raw(512, 1, &[1, 2, 9], 8), "patch");
+        check(raw(512, 1, &[1, 2, 9], 10), "bytes after the pages");
+        check(raw(512, 1, &[1, 2], 0), "patch");
         check(raw(512, 1, &[1, 1], 511), "page image");
         check(raw(512, 1, &[1, 1], 513), "bytes after the pages");
         check(raw(512, 1, &[1, 0, 0], 0), "page index");
@@ -288,7 +381,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sets_read_back(pages in proptest::collection::vec((1u32.., 0u8..3), 0..40)) {
+        fn sets_read_back(pages in proptest::collection::vec((1u32.., prop_oneof![0u8..3, 200u8..202]), 0..40)) {
             let pages = set(&pages);
             let bytes = pages.encode();
             prop_assert_eq!(bytes.len(), pages.byte_len());
@@ -307,7 +400,7 @@ mod tests {
 
         #[test]
         fn cut_or_flipped_bytes_never_panic(at in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<bool>()) {
-            let mut bytes = set(&[(1, 1), (2, 0), (700, 3)]).encode();
+            let mut bytes = set(&[(1, 1), (2, 0), (9, 200), (700, 3)]).encode();
             let at = at.index(bytes.len());
             if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
             let result = PageSet::decode(bytes.clone());
