@@ -24,6 +24,7 @@ const NAME_MAX: usize = 255;
 const PAGES_MAX: u32 = 0xffff_fffe;
 /// Between the name of a database and 16 random hexadecimal digits: a restore under way.
 const TEMPORARY_MARK: &str = ".chatkeep-";
+const WRITING: &str = "writing the restored database";
 /// The file is read back in pieces of this many bytes.
 const PIECE_LEN: usize = 1 << 20;
 
@@ -102,31 +103,55 @@ impl RestoreWriter {
         })
     }
 
-    /// Writes one page, unless it was written before: entries are read from the newest to the oldest.
+    /// Writes one page over what it was before: entries are read from the oldest to the newest.
     ///
     /// Pages beyond the size of the database are ignored: an older entry had them.
     pub fn write_page(&mut self, pgno: u32, image: &[u8]) -> Result<(), RestoreError> {
         if image.len() != self.page_size as usize || pgno == 0 {
             return Err(invalid("an image is not one page"));
         }
-        if pgno > self.page_count || pgno == self.lock_page {
-            return Ok(());
-        }
-        let (word, bit) = ((pgno as usize - 1) / 64, 1_u64 << ((pgno - 1) % 64));
-        if self.written[word] & bit != 0 {
-            return Ok(());
-        }
+        let Some((word, bit)) = self.place_of(pgno) else { return Ok(()) };
+        let is_new = self.written[word] & bit == 0;
         // A page of zeros is a hole: the file begins empty.
-        if image.iter().any(|byte| *byte != 0) {
-            let offset = u64::from(pgno - 1) * u64::from(self.page_size);
-            self.file.write_all_at(image, offset).map_err(doing("writing the restored database"))?;
+        if !is_new || image.iter().any(|byte| *byte != 0) {
+            self.file.write_all_at(image, self.offset_of(pgno)).map_err(doing(WRITING))?;
         }
         self.written[word] |= bit;
-        self.missing -= 1;
+        self.missing -= u32::from(is_new);
         Ok(())
     }
 
-    /// Every page has its image: older entries need not be read.
+    /// Makes a page from what it was before: `patch` gets that, and makes the new image; `false` is no image.
+    ///
+    /// A page that was not written before cannot be patched.
+    pub fn patch_page(
+        &mut self,
+        pgno: u32,
+        patch: impl FnOnce(&[u8], &mut [u8]) -> bool,
+    ) -> Result<(), RestoreError> {
+        let Some((word, bit)) = self.place_of(pgno) else { return Ok(()) };
+        let mut before = vec![0; self.page_size as usize];
+        let known = self.written[word] & bit != 0;
+        let read = read_at(&self.file, &mut before, self.offset_of(pgno));
+        read.map_err(doing("reading the restored database"))?;
+        let mut image = vec![0; self.page_size as usize];
+        if !known || !patch(&before, &mut image) {
+            return Err(RestoreError::BadPatch { pgno });
+        }
+        self.write_page(pgno, &image)
+    }
+
+    /// The page's place among those [written](Self::written); none when the database does not have it.
+    fn place_of(&self, pgno: u32) -> Option<(usize, u64)> {
+        let has = (1..=self.page_count).contains(&pgno) && pgno != self.lock_page;
+        has.then(|| ((pgno as usize - 1) / 64, 1_u64 << ((pgno - 1) % 64)))
+    }
+
+    fn offset_of(&self, pgno: u32) -> u64 {
+        u64::from(pgno - 1) * u64::from(self.page_size)
+    }
+
+    /// Every page has an image.
     pub fn is_complete(&self) -> bool {
         self.missing == 0
     }
@@ -164,7 +189,7 @@ impl RestoreWriter {
             rustix::fs::fchmod(&self.file, mode)
                 .map_err(|e| doing("setting the mode of the file")(e.into()))?;
         }
-        self.file.sync_all().map_err(doing("writing the restored database"))?;
+        self.file.sync_all().map_err(doing(WRITING))?;
         let place = Place { directory: &self.directory, name: &self.name };
         let kept_beside = place.take_over(&self.temporary, existing, label, &|| {})?;
         self.renamed = true;

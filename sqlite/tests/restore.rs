@@ -114,14 +114,37 @@ fn the_same_bytes_are_restored_and_checked() {
 }
 
 #[test]
-fn the_first_image_of_a_page_wins_and_pages_beyond_the_end_are_ignored() {
+fn the_last_image_of_a_page_wins_and_pages_beyond_the_end_are_ignored() {
     let (source, folder) = (Source::chat(), Folder::new());
     let mut writer = source.begin(folder.path()).unwrap();
     for (pgno, image) in source.pages().rev() {
-        writer.write_page(pgno, image).unwrap();
         writer.write_page(pgno, &vec![pgno as u8; image.len()]).unwrap();
+        writer.write_page(pgno, image).unwrap();
     }
+    assert!(source.pages().any(|(_, image)| image.iter().all(|byte| *byte == 0)), "zeros replace, too");
     writer.write_page(source.count() + 1, &vec![1; source.page_size as usize]).unwrap();
+    writer.patch_page(source.count() + 1, |_, _| panic!("nobody asks for it")).unwrap();
+    writer.finish(source.digest(), Kind::Plain, Existing::Refuse, "x").unwrap();
+    assert!(std::fs::read(folder.db()).unwrap() == source.bytes);
+}
+
+#[test]
+fn a_patch_makes_a_page_from_what_it_was_before() {
+    let (source, folder) = (Source::chat(), Folder::new());
+    let mut writer = source.begin(folder.path()).unwrap();
+    for (pgno, image) in source.pages() {
+        let error = writer.patch_page(pgno, |_, _| true).unwrap_err();
+        assert!(matches!(error, RestoreError::BadPatch { pgno: found } if found == pgno), "{error:?}");
+        writer.write_page(pgno, &vec![9; image.len()]).unwrap();
+        let refused = writer.patch_page(pgno, |_, _| false).unwrap_err();
+        assert!(matches!(refused, RestoreError::BadPatch { .. }), "{refused:?}");
+        let patch = |before: &[u8], page: &mut [u8]| {
+            assert!(before.iter().all(|byte| *byte == 9), "a patch that failed changed nothing");
+            page.copy_from_slice(image);
+            true
+        };
+        writer.patch_page(pgno, patch).unwrap();
+    }
     writer.finish(source.digest(), Kind::Plain, Existing::Refuse, "x").unwrap();
     assert!(std::fs::read(folder.db()).unwrap() == source.bytes);
 }
