@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use chatkeep_format::ArchiveId;
+use chatkeep_format::{ArchiveId, Entry};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -22,6 +22,8 @@ pub struct Head {
     pub digest: [u8; 32],
     /// Oldest entry that a restore of it needs.
     pub base_seq: u64,
+    /// Points that are to stay, ascending.
+    pub pins: Vec<u64>,
     /// Key of the page digests of this archive.
     pub digest_key: [u8; 32],
     /// This installation.
@@ -35,14 +37,41 @@ pub struct Head {
 pub struct Point {
     /// Entry.
     pub seq: u64,
+    /// Its digest, which entries that build on it name.
+    pub digest: [u8; 32],
+    /// The entry it builds on; 0 for a base.
+    pub parent_seq: u64,
     /// Oldest entry that a restore needs.
     pub base_seq: u64,
+    /// How long a span it stands for.
+    pub level: u8,
     /// When it was captured, µs since 1970.
     pub taken_at_us: i64,
     /// Sealed bytes of the entry and its packs.
     pub bytes: u64,
+    /// Every pack that it names, sorted.
+    pub packs: Vec<[u8; 16]>,
     /// When it was last read back and proved, µs since 1970; 0 for never.
     pub verified_us: u64,
+}
+
+impl Point {
+    /// What an entry says of itself. `len` is its sealed length.
+    pub fn of(entry: &Entry, digest: [u8; 32], len: u64) -> Self {
+        let pages = entry.databases.iter().flat_map(|database| &database.packs);
+        let lists = entry.folders.iter().flat_map(|folder| &folder.packs);
+        Self {
+            seq: entry.seq,
+            digest,
+            parent_seq: entry.parent_seq,
+            base_seq: entry.base_seq,
+            level: entry.level,
+            taken_at_us: entry.taken_at_us,
+            bytes: len + pages.chain(lists).map(|pack| pack.sealed_len).sum::<u64>(),
+            packs: entry.pack_names(),
+            verified_us: 0,
+        }
+    }
 }
 
 /// Ages of the three different successes, in µs since 1970; 0 for never.
@@ -120,6 +149,11 @@ impl Catalogue {
             .collect()
     }
 
+    /// One recovery point.
+    pub fn point(&self, archive: &ArchiveId, seq: u64) -> Option<Point> {
+        self.get("points", &point_key(archive, seq))
+    }
+
     /// Adds or replaces a point.
     pub fn put_point(&self, archive: &ArchiveId, point: &Point) -> anyhow::Result<()> {
         self.put("points", &point_key(archive, point.seq), point)
@@ -188,6 +222,7 @@ mod tests {
             seq: 300,
             digest: [1; 32],
             base_seq: 2,
+            pins: vec![7],
             digest_key: [2; 32],
             writer_id: [3; 16],
             writer_epoch: 1,
@@ -195,7 +230,17 @@ mod tests {
         {
             let catalogue = Catalogue::open(&path).unwrap();
             for seq in [2, 300] {
-                let point = Point { seq, base_seq: 2, taken_at_us: 7, bytes: 9, verified_us: 0 };
+                let point = Point {
+                    seq,
+                    digest: [8; 32],
+                    parent_seq: 0,
+                    base_seq: 2,
+                    level: 0,
+                    taken_at_us: 7,
+                    bytes: 9,
+                    packs: vec![[4; 16]],
+                    verified_us: 0,
+                };
                 catalogue.advance(&archive, &head, Some(&point)).unwrap();
             }
             catalogue.update_facts(&archive, |facts| facts.drilled_us = 11);

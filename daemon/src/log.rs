@@ -27,6 +27,8 @@ pub struct Log {
     pub written: Head,
     /// What waits for upload, oldest first.
     pub waiting: VecDeque<Written>,
+    /// The newest entry written and what it builds on, down to its base: newest first. What the next one can build on.
+    pub chain: Vec<Point>,
     /// The store was asked whether the log is still ours.
     pub confirmed: bool,
     /// The chain in the store is broken: the next capture must be a base.
@@ -54,15 +56,16 @@ pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, s
         {
             (head.writer_id, head.writer_epoch) = (entry.0.writer_id, entry.0.writer_epoch);
         }
-        let log = continue_spool(archive, roots, head, spooled, spool);
+        let log = continue_spool(archive, roots, head, spooled, spool).with_chain(archive, catalogue);
+        let rebase = rebase || log.rebase;
         if blocked.is_none() {
             catalogue.advance(&archive.id, &log.stored, None).map_err(Fault::internal)?;
         }
         return Ok(Log { confirmed: true, rebase, blocked, ..log });
     };
-    let mut log = continue_spool(archive, roots, head, spool.list()?, spool);
+    let mut log = continue_spool(archive, roots, head, spool.list()?, spool).with_chain(archive, catalogue);
     match confirm(archive, roots, &log).await {
-        Ok(confirmed) => (log.confirmed, log.rebase) = (true, confirmed.rebase),
+        Ok(confirmed) => (log.confirmed, log.rebase) = (true, log.rebase || confirmed.rebase),
         Err(ArchiveError::Store(error)) => {
             info!(%error, "the log is confirmed when the store answers");
         }
@@ -74,6 +77,33 @@ pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, s
         }
     }
     Ok(log)
+}
+
+impl Log {
+    /// Takes note of an entry that was written.
+    pub fn wrote(&mut self, written: &Written) {
+        self.written = written.head.clone();
+        self.chain.retain(|point| point.seq <= written.point.parent_seq);
+        self.chain.insert(0, written.point.clone());
+        self.waiting.push_back(written.clone());
+    }
+
+    /// Finds what the newest entry builds on. Where that is not known, the next entry is a base.
+    fn with_chain(mut self, archive: &Archive, catalogue: &Catalogue) -> Self {
+        let mut seq = self.written.seq;
+        while seq > 0 {
+            let waiting = self.waiting.iter().map(|written| &written.point).find(|point| point.seq == seq);
+            let known = waiting.cloned().or_else(|| catalogue.point(&archive.id, seq));
+            let Some(point) = known.filter(|point| point.parent_seq < seq) else {
+                warn!(seq, "what the newest entry builds on is not known; the next capture is a base");
+                self.rebase = true;
+                return self;
+            };
+            seq = point.parent_seq;
+            self.chain.push(point);
+        }
+        self
+    }
 }
 
 /// Takes up what waits in the spool after `head`. Entries that do not continue it are dropped: the next capture has
@@ -93,6 +123,7 @@ fn continue_spool(
         stored: head.clone(),
         written: head,
         waiting: VecDeque::new(),
+        chain: Vec::new(),
         confirmed: false,
         rebase: false,
         blocked: None,
@@ -135,13 +166,10 @@ fn continue_with(
     let mut packs = entry.databases.iter().flat_map(|database| &database.packs);
     let whole = packs.all(|pack| objects.iter().any(|object| object.name == ObjectName::Pack(pack.name)));
     (continues && whole).then(|| Written {
-        head: Head { seq, digest, base_seq: entry.base_seq, ..after.clone() },
+        head: Head { seq, digest, base_seq: entry.base_seq, pins: entry.pins.clone(), ..after.clone() },
         point: Point {
-            seq,
-            base_seq: entry.base_seq,
-            taken_at_us: entry.taken_at_us,
             bytes: objects.iter().map(|object| object.len).sum(),
-            verified_us: 0,
+            ..Point::of(&entry, digest, spooled.len)
         },
         objects: objects.to_vec(),
     })
@@ -175,11 +203,11 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
             Err(ArchiveError::Store(error)) => return Err(ArchiveError::Store(error)),
             Ok(_) | Err(_) => rebase = true,
         }
-        let needed = log.stored.base_seq.max(1)..=seq;
-        rebase |= listing.entries.range(needed.clone()).count() as u64 != seq + 1 - needed.start();
+        let in_store = log.chain.iter().filter(|point| point.seq <= seq);
+        rebase |= in_store.clone().any(|point| !listing.entries.contains_key(&point.seq));
     }
     // A base that waits for its upload mends it.
-    rebase &= !log.waiting.iter().any(|written| written.head.base_seq > log.stored.seq);
+    rebase &= log.chain.last().is_none_or(|base| base.seq <= log.stored.seq);
     if rebase {
         warn!(
             seq = log.stored.seq,
@@ -193,27 +221,18 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
 async fn list_newer_points(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, after: u64) {
     let Ok(listing) = archive.list().await else { return };
     for seq in listing.entries.range(after + 1..).map(|(seq, _)| *seq) {
-        if let Ok((entry, _, len)) = archive.entry(seq, roots).await
-            && let Err(error) = catalogue.put_point(&archive.id, &point_of(&entry, len))
+        if let Ok((entry, digest, len)) = archive.entry(seq, roots).await
+            && let Err(error) = catalogue.put_point(&archive.id, &Point::of(&entry, digest, len))
         {
             warn!(%error, "the cache cannot be written");
         }
     }
 }
 
-fn point_of(entry: &Entry, len: u64) -> Point {
-    let packs = entry.databases.iter().flat_map(|database| &database.packs);
-    Point {
-        seq: entry.seq,
-        base_seq: entry.base_seq,
-        taken_at_us: entry.taken_at_us,
-        bytes: len + packs.map(|pack| pack.sealed_len).sum::<u64>(),
-        verified_us: 0,
-    }
-}
-
 /// Reads the whole log, newest entry first, and fills the catalogue. Returns where a new writer continues, whether it
 /// must begin with a base, and what forbids it: never write after an entry that cannot be read.
+///
+/// Entries may be missing: they were forgotten. Each says which one it builds on, and by which digest.
 async fn rebuild(
     archive: &Archive,
     roots: &DataRoots,
@@ -221,52 +240,68 @@ async fn rebuild(
 ) -> Result<(Head, bool, Option<Fault>)> {
     let listing = archive.list().await?;
     let mut head: Option<Head> = None;
-    let mut newer: Option<(u64, [u8; 32])> = None;
-    let (mut rebase, mut fault) = (false, None);
+    // What newer entries say the digest of an older one is.
+    let mut named: BTreeMap<u64, [u8; 32]> = BTreeMap::new();
+    let mut fault = None;
     for seq in listing.entries.keys().copied().rev() {
-        let in_chain = head.as_ref().is_some_and(|head: &Head| seq >= head.base_seq);
         let (entry, digest, len) = match archive.entry(seq, roots).await {
             Ok(found) => found,
             // What cannot be reached now must not look like a shorter history.
             Err(ArchiveError::Store(error)) => return Err(error.into()),
             Err(error) => {
                 warn!(seq, %error, "an entry cannot be read, its point is not listed");
-                rebase |= in_chain;
                 if head.is_none() {
                     fault = fault.or(Some(error.into()));
                 }
-                newer = None;
                 continue;
             }
         };
-        if let Some((newer_seq, prev)) = newer {
-            if newer_seq != seq + 1 {
-                warn!(missing = seq + 1, "an entry is missing");
-                rebase |= in_chain;
-            } else if prev != digest {
-                warn!(seq, "the entry after this one does not name it; older points are not listed");
-                rebase |= in_chain;
-                break;
-            }
+        if named.get(&seq).is_some_and(|named| *named != digest) {
+            warn!(seq, "a newer entry does not name this one; its point is not listed");
+            continue;
         }
-        newer = Some((seq, entry.prev));
+        named.insert(entry.seq - 1, entry.prev);
+        named.insert(entry.parent_seq, entry.parent_digest);
         if head.is_none() {
-            head = Some(next_writer(seq, digest, entry.base_seq, entry.digest_key, entry.writer_epoch));
+            head = Some(next_writer(&entry, digest));
         }
-        catalogue.put_point(&archive.id, &point_of(&entry, len)).map_err(Fault::internal)?;
+        let point = Point::of(&entry, digest, len);
+        catalogue.put_point(&archive.id, &point).map_err(Fault::internal)?;
     }
     let head = head.unwrap_or_else(|| {
         let mut digest_key = [0; 32];
         OsRng.fill_bytes(&mut digest_key);
-        next_writer(0, [0; 32], 0, digest_key, 0)
+        let none = Head {
+            seq: 0,
+            digest: [0; 32],
+            base_seq: 0,
+            pins: Vec::new(),
+            digest_key,
+            writer_id: [0; 16],
+            writer_epoch: 0,
+        };
+        renewed(none)
     });
     info!(seq = head.seq, writer_epoch = head.writer_epoch, "the log was read from the store");
-    Ok((head, rebase, fault))
+    Ok((head, false, fault))
 }
 
-/// A writer that was never here before, after entry `seq`.
-fn next_writer(seq: u64, digest: [u8; 32], base_seq: u64, digest_key: [u8; 32], writer_epoch: u64) -> Head {
+/// A writer that was never here before, after this entry.
+fn next_writer(entry: &Entry, digest: [u8; 32]) -> Head {
+    renewed(Head {
+        seq: entry.seq,
+        digest,
+        base_seq: entry.base_seq,
+        pins: entry.pins.clone(),
+        digest_key: entry.digest_key,
+        writer_id: entry.writer_id,
+        writer_epoch: entry.writer_epoch,
+    })
+}
+
+/// The same place in the log, for a writer of its own.
+fn renewed(head: Head) -> Head {
     let mut writer_id = [0; 16];
     OsRng.fill_bytes(&mut writer_id);
-    Head { seq, digest, base_seq, digest_key, writer_id, writer_epoch: writer_epoch.saturating_add(1) }
+    Head { writer_id, writer_epoch: head.writer_epoch.saturating_add(1), ..head }
 }

@@ -23,7 +23,7 @@ pub enum PageOp<'a> {
 }
 
 /// Where in the buffer what belongs to a page is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Place {
     Nowhere,
     Image { offset: u32 },
@@ -124,22 +124,7 @@ impl PageSet {
 
     /// Appends the encoding.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&self.page_size.to_le_bytes());
-        out.extend_from_slice(&(self.index.len() as u32).to_le_bytes());
-        out.extend_from_slice(&(self.index_len() as u32).to_le_bytes());
-        let mut before = 0;
-        for page in &self.index {
-            put_varint32(out, page.pgno - before);
-            before = page.pgno;
-            match page.place {
-                Place::Nowhere => out.push(OP_ZERO),
-                Place::Image { .. } => out.push(OP_FULL),
-                Place::Patch { len, .. } => {
-                    out.push(OP_PATCH);
-                    put_varint32(out, len);
-                }
-            }
-        }
+        out.extend(self.encode_head());
         // Images first, then patches: what is alike lies together for the compression.
         for (_, op) in self.iter() {
             if let PageOp::Full(image) = op {
@@ -151,6 +136,43 @@ impl PageSet {
                 out.extend_from_slice(patch);
             }
         }
+    }
+
+    /// All but the images and the patches.
+    fn encode_head(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(FIXED_LEN + self.index_len());
+        out.extend_from_slice(&self.page_size.to_le_bytes());
+        out.extend_from_slice(&(self.index.len() as u32).to_le_bytes());
+        out.extend_from_slice(&(self.index_len() as u32).to_le_bytes());
+        let mut before = 0;
+        for page in &self.index {
+            put_varint32(&mut out, page.pgno - before);
+            before = page.pgno;
+            match page.place {
+                Place::Nowhere => out.push(OP_ZERO),
+                Place::Image { .. } => out.push(OP_FULL),
+                Place::Patch { len, .. } => {
+                    out.push(OP_PATCH);
+                    put_varint32(&mut out, len);
+                }
+            }
+        }
+        out
+    }
+
+    /// The set's only encoding, without a second copy of the pages where they lie in order already.
+    pub fn into_encoding(self) -> Vec<u8> {
+        let mut places = self.index.clone();
+        let end = place_all(&mut places, self.page_size, 0, self.buffer.len());
+        let in_order = end.is_ok_and(|end| end == self.buffer.len())
+            && places.iter().zip(&self.index).all(|(wanted, there)| wanted.place == there.place);
+        if !in_order {
+            return self.encode();
+        }
+        let Self { page_size, index, mut buffer } = self;
+        let head = Self { page_size, index, buffer: Vec::new() }.encode_head();
+        buffer.splice(0..0, head);
+        buffer
     }
 
     /// Reads a set. The bytes become its buffer: images are not copied.
@@ -385,6 +407,7 @@ mod tests {
             let pages = set(&pages);
             let bytes = pages.encode();
             prop_assert_eq!(bytes.len(), pages.byte_len());
+            prop_assert_eq!(&pages.clone().into_encoding(), &bytes);
             prop_assert_eq!(PageSet::decode(bytes).unwrap(), pages);
         }
 

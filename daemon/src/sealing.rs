@@ -1,0 +1,328 @@
+//! Seals packs beside the thread that reads: pages go in, packs in the spool come out, in the order they were sent.
+//!
+//! The threads begin with the first pack: a small capture, which travels in the entry, starts none.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
+
+use chatkeep_crypto::{pack_name, seal};
+use chatkeep_format::{ObjectName, PackRef, PageOp, PageSet, PageSetBuilder, make_patch};
+use chatkeep_sqlite::PageSink;
+use rand_core::OsRng;
+
+use crate::spool::Spooled;
+use crate::writer::Writer;
+
+/// Target size of a pack before compression, 4 MiB: two being sealed, one being filled and what zstd needs stay below
+/// the service's bound of 48 MiB; a broken upload repeats no more than this.
+const PACK_LEN: usize = 4 << 20;
+/// Changes up to this many bytes travel inside the entry: one object, one `put`. A restore reads up to 60 entries.
+const INLINE_LEN: usize = 2 << 20;
+/// One for each core of a small machine.
+const THREADS: usize = 2;
+
+/// A body that waits to be sealed.
+struct Job {
+    at: At,
+    body: Body,
+}
+
+enum Body {
+    Pages(PageSet),
+    /// Encoded already, with the number of things in it.
+    Bytes(Vec<u8>, u32),
+}
+
+/// Which pack of which part. Those of an attempt that came to nothing are dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct At {
+    part: u32,
+    attempt: u32,
+    position: u32,
+}
+
+struct Sealed {
+    at: At,
+    pack: PackRef,
+    spooled: Spooled,
+}
+
+type Threads<'scope> = Vec<ScopedJoinHandle<'scope, io::Result<Vec<Sealed>>>>;
+
+/// The packs of one entry, while they are made. Begins with [`Writer::sealing`].
+pub struct Sealing<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+    shared: &'scope Shared<'env>,
+    to_sealers: Option<SyncSender<Job>>,
+    threads: Threads<'scope>,
+    next_position: u32,
+    /// By part: the attempt that counts.
+    attempts: Vec<u32>,
+}
+
+struct Shared<'env> {
+    writer: &'env Writer,
+    seq: u64,
+    jobs: Mutex<Option<Receiver<Job>>>,
+    failed: AtomicBool,
+}
+
+/// Sealed packs of each part, in order, and all objects in upload order.
+#[derive(Debug, Default)]
+pub struct Packs {
+    /// By part, in the order the parts were begun.
+    pub parts: Vec<Vec<PackRef>>,
+    /// In upload order.
+    pub objects: Vec<Spooled>,
+}
+
+impl Writer {
+    /// Runs `work`, which makes packs of entry `seq` (0: of an entry that is still to come, from `first_position` on).
+    pub fn sealing<T>(
+        &self,
+        seq: u64,
+        first_position: u32,
+        work: impl FnOnce(&mut Sealing<'_, '_>) -> T,
+    ) -> (T, io::Result<Packs>) {
+        let shared = Shared { writer: self, seq, jobs: Mutex::new(None), failed: AtomicBool::new(false) };
+        std::thread::scope(|scope| {
+            let mut sealing = Sealing {
+                scope,
+                shared: &shared,
+                to_sealers: None,
+                threads: Vec::new(),
+                next_position: first_position,
+                attempts: Vec::new(),
+            };
+            let result = work(&mut sealing);
+            (result, sealing.finish())
+        })
+    }
+}
+
+impl<'scope, 'env> Sealing<'scope, 'env> {
+    /// Begins the next part: a database.
+    pub fn collector<'a>(&'a mut self, done_bytes: &'a AtomicU64) -> Collector<'a, 'scope, 'env> {
+        let part = self.begin_part();
+        Collector {
+            sealing: self,
+            part,
+            pages: None,
+            page_size: 0,
+            patches: true,
+            sent: Vec::new(),
+            patch: Vec::new(),
+            done_bytes,
+        }
+    }
+
+    /// Begins a part without pages.
+    pub fn begin_part(&mut self) -> u32 {
+        self.attempts.push(0);
+        self.attempts.len() as u32 - 1
+    }
+
+    /// Seals a body as it is. `items` is what its [`PackRef`] says.
+    pub fn bytes(&mut self, part: u32, body: Vec<u8>, items: u32) -> io::Result<()> {
+        self.send(part, Body::Bytes(body, items))
+    }
+
+    fn send(&mut self, part: u32, body: Body) -> io::Result<()> {
+        let stopped = || io::Error::other("sealing stopped, see the error before this one");
+        let attempt = self.attempts[part as usize];
+        let at = At { part, attempt, position: self.next_position };
+        self.next_position += 1;
+        if self.to_sealers.is_none() {
+            let (sender, receiver) = sync_channel(0);
+            *self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner) = Some(receiver);
+            self.to_sealers = Some(sender);
+            let shared = self.shared;
+            self.threads = (0..THREADS).map(|_| self.scope.spawn(move || shared.work())).collect();
+        }
+        if self.shared.failed.load(Ordering::Relaxed) {
+            return Err(stopped());
+        }
+        let sender = self.to_sealers.as_ref().expect("the threads were just started");
+        sender.send(Job { at, body }).map_err(|_| stopped())
+    }
+
+    fn finish(mut self) -> io::Result<Packs> {
+        drop(self.to_sealers.take());
+        let mut sealed = Vec::new();
+        let mut failed = None;
+        for thread in self.threads {
+            match thread.join().expect("sealing does not panic") {
+                Ok(done) => sealed.extend(done),
+                Err(error) => failed = failed.or(Some(error)),
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        sealed.sort_by_key(|pack| pack.at);
+        let mut packs = Packs { parts: vec![Vec::new(); self.attempts.len()], objects: Vec::new() };
+        for Sealed { at, pack, spooled } in sealed {
+            let part = &mut packs.parts[at.part as usize];
+            if at.attempt != self.attempts[at.part as usize] {
+                self.shared.writer.spool.remove(&[spooled])?;
+                continue;
+            }
+            // The same content twice is one object; the later place in the order counts.
+            if let Some(known) = part.iter().position(|known| known.name == pack.name) {
+                part.remove(known);
+            }
+            part.push(pack);
+            if packs.objects.iter().any(|known| known.name == spooled.name) {
+                self.shared.writer.spool.remove(&[spooled])?;
+            } else {
+                packs.objects.push(spooled);
+            }
+        }
+        Ok(packs)
+    }
+}
+
+impl Shared<'_> {
+    fn next(&self) -> Option<Job> {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.as_ref()?.recv().ok()
+    }
+
+    fn work(&self) -> io::Result<Vec<Sealed>> {
+        let mut done = Vec::new();
+        while let Some(job) = self.next() {
+            match self.seal(job) {
+                Ok(sealed) => done.push(sealed),
+                Err(error) => {
+                    self.failed.store(true, Ordering::Relaxed);
+                    // Whoever sends must not wait for us; the other thread sees the flag only after its job.
+                    while self.next().is_some() {}
+                    return Err(error);
+                }
+            }
+        }
+        Ok(done)
+    }
+
+    fn seal(&self, Job { at, body }: Job) -> io::Result<Sealed> {
+        let writer = self.writer;
+        let (body, items) = match body {
+            Body::Pages(pages) => {
+                let items = pages.len() as u32;
+                (pages.into_encoding(), items)
+            }
+            Body::Bytes(body, items) => (body, items),
+        };
+        let name = pack_name(&writer.roots, &body);
+        let object = ObjectName::Pack(name);
+        let sealed = seal(&writer.archive, object, &writer.roots, &body, writer.level, &mut OsRng);
+        drop(body);
+        let spooled = writer.spool.put_pack(self.seq, at.position, name, &sealed)?;
+        Ok(Sealed { at, pack: PackRef { name, sealed_len: sealed.len() as u64, items }, spooled })
+    }
+}
+
+/// Collects the pages of one database.
+pub struct Collector<'a, 'scope, 'env> {
+    sealing: &'a mut Sealing<'scope, 'env>,
+    part: u32,
+    pages: Option<PageSetBuilder>,
+    page_size: u32,
+    /// Off in a base, which builds on nothing.
+    patches: bool,
+    /// Pages in packs of this capture; bit 0 is page 1. A patch is against the page at the parent, so whatever comes
+    /// after another image has to be whole.
+    sent: Vec<u64>,
+    /// Room for a patch.
+    patch: Vec<u8>,
+    done_bytes: &'a AtomicU64,
+}
+
+impl Collector<'_, '_, '_> {
+    /// The last pages: inline when there are few, else one more pack. Inline there are none beyond `page_count`: the
+    /// database may have shrunk while it was read.
+    pub fn finish(mut self, page_count: u32) -> io::Result<PageSet> {
+        match self.pages.take() {
+            None => Ok(PageSet::default()),
+            Some(pages) if pages.byte_len() <= INLINE_LEN => Ok(within(pages.finish(), page_count)),
+            Some(pages) => {
+                self.sealing.send(self.part, Body::Pages(pages.finish()))?;
+                Ok(PageSet::default())
+            }
+        }
+    }
+
+    /// All pages as packs, for an entry that is still to come.
+    pub fn finish_packs(mut self) -> io::Result<()> {
+        match self.pages.take() {
+            None => Ok(()),
+            Some(pages) => self.sealing.send(self.part, Body::Pages(pages.finish())),
+        }
+    }
+
+    fn was_sent(&self, pgno: u32) -> bool {
+        self.sent.get(pgno as usize / 64).is_some_and(|word| word & (1 << (pgno % 64)) != 0)
+    }
+
+    fn send_full(&mut self) -> io::Result<()> {
+        let full = self.pages.take().expect("pages were just added").finish();
+        for (pgno, _) in full.iter() {
+            let word = pgno as usize / 64;
+            if self.sent.len() <= word {
+                self.sent.resize(word + 1, 0);
+            }
+            self.sent[word] |= 1 << (pgno % 64);
+        }
+        self.sealing.send(self.part, Body::Pages(full))
+    }
+}
+
+fn within(pages: PageSet, page_count: u32) -> PageSet {
+    if pages.iter().next_back().is_none_or(|(pgno, _)| pgno <= page_count) {
+        return pages;
+    }
+    let mut kept = PageSet::builder(pages.page_size());
+    for (pgno, op) in pages.iter().filter(|(pgno, _)| *pgno <= page_count) {
+        match op {
+            PageOp::Full(image) => kept.push(pgno, image),
+            PageOp::Zero => kept.push_zero(pgno),
+            PageOp::Patch(patch) => kept.push_patch(pgno, patch),
+        }
+    }
+    kept.finish()
+}
+
+impl PageSink for Collector<'_, '_, '_> {
+    fn begin(&mut self, page_size: u32, is_base: bool) -> io::Result<()> {
+        (self.page_size, self.patches, self.pages) = (page_size, !is_base, None);
+        Ok(())
+    }
+
+    fn page(&mut self, pgno: u32, image: &[u8], base: Option<&[u8]>) -> io::Result<()> {
+        let base = base.filter(|_| self.patches && !self.was_sent(pgno));
+        self.patch.clear();
+        let patched = base.is_some_and(|base| make_patch(base, image, &mut self.patch));
+        let page_size = self.page_size;
+        let pages = self.pages.get_or_insert_with(|| PageSet::builder(page_size));
+        if patched {
+            pages.push_patch(pgno, &self.patch);
+        } else {
+            pages.push(pgno, image);
+        }
+        self.done_bytes.fetch_add(image.len() as u64, Ordering::Relaxed);
+        if pages.is_full() || pages.byte_len() >= PACK_LEN {
+            self.send_full()?;
+        }
+        Ok(())
+    }
+
+    fn restart(&mut self) -> io::Result<()> {
+        self.pages = None;
+        self.sent.clear();
+        self.sealing.attempts[self.part as usize] += 1;
+        Ok(())
+    }
+}
