@@ -14,6 +14,7 @@ pub mod limits;
 mod pack;
 mod padding;
 mod pages;
+mod patch;
 mod wire;
 
 pub use archive_name::{ArchiveId, InvalidArchiveId, ObjectKind, ObjectName};
@@ -26,3 +27,4 @@ pub use limits::{CHUNK_LEN, FORMAT_VERSION, TAG_LEN};
 pub use pack::PackRef;
 pub use padding::{padded_len, padme, sealed_len};
 pub use pages::{PageOp, PageSet, PageSetBuilder};
+pub use patch::{apply_patch, make_patch};
