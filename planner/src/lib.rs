@@ -4,12 +4,13 @@
 //! what time it is ([`Millis`]), and carries out the [`Command`]s it gets back. In reading order: [`event`] is all
 //! that can be said in either direction, [`policy`] the user's choice, [`scheduler`] the decisions about captures and
 //! uploads, [`levels`] what the next entry of an archive holds, [`restore`] which objects a restore reads and in which
-//! order.
+//! order, [`retention`] which recovery points stay.
 
 pub mod event;
 pub mod levels;
 pub mod policy;
 pub mod restore;
+pub mod retention;
 pub mod scheduler;
 
 pub use event::{Command, Event, Millis, Retry, SourceId, UploadId};
@@ -18,4 +19,5 @@ pub use levels::{
 };
 pub use policy::{Backoff, CapturePolicy};
 pub use restore::{ChainError, RestorePlan, Target, choose_point, follows, packs_newest_first, plan_restore};
+pub use retention::{PointInfo, RetentionPlan, RetentionPolicy, plan_retention};
 pub use scheduler::{Scheduler, SourceView};
