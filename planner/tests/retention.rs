@@ -48,21 +48,17 @@ fn policy() -> impl Strategy<Value = RetentionPolicy> {
     let days = |most: u64| (0..most).prop_map(|days| days * 86_400_000);
     let ages = (days(3), days(20), days(100), prop::option::of(days(400)));
     let counts = (0..20_usize, 0..10_usize, 0..10_usize, 0..4_usize);
-    let of_parts = |(ages, counts): ((u64, u64, u64, Option<u64>), (usize, usize, usize, usize))| {
-        let (everything_for_ms, hourly_for_ms, daily_for_ms, monthly_for_ms) = ages;
-        let (latest, hourly, daily, monthly) = counts;
-        RetentionPolicy {
-            everything_for_ms,
-            hourly_for_ms,
-            daily_for_ms,
-            monthly_for_ms,
-            latest,
-            hourly,
-            daily,
-            monthly,
-        }
-    };
-    prop_oneof![4 => (ages, counts).prop_map(of_parts), 1 => Just(RetentionPolicy::default())]
+    let by_both = (ages, counts).prop_map(|(ages, counts)| RetentionPolicy {
+        everything_for_ms: ages.0,
+        hourly_for_ms: ages.1,
+        daily_for_ms: ages.2,
+        monthly_for_ms: ages.3,
+        latest: counts.0,
+        hourly: counts.1,
+        daily: counts.2,
+        monthly: counts.3,
+    });
+    prop_oneof![4 => by_both, 1 => Just(RetentionPolicy::default())]
 }
 
 /// When the plan is made, from the newest entry.
