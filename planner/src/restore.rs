@@ -1,50 +1,48 @@
 //! Which objects a restore reads, and in which order.
 
-use std::collections::BTreeSet;
+use crate::levels::chain_of;
 
 /// What a restore will read.
 #[must_use = "a plan does nothing until it is carried out"]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestorePlan {
-    /// The entries by their number, newest first: of a page that several hold, the first one met counts.
+    /// The entries by their number, newest first. Whole pages may be taken in this order, and of a page that several
+    /// entries hold the first one met counts; patches are applied oldest first.
     pub entries: Vec<u64>,
 }
 
 /// Why a recovery point cannot be restored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum RestorePlanError {
-    /// An entry between the base and the target is not in the store.
+pub enum ChainError {
+    /// The target, or a parent on the way to its base, is not in the store.
     #[error("entry {seq} is missing from the store")]
     MissingEntry {
         /// The newest one that is missing.
         seq: u64,
     },
-    /// The target names a base that is newer than itself: no entry of ours does.
-    #[error("the entry names a base that is newer than itself")]
-    BaseAfterTarget,
+    /// An entry names a parent that is not older than itself: no entry of ours does.
+    #[error("entry {seq} names entry {parent_seq} as its parent, which is not older")]
+    ParentNotOlder {
+        /// The entry.
+        seq: u64,
+        /// The parent it names.
+        parent_seq: u64,
+    },
+    /// There are more entries down to the base than any writer makes.
+    #[error("too many entries down to the base")]
+    TooLong,
 }
 
-/// Which entries a restore of `target` needs, newest first: all from the target down to its base.
+/// Which entries a restore of `target` needs, newest first: from the target over its parents down to its base.
 ///
-/// `listed` is what the store names. A listing is no proof, but what it does not name cannot be restored from it.
+/// `parent_of` gives the parent an entry names (0: none), or `None` for an entry that the store does not list. A listing
+/// is no proof, but what it does not name cannot be restored from it.
 pub fn plan_restore(
-    listed: &BTreeSet<u64>,
     target: u64,
-    base_seq: u64,
-) -> Result<RestorePlan, RestorePlanError> {
-    if base_seq > target {
-        return Err(RestorePlanError::BaseAfterTarget);
-    }
-    // ends at the first gap: a target and base made up by a store cost no more steps than it lists entries
-    let mut entries = Vec::new();
-    for seq in (base_seq..=target).rev() {
-        if !listed.contains(&seq) {
-            return Err(RestorePlanError::MissingEntry { seq });
-        }
-        entries.push(seq);
-    }
-    Ok(RestorePlan { entries })
+    parent_of: impl FnMut(u64) -> Option<u64>,
+) -> Result<RestorePlan, ChainError> {
+    Ok(RestorePlan { entries: chain_of(target, parent_of)? })
 }
 
 /// The packs of one entry in the order in which a restore applies them, newest first: after the pages in the entry
@@ -53,10 +51,10 @@ pub fn packs_newest_first<T>(packs: &[T]) -> impl Iterator<Item = &T> {
     packs.iter().rev()
 }
 
-/// Whether an entry follows another in the log: the newer one must name the digest of the older one. A store that
-/// mixes entries of two histories fails here.
-pub fn follows(newer_prev: &[u8; 32], older_digest: &[u8; 32]) -> bool {
-    newer_prev == older_digest
+/// Whether an entry is the one that a newer entry was written on: the newer one names the digest of its parent. A store
+/// that mixes entries of two histories fails here.
+pub fn follows(named_parent_digest: &[u8; 32], parent_digest: &[u8; 32]) -> bool {
+    named_parent_digest == parent_digest
 }
 
 /// Which recovery point somebody wants.
@@ -91,12 +89,16 @@ pub fn choose_point(points: &[(u64, u64)], target: Target) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
 
+    use super::*;
+    use crate::levels::CHAIN_LINKS_READ_MAX;
+
+    /// Points as (seq, parent).
     #[track_caller]
-    fn check(listed: &[u64], target: u64, base_seq: u64, expected: Result<&[u64], RestorePlanError>) {
-        let listed = listed.iter().copied().collect();
-        let plan = plan_restore(&listed, target, base_seq);
+    fn check(points: &[(u64, u64)], target: u64, expected: Result<&[u64], ChainError>) {
+        let parents: BTreeMap<u64, u64> = points.iter().copied().collect();
+        let plan = plan_restore(target, |seq| parents.get(&seq).copied());
         assert_eq!(
             plan.as_ref().map(|plan| plan.entries.as_slice()),
             expected.as_ref().map(|entries| *entries)
@@ -104,36 +106,39 @@ mod tests {
     }
 
     #[test]
-    fn a_restore_reads_from_the_target_down_to_its_base() {
-        check(&[1, 2, 3, 4, 5], 4, 2, Ok(&[4, 3, 2]));
+    fn a_restore_reads_from_the_target_over_its_parents_to_its_base() {
+        check(&[(1, 0), (2, 1), (3, 2), (4, 1), (5, 4), (6, 5)], 5, Ok(&[5, 4, 1]));
     }
 
     #[test]
     fn a_base_alone_is_enough() {
-        check(&[7], 7, 7, Ok(&[7]));
+        check(&[(7, 0)], 7, Ok(&[7]));
     }
 
     #[test]
-    fn what_lies_outside_target_and_base_may_be_missing() {
-        check(&[5, 6], 6, 5, Ok(&[6, 5]));
+    fn what_no_parent_names_may_be_missing() {
+        check(&[(5, 0), (9, 5)], 9, Ok(&[9, 5]));
     }
 
     #[test]
     fn a_gap_is_named_and_never_skipped() {
-        check(&[1, 2, 4], 4, 1, Err(RestorePlanError::MissingEntry { seq: 3 }));
-        check(&[2, 3], 3, 1, Err(RestorePlanError::MissingEntry { seq: 1 }));
-        check(&[], 3, 1, Err(RestorePlanError::MissingEntry { seq: 3 }));
+        check(&[(1, 0), (2, 1), (4, 3)], 4, Err(ChainError::MissingEntry { seq: 3 }));
+        check(&[(2, 1), (3, 2)], 3, Err(ChainError::MissingEntry { seq: 1 }));
+        check(&[], 3, Err(ChainError::MissingEntry { seq: 3 }));
     }
 
     #[test]
-    fn a_base_after_its_target_is_refused() {
-        check(&[1, 2], 1, 2, Err(RestorePlanError::BaseAfterTarget));
+    fn a_parent_that_is_not_older_is_refused() {
+        check(&[(1, 0), (2, 2)], 2, Err(ChainError::ParentNotOlder { seq: 2, parent_seq: 2 }));
+        check(&[(2, 3), (3, 2)], 3, Err(ChainError::ParentNotOlder { seq: 2, parent_seq: 3 }));
+        check(&[(1, u64::MAX)], 1, Err(ChainError::ParentNotOlder { seq: 1, parent_seq: u64::MAX }));
     }
 
     #[test]
-    fn numbers_made_up_by_a_store_cost_nothing() {
-        check(&[u64::MAX], u64::MAX, 0, Err(RestorePlanError::MissingEntry { seq: u64::MAX - 1 }));
-        check(&[u64::MAX], u64::MAX, u64::MAX, Ok(&[u64::MAX]));
+    fn a_chain_without_end_is_given_up() {
+        assert_eq!(plan_restore(u64::MAX, |seq| Some(seq - 1)), Err(ChainError::TooLong));
+        let longest = plan_restore(CHAIN_LINKS_READ_MAX as u64, |seq| Some(seq - 1));
+        assert_eq!(longest.map(|plan| plan.entries.len()), Ok(CHAIN_LINKS_READ_MAX));
     }
 
     #[test]
@@ -142,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_follows_only_the_one_it_names() {
+    fn an_entry_follows_only_the_parent_it_names() {
         assert!(follows(&[1; 32], &[1; 32]));
         let mut other = [1; 32];
         other[31] = 0;
