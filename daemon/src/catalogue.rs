@@ -6,7 +6,8 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use chatkeep_format::{ArchiveId, Entry};
+use chatkeep_format::{ArchiveId, DatabaseKind, DatabaseRecord, DatabaseState, Entry, PageSet};
+use chatkeep_planner::{ChainLink, Level};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -49,8 +50,10 @@ pub struct Point {
     pub taken_at_us: i64,
     /// Sealed bytes of the entry and its packs.
     pub bytes: u64,
-    /// Every pack that it names, sorted.
+    /// Every pack that it names, also in lists of files, sorted.
     pub packs: Vec<[u8; 16]>,
+    /// Its databases.
+    pub databases: Vec<DatabaseFacts>,
     /// When it was last read back and proved, µs since 1970; 0 for never.
     pub verified_us: u64,
 }
@@ -69,7 +72,76 @@ impl Point {
             taken_at_us: entry.taken_at_us,
             bytes: len + pages.chain(lists).map(|pack| pack.sealed_len).sum::<u64>(),
             packs: entry.pack_names(),
+            databases: entry.databases.iter().map(DatabaseFacts::of).collect(),
             verified_us: 0,
+        }
+    }
+
+    /// Adds packs that it needs.
+    pub fn refer_to(&mut self, packs: Vec<[u8; 16]>) {
+        self.packs.extend(packs);
+        self.packs.sort_unstable();
+        self.packs.dedup();
+    }
+
+    /// For the planner.
+    pub fn link(&self) -> ChainLink {
+        ChainLink {
+            seq: self.seq,
+            level: Level::from_number(self.level).unwrap_or(Level::Base),
+            taken_at_us: self.taken_at_us,
+            bytes: self.bytes,
+        }
+    }
+}
+
+/// What an entry says of one database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseFacts {
+    /// Its file name.
+    pub name: String,
+    /// It is encrypted by its app.
+    pub opaque: bool,
+    /// Bytes of a page.
+    pub page_size: u32,
+    /// Pages.
+    pub page_count: u32,
+    /// SQLite's `user_version`.
+    pub user_version: u32,
+    /// SQLite's `application_id`.
+    pub application_id: u32,
+    /// Digest over all pages.
+    pub state_digest: [u8; 16],
+}
+
+impl DatabaseFacts {
+    fn of(record: &DatabaseRecord) -> Self {
+        Self {
+            name: record.name.clone(),
+            opaque: record.kind == DatabaseKind::Opaque,
+            page_size: record.page_size,
+            page_count: record.page_count,
+            user_version: record.user_version,
+            application_id: record.application_id,
+            state_digest: record.state_digest,
+        }
+    }
+
+    /// The record of a database that is as it was at the parent.
+    pub fn unchanged(self) -> DatabaseRecord {
+        DatabaseRecord {
+            name: self.name,
+            state: DatabaseState::Present,
+            kind: if self.opaque { DatabaseKind::Opaque } else { DatabaseKind::Plain },
+            is_base: false,
+            page_size: self.page_size,
+            page_count: self.page_count,
+            user_version: self.user_version,
+            application_id: self.application_id,
+            state_digest: self.state_digest,
+            changed_pages: 0,
+            packs: Vec::new(),
+            inline: PageSet::default(),
         }
     }
 }
@@ -239,6 +311,7 @@ mod tests {
                     taken_at_us: 7,
                     bytes: 9,
                     packs: vec![[4; 16]],
+                    databases: Vec::new(),
                     verified_us: 0,
                 };
                 catalogue.advance(&archive, &head, Some(&point)).unwrap();

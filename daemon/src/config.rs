@@ -96,6 +96,12 @@ pub struct Source {
     pub name: String,
     /// The SQLite database of the app.
     pub path: PathBuf,
+    /// Further databases of the app, captured with it: one recovery point has all of them.
+    #[serde(default)]
+    pub databases: Vec<PathBuf>,
+    /// Folders with the app's attachments.
+    #[serde(default)]
+    pub attachments: Vec<PathBuf>,
     /// Name of the store; may be left out when there is only one.
     pub store: Option<String>,
 }
@@ -236,8 +242,15 @@ impl Config {
                 }
                 _ => {}
             }
-            if !source.path.is_absolute() {
+            let paths = || std::iter::once(&source.path).chain(&source.databases).chain(&source.attachments);
+            if paths().any(|path| !path.is_absolute()) {
                 return Err(format!("source `{}`: `path` must be absolute", source.name));
+            }
+            let mut names: Vec<_> = paths().map(|path| path.file_name()).collect();
+            names.sort_unstable();
+            // A restore puts them into one folder.
+            if names.contains(&None) || names.windows(2).any(|pair| pair[0] == pair[1]) {
+                return Err(format!("source `{}`: two of its files or folders have the same name", source.name));
             }
         }
         for store in &self.store {
@@ -405,6 +418,8 @@ mod tests {
         for bad in [
             "[[source]]\nname='a'\npath='/x'\n",
             "[[source]]\nname='a'\npath='/x'\nstore='b'\n",
+            "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x/a.db'\ndatabases=['/y/a.db']\n",
+            "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x/a.db'\nattachments=['media']\n",
             "[[store]]\nname='a'\nurl='file:///x'\n[[store]]\nname='a'\nurl='file:///y'\n",
             "[[store]]\nname='a'\nurl='file:///x'\n[[source]]\nname='a'\npath='x'\n",
             "[capture]\nquiet='1m'\n",

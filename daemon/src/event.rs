@@ -48,6 +48,13 @@ pub enum Event {
         /// Why.
         fault: Box<Fault>,
     },
+    /// What is followed is not all, or not as soon as it could be.
+    Caution {
+        /// Which source.
+        source: SourceId,
+        /// Why; nothing when all is well again.
+        caution: Option<String>,
+    },
     /// A look found changes that are not captured yet.
     Changed {
         /// Which source.
@@ -117,8 +124,8 @@ pub enum Command {
     Follow {
         /// Which source.
         source: SourceId,
-        /// The database.
-        path: PathBuf,
+        /// Its databases.
+        databases: Vec<PathBuf>,
         /// What was opened.
         opened: Arc<Opened>,
         /// How its entries are made.

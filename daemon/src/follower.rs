@@ -1,7 +1,13 @@
-//! The thread that follows one database: it waits for events, looks, and captures when it is told to.
+//! The thread that follows the databases of one source: it waits for events, looks, and captures when it is told to.
 //!
-//! One thread per source owns the [`LiveDatabase`]: what it does is blocking, and the order of wait, look and capture
-//! is what makes captures sound. It talks to the loop through events, and is woken for orders.
+//! One thread per source owns its [`LiveDatabase`](chatkeep_sqlite::LiveDatabase)s ([`members`]): what it does is
+//! blocking, and the order of wait, look and capture ([`capture`]) is what makes captures sound. It talks to the loop
+//! through events, and is woken for orders. Between looks it reads ahead for entries that stand for a long span
+//! ([`ahead`]).
+
+mod ahead;
+mod capture;
+mod members;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,18 +16,18 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use chatkeep_format::{ArchiveId, Entry, ObjectName, PageOp, PageSet};
+use chatkeep_format::ArchiveId;
 use chatkeep_ipc::Error;
 use chatkeep_planner::SourceId;
-use chatkeep_sqlite::{CaptureError, LiveConfig, LiveDatabase, Waker, page_digest};
-use tracing::{debug, info, warn};
+use chatkeep_sqlite::{CaptureError, LiveConfig, Waker};
 
 use crate::archive::Archive;
-use crate::catalogue::Head;
+use crate::catalogue::{Head, Point};
 use crate::event::Event;
 use crate::fault::{Fault, Result};
-use crate::spool::Spooled;
 use crate::writer::{Writer, Written};
+use ahead::Ahead;
+use members::Members;
 
 /// Between two looks: what a database that is written without a pause costs us is bounded by it (capture.md, 2.4).
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
@@ -55,6 +61,8 @@ enum Order {
 pub struct CaptureOrder {
     /// Where the log stands.
     pub before: Head,
+    /// What the newest entry builds on, newest first.
+    pub chain: Vec<Point>,
     /// Seals and spools.
     pub writer: Writer,
     /// Set to stop it.
@@ -70,7 +78,7 @@ pub struct Captured {
     pub written: Option<Written>,
     /// Why everything had to be read, if it had to.
     pub gap: Option<&'static str>,
-    /// The database is not there any more.
+    /// The databases are not there any more.
     pub gone: bool,
 }
 
@@ -78,8 +86,8 @@ pub struct Captured {
 pub struct Start {
     /// The source.
     pub source: SourceId,
-    /// The database.
-    pub live: LiveConfig,
+    /// Its databases.
+    pub databases: Vec<LiveConfig>,
     /// Its archive and keys, to read what waits in the spool.
     pub archive: Archive,
     /// Where the log stands.
@@ -115,9 +123,9 @@ impl Follower {
             stop: stop.clone(),
             source: start.source,
             told: Told::default(),
-            rebase: start.rebase,
             quiet_looks: 0,
             fault: None,
+            caution: None,
         };
         let thread = std::thread::Builder::new()
             .name(format!("follow-{}", start.source.0))
@@ -175,50 +183,41 @@ struct Body {
     stop: Arc<AtomicBool>,
     source: SourceId,
     told: Told,
-    /// The table is to be dropped as soon as there is one.
-    rebase: bool,
     /// Looks since the last event.
     quiet_looks: usize,
     /// Why there is nothing to follow.
     fault: Option<Fault>,
+    /// What the loop was told about doubts and delays.
+    caution: Option<String>,
 }
 
 impl Body {
     fn run(mut self, start: &Start) {
-        let mut live: Option<LiveDatabase> = None;
-        let mut written = start.written.clone();
-        let mut waiting = start.waiting.clone();
+        let mut members = Members::new(start);
+        let mut ahead = Ahead::default();
         let mut failures = 0;
         while !self.stopped() {
-            if live.is_none() {
-                live = self.open(start, &written, &waiting);
-            }
-            let Some(database) = &mut live else {
-                if !self.wait_without_database(failures) {
+            if let Err(error) = members.open(start) {
+                self.complain(error);
+                if !self.wait_without_database(failures, &mut members) {
                     return;
                 }
                 failures += 1;
                 continue;
-            };
+            }
+            self.found(&members);
             // Every order that is there: the wake for the last of them may be the one that was just taken.
             loop {
                 match self.incoming.try_recv() {
                     Ok(Order::Capture(order)) => {
-                        let result = capture(database, &order);
-                        if let Ok(Captured { written: Some(new), .. }) = &result {
-                            written = new.head.clone();
-                            waiting.clear();
-                        }
+                        let result = members.capture(&order, &mut ahead);
                         self.told = Told::default();
                         self.tell(Event::Captured { source: self.source, result });
                     }
-                    Ok(Order::Forget) => match database.forget() {
-                        Ok(()) => self.rebase = false,
-                        Err(error) => {
-                            warn!(%error, "the page table cannot be dropped");
-                            self.rebase = true;
-                        }
-                    },
+                    Ok(Order::Forget) => {
+                        ahead.drop_all(&start.writer);
+                        members.forget();
+                    }
                     Ok(Order::Look) => {}
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
@@ -227,14 +226,13 @@ impl Body {
             if self.stopped() {
                 return;
             }
-            match self.follow(database) {
+            match self.follow(&mut members, &mut ahead, &start.writer) {
                 Ok(()) => failures = 0,
                 Err(error) => {
-                    live = None;
                     let absent = matches!(error, CaptureError::Missing);
                     self.complain(error);
                     if !absent {
-                        if !self.wait_without_database(failures) {
+                        if !self.wait_without_database(failures, &mut members) {
                             return;
                         }
                         failures += 1;
@@ -244,8 +242,8 @@ impl Body {
         }
     }
 
-    /// Waits before the database is opened again, and answers orders meanwhile. False when there will be no more.
-    fn wait_without_database(&mut self, failures: u32) -> bool {
+    /// Waits before the databases are opened again, and answers orders meanwhile. False when there will be no more.
+    fn wait_without_database(&mut self, failures: u32, members: &mut Members) -> bool {
         let pause = match &self.fault {
             Some(fault) if !matches!(fault.error, Error::DatabaseMissing(_)) => {
                 (FAILED_PAUSE * 2_u32.pow(failures.min(6))).min(MISSING_LOOK)
@@ -263,7 +261,7 @@ impl Body {
                 // It may be there now.
                 Ok(Order::Look) if pause == MISSING_LOOK || self.stopped() => return true,
                 Ok(Order::Look) => {}
-                Ok(Order::Forget) => self.rebase = true,
+                Ok(Order::Forget) => members.forget(),
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
@@ -274,9 +272,14 @@ impl Body {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// One round: wait for an event, look, tell.
-    fn follow(&mut self, database: &mut LiveDatabase) -> Result<(), CaptureError> {
-        let look = database.look()?;
+    /// One round: look, tell, read ahead, wait for an event.
+    fn follow(
+        &mut self,
+        members: &mut Members,
+        ahead: &mut Ahead,
+        writer: &Writer,
+    ) -> Result<(), CaptureError> {
+        let look = members.look()?;
         let mut timeout = LATER_LOOKS[self.quiet_looks.min(LATER_LOOKS.len() - 1)];
         if look.changed && (look.pending_bytes != self.told.pending || self.told.at.is_none()) {
             let since = self.told.at.map_or(TELL_PAUSE, |at| at.elapsed());
@@ -287,48 +290,45 @@ impl Body {
                 timeout = timeout.min(TELL_PAUSE.saturating_sub(since));
             }
         }
-        let happened = database
+        self.caution(members.caution());
+        if ahead.has_work() {
+            ahead.read_slice(members, writer);
+            timeout = Duration::ZERO;
+        }
+        let happened = members
             .wait(timeout)
             .map_err(|source| CaptureError::Io { doing: "waiting for events", source })?;
         if happened {
             self.quiet_looks = 0;
             std::thread::sleep(LOOK_PAUSE);
-        } else {
+        } else if !timeout.is_zero() {
             self.quiet_looks += 1;
         }
         Ok(())
     }
 
-    /// Opens the database, and joins the table of page digests to the log.
-    fn open(&mut self, start: &Start, written: &Head, waiting: &[Written]) -> Option<LiveDatabase> {
-        let path = &start.live.path;
-        if !start.links && std::fs::canonicalize(path).is_ok_and(|real| real != *path) {
-            let reason = "its path leads through a symbolic link now; register the real file".to_owned();
-            self.complain(CaptureError::Unsupported { reason });
-            return None;
-        }
-        let mut database = match LiveDatabase::open(start.live.clone()) {
-            Ok(database) => database,
-            Err(error) => {
-                self.complain(error);
-                return None;
-            }
-        };
-        if let Err(error) = join(&mut database, start, written, waiting, self.rebase) {
-            self.complain(CaptureError::Io { doing: "joining the page table to the log", source: error });
-            return None;
+    /// Tells that there is something to follow (again).
+    fn found(&mut self, members: &Members) {
+        if !members.are_new() {
+            return;
         }
         if let Ok(mut waker) = self.waker.lock() {
-            *waker = Some(database.waker());
+            *waker = members.waker();
         }
-        self.rebase = false;
         self.told = Told::default();
         self.fault = None;
         self.tell(Event::Found { source: self.source });
-        Some(database)
     }
 
-    /// Tells why the database cannot be followed, once for each reason.
+    /// Tells about doubts and delays when they change.
+    fn caution(&mut self, caution: Option<String>) {
+        if self.caution != caution {
+            self.caution.clone_from(&caution);
+            self.tell(Event::Caution { source: self.source, caution });
+        }
+    }
+
+    /// Tells why the databases cannot be followed, once for each reason.
     fn complain(&mut self, error: CaptureError) {
         let fault = Fault::from(error);
         let known = self.fault.as_ref().is_some_and(|known| known.error == fault.error);
@@ -344,122 +344,6 @@ impl Body {
     }
 }
 
-/// Makes the table stand at the newest entry written: replays what the spool has beyond it, or drops it.
-fn join(
-    database: &mut LiveDatabase,
-    start: &Start,
-    written: &Head,
-    waiting: &[Written],
-    rebase: bool,
-) -> std::io::Result<()> {
-    let Some(at) = database.table_seq() else { return Ok(()) };
-    if rebase {
-        return database.forget();
-    }
-    if at == written.seq {
-        return Ok(());
-    }
-    let newer: Vec<&Written> = waiting.iter().filter(|entry| entry.head.seq > at).collect();
-    let joins = newer.first().is_some_and(|first| first.head.seq == at + 1);
-    if joins {
-        for entry in newer {
-            if let Err(fault) = replay(database, start, entry) {
-                warn!(seq = entry.head.seq, error = %fault.error.text(), "the queue cannot be replayed");
-                return database.forget();
-            }
-        }
-        info!(from = at, to = written.seq, "the page table caught up with the queue");
-        return Ok(());
-    }
-    debug!(table = at, log = written.seq, "the page table belongs to another place of the log");
-    database.forget()
-}
-
-fn replay(database: &mut LiveDatabase, start: &Start, written: &Written) -> Result<()> {
-    let seq = written.head.seq;
-    let roots = &start.writer.roots;
-    let open = |object: &Spooled| -> Result<Vec<u8>> {
-        let sealed = std::fs::read(&object.path)?;
-        let opened = chatkeep_crypto::open(&start.archive.id, object.name, roots, &sealed);
-        opened.map_err(|error| Fault::internal(format!("an object in the queue does not open: {error}")))
-    };
-    let mut digests = Vec::new();
-    let mut digest = |pages: &PageSet| {
-        let zeros = vec![0; pages.page_size() as usize];
-        for (pgno, op) in pages.iter() {
-            let image = match op {
-                PageOp::Full(image) => image,
-                PageOp::Zero => &zeros,
-            };
-            digests.push((pgno, page_digest(&written.head.digest_key, pgno, image)));
-        }
-    };
-    let mut record = None;
-    for object in &written.objects {
-        let body = open(object)?;
-        match object.name {
-            ObjectName::Pack(_) => digest(&PageSet::decode(body).map_err(Fault::internal)?),
-            ObjectName::Entry(_) => {
-                let entry = Entry::decode(&body).map_err(Fault::internal)?;
-                let database = entry.databases.into_iter().next();
-                let database = database.ok_or_else(|| Fault::internal("an entry without a database"))?;
-                digest(&database.inline);
-                record = Some(database);
-            }
-            ObjectName::Keyring(_) => {}
-        }
-    }
-    let record = record.ok_or_else(|| Fault::internal("an entry is missing in the queue"))?;
-    let (page_size, page_count) = (record.page_size, record.page_count);
-    database.replay(seq, page_size, page_count, record.state_digest, &mut digests.into_iter())?;
-    Ok(())
-}
-
-/// Captures, seals, spools; the table follows once the entry is on the disk.
-fn capture(database: &mut LiveDatabase, order: &CaptureOrder) -> Result<Captured> {
-    let seq = order.before.seq + 1;
-    let cancelled = || order.cancelled.load(Ordering::Relaxed);
-    // Everything committed before this moment is in the capture; what is committed meanwhile may be.
-    let now_us = crate::clock::now_us() as i64;
-    let collected = order
-        .writer
-        .collect(seq, &order.done_bytes, |sink| database.capture(sink, &cancelled).map_err(Fault::from));
-    let (capture, packs, inline) = match collected {
-        Ok(collected) => collected,
-        Err(fault) => {
-            database.abort();
-            order.writer.spool.drop_entry(seq);
-            return Err(fault);
-        }
-    };
-    let gap = capture.gap.map(chatkeep_sqlite::GapReason::as_str);
-    if let Some(gap) = gap {
-        debug!(gap, bytes = capture.bytes_read, "the whole database was read");
-    }
-    if capture.unchanged || capture.gone {
-        order.writer.spool.drop_entry(seq);
-        database.commit(order.before.seq)?;
-        return Ok(Captured { written: None, gap, gone: capture.gone });
-    }
-    match order.writer.publish(&order.before, &capture, packs, inline, now_us) {
-        Ok(written) => {
-            if let Err(error) = database.commit(seq) {
-                // The entry is safe; a table that is behind is replayed or dropped at the next start.
-                warn!(%error, "the page table could not be written");
-                if let Err(error) = database.forget() {
-                    warn!(%error, "nor dropped");
-                }
-            }
-            Ok(Captured { written: Some(written), gap, gone: capture.gone })
-        }
-        Err(error) => {
-            database.abort();
-            order.writer.spool.drop_entry(seq);
-            Err(error.into())
-        }
-    }
-}
-
 /// Where the tables of page digests lie.
 pub fn table_folder(state: &Path) -> std::path::PathBuf {
     state.join("tables")
@@ -469,6 +353,13 @@ pub fn table_folder(state: &Path) -> std::path::PathBuf {
 /// knows nothing of the log, never joins the table of another.
 pub fn table_name(archive: &ArchiveId, head: &Head) -> String {
     format!("{archive}-{}", hex::encode(&head.writer_id[..8]))
+}
+
+/// The name of the table of one database of the source.
+pub fn table_name_of(table: &str, database: &Path) -> String {
+    let name = database.file_name().unwrap_or_default();
+    let hash = blake3::hash(name.as_encoded_bytes());
+    format!("{table}-{}", hex::encode(&hash.as_bytes()[..4]))
 }
 
 /// Removes the tables of writers that are no more.

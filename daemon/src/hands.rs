@@ -19,7 +19,7 @@ use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
 use crate::event::{Command, Event, Opened, Stored, UploadOrder, Work};
 use crate::fault::{Fault, Result};
-use crate::follower::{Follower, Start, sweep_tables, table_folder, table_name};
+use crate::follower::{Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
 use crate::jobs::{Job, Tools, list_remote, vault_status};
 use crate::keyring::Ring;
 use crate::service::Service;
@@ -110,13 +110,19 @@ impl Hands {
                     Event::Opened { source, result }
                 });
             }
-            Command::Follow { source, path, opened, writer, links } => {
+            Command::Follow { source, databases, opened, writer, links } => {
                 let tables = table_folder(&self.tools.paths.state);
                 let name = table_name(&opened.archive.id, opened.head());
                 sweep_tables(&tables, &opened.archive.id, &name);
+                let live = |path: PathBuf| LiveConfig {
+                    name: table_name_of(&name, &path),
+                    path,
+                    digest_key: opened.head().digest_key,
+                    state_dir: tables.clone(),
+                };
                 let start = Start {
                     source,
-                    live: LiveConfig { path, digest_key: opened.head().digest_key, state_dir: tables, name },
+                    databases: databases.into_iter().map(live).collect(),
                     archive: opened.archive.clone(),
                     written: opened.log.written.clone(),
                     waiting: opened.log.waiting.iter().cloned().collect(),

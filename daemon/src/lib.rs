@@ -4,7 +4,7 @@
 //! happen and all that can be done; [`service`] decides, [`hands`] act. What they work with: [`keys`] (the device's
 //! copy), [`keyring`] (what can be done with keys), [`archive`] and [`log`] (what is in a store), [`registry`] (what is
 //! watched), [`catalogue`] (what is remembered), [`spool`] (what waits). The way out: [`follower`] captures on a
-//! thread of its own, [`writer`] seals. The way back: [`restore`]. [`jobs`] is everything a person waits for,
+//! thread of its own, [`sealing`] makes packs and [`writer`] the entry. The way back: [`restore`]. [`jobs`] is everything a person waits for,
 //! [`secrets`] what people type.
 
 pub mod config;
@@ -30,6 +30,7 @@ pub mod spool;
 pub mod stores;
 
 pub mod follower;
+pub mod sealing;
 pub mod writer;
 
 pub mod restore;

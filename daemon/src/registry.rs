@@ -21,6 +21,12 @@ pub struct Registration {
     pub app_id: String,
     /// The database file.
     pub path: PathBuf,
+    /// Further databases of the same app: all go into one entry.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_databases: Vec<PathBuf>,
+    /// Folders of attachments.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attachments: Vec<PathBuf>,
     /// Name of the store.
     pub store: String,
     /// Archive in the store; none until encryption was turned on.
@@ -29,6 +35,13 @@ pub struct Registration {
     /// Name of the vault that guards the password, if one does.
     #[serde(default)]
     pub vault: String,
+}
+
+impl Registration {
+    /// All databases, the first one first.
+    pub fn databases(&self) -> Vec<PathBuf> {
+        std::iter::once(&self.path).chain(&self.more_databases).cloned().collect()
+    }
 }
 
 /// Everything registered, by database id.
@@ -116,6 +129,8 @@ mod tests {
                 display_name: "My chats".to_owned(),
                 app_id: String::new(),
                 path: "/home/a/b.db".into(),
+                more_databases: vec!["/home/a/c.db".into()],
+                attachments: vec!["/home/a/media".into()],
                 store: "nas".to_owned(),
                 archive,
                 vault: String::new(),

@@ -1,19 +1,22 @@
-//! From a recovery point to a proven file: entries newest first, every page written once.
+//! From a recovery point to proven files: the entries of its chain, applied from the oldest to the newest.
 
-use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use chatkeep_crypto::DataRoots;
-use chatkeep_format::{DatabaseKind, DatabaseRecord, Entry, ObjectName, PageOp, PageSet};
+use chatkeep_format::{DatabaseKind, DatabaseRecord, DatabaseState, Entry, ObjectName, PageOp, PageSet, apply_patch};
 use chatkeep_ipc::Error;
-use chatkeep_planner::{RestorePlanError, follows, plan_restore};
+use chatkeep_planner::{ChainError, follows, next_of_chain};
 use chatkeep_sqlite::{Existing, Integrity, Kind, RestoreWriter, Restored};
+use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
 
 use crate::archive::{Archive, ArchiveError};
 use crate::fault::{Fault, Result};
+
+/// Entries of a chain are kept in memory up to this many bytes (8 MiB); those beyond it are read a second time.
+const KEPT_MAX: usize = 8 << 20;
 
 /// What a restore reads from and tells.
 pub struct Source {
@@ -27,11 +30,12 @@ pub struct Source {
     pub progress: Box<dyn Fn(u64, u64) + Send + Sync>,
 }
 
-/// Where the file goes.
+/// Where the files go.
 pub struct Destination {
     /// An open folder.
     pub folder: OwnedFd,
-    /// The file's name in it; `None` for that of the database.
+    /// The file's name in it; `None` for that of the database. A source of several databases, or with attachments, makes
+    /// a folder of this name, or goes right into `folder`.
     pub file_name: Option<String>,
     /// What becomes of a file that is there.
     pub existing: Existing,
@@ -39,124 +43,260 @@ pub struct Destination {
     pub label: String,
 }
 
-/// A restored database.
+/// A restored point.
 #[derive(Debug)]
 pub struct Report {
-    /// The file.
-    pub restored: Restored,
+    /// The databases.
+    pub databases: Vec<Restored>,
     /// The point.
     pub seq: u64,
     /// When it was captured, µs since 1970.
     pub taken_at_us: i64,
-    /// Pages of the database.
-    pub pages: u32,
-    /// Objects that were read.
+    /// Pages of the databases.
+    pub pages: u64,
+    /// Objects that were read, and how many of them were entries.
     pub objects: u32,
+    /// Entries that were read.
+    pub entries: u32,
 }
 
 impl Report {
     /// What the user should know beside success.
     pub fn warning(&self) -> Option<String> {
-        match &self.restored.integrity {
-            Integrity::Ok => None,
-            Integrity::Opaque => Some(
-                "the database is encrypted by its app: every page is proved by its digest, what is in them cannot be \
-                 checked here"
-                    .to_owned(),
-            ),
-            Integrity::Inconclusive(why) => Some(format!(
-                "every page is proved by its digest; SQLite could not check everything, because the app extends it: {why}"
-            )),
-            Integrity::Complaints(first) => Some(format!(
-                "every page is proved by its digest, so this is what the app had; but SQLite finds it damaged: {first}"
-            )),
-        }
+        let several = self.databases.len() > 1;
+        let warnings = self.databases.iter().filter_map(|database| {
+            let warning = warning_of(&database.integrity)?;
+            Some(if several { format!("{}: {warning}", database.path_name) } else { warning })
+        });
+        let warnings: Vec<_> = warnings.collect();
+        (!warnings.is_empty()).then(|| warnings.join("; "))
+    }
+}
+
+fn warning_of(integrity: &Integrity) -> Option<String> {
+    match integrity {
+        Integrity::Ok => None,
+        Integrity::Opaque => Some(
+            "the database is encrypted by its app: every page is proved by its digest, what is in them cannot be \
+             checked here"
+                .to_owned(),
+        ),
+        Integrity::Inconclusive(why) => Some(format!(
+            "every page is proved by its digest; SQLite could not check everything, because the app extends it: {why}"
+        )),
+        Integrity::Complaints(first) => Some(format!(
+            "every page is proved by its digest, so this is what the app had; but SQLite finds it damaged: {first}"
+        )),
+    }
+}
+
+/// One entry of a chain.
+struct Link {
+    seq: u64,
+    digest: [u8; 32],
+    /// Databases that are whole in it.
+    bases: Vec<String>,
+    /// Nothing when it would take too much memory.
+    entry: Option<Entry>,
+}
+
+/// The entries that a restore of a point reads, newest first. All of them were read once, and follow each other.
+pub struct Chain {
+    links: Vec<Link>,
+    /// The point itself.
+    pub newest: Entry,
+}
+
+impl Chain {
+    /// How many entries it has.
+    pub fn len(&self) -> usize {
+        self.links.len()
+    }
+
+    /// It always has the point itself.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The numbers of its entries, newest first.
+    pub fn seqs(&self) -> impl Iterator<Item = u64> {
+        self.links.iter().map(|link| link.seq)
     }
 }
 
 impl Source {
-    /// Restores point `seq`. Blocks; run it on a thread for that.
-    pub fn restore(&self, seq: u64, destination: Destination, runtime: &Handle) -> Result<Report> {
-        let (entry, _, _) = runtime.block_on(self.archive.entry(seq, &self.roots))?;
-        let listed: BTreeSet<u64> = runtime.block_on(self.archive.list())?.entries.into_keys().collect();
-        let plan = plan_restore(&listed, seq, entry.base_seq).map_err(|error| self.unplanned(seq, error))?;
-        let database = record(&entry)?.clone();
-        let Destination { folder, file_name, existing, label } = destination;
-        let file_name = file_name.unwrap_or_else(|| database.name.clone());
-        let mut writer = RestoreWriter::create(
-            folder,
-            &file_name,
-            database.page_size,
-            database.page_count,
-            entry.digest_key,
-        )?;
-        let mut pages = Progress { source: self, done: 0, total: u64::from(database.page_count) };
-        let mut objects = 0;
-        let mut newer: Option<Entry> = None;
-        for older in plan.entries {
+    /// Reads the chain of a point, and proves that each entry builds on the one before it.
+    pub fn chain(&self, seq: u64, runtime: &Handle) -> Result<Chain> {
+        let mut links: Vec<Link> = Vec::new();
+        let mut kept = 0;
+        let mut newest = None;
+        let mut next = Some((seq, None));
+        while let Some((seq, named)) = next {
             self.check_cancelled()?;
-            let (entry, digest) = if older == seq {
-                (entry.clone(), None)
-            } else {
-                let (entry, digest, _) = runtime.block_on(self.archive.entry(older, &self.roots))?;
-                (entry, Some(digest))
-            };
-            if let (Some(newer), Some(digest)) = (&newer, digest)
-                && !follows(&newer.prev, &digest)
-            {
-                return Err(ArchiveError::Swapped {
-                    key: ObjectName::Entry(older).store_key(&self.archive.id),
-                }
-                .into());
+            let (entry, digest, len) = runtime.block_on(self.archive.entry(seq, &self.roots))?;
+            if named.is_some_and(|named| !follows(&named, &digest)) {
+                return Err(ArchiveError::Swapped { key: self.key(seq) }.into());
             }
-            objects += 1;
-            let part = record(&entry)?;
-            pages.write(&mut writer, &part.inline)?;
-            for pack in part.packs.iter().rev() {
-                if writer.is_complete() {
-                    break;
-                }
-                self.check_cancelled()?;
-                objects += 1;
-                let pack = runtime.block_on(self.archive.pack(pack.name, &self.roots))?;
-                pages.write(&mut writer, &pack)?;
+            let parent = next_of_chain(seq, entry.parent_seq).map_err(|error| self.unplanned(seq, error))?;
+            next = parent.map(|parent| (parent, Some(entry.parent_digest)));
+            // Its pages, unpacked, may be more; the bound is about the sum.
+            kept += (len as usize).max(entry.databases.iter().map(|database| database.inline.byte_len()).sum());
+            if newest.is_none() {
+                newest = Some(entry.clone());
             }
-            if writer.is_complete() {
-                break;
-            }
-            newer = Some(entry);
+            let whole = entry.databases.iter().filter(|database| database.is_base);
+            let bases = whole.map(|database| database.name.clone()).collect();
+            links.push(Link { seq, digest, bases, entry: (kept <= KEPT_MAX).then_some(entry) });
         }
-        self.check_cancelled()?;
-        let kind = match database.kind {
-            DatabaseKind::Plain => Kind::Plain,
-            DatabaseKind::Opaque => Kind::Opaque,
-        };
-        let restored = writer.finish(database.state_digest, kind, existing, &label)?;
-        Ok(Report { restored, seq, taken_at_us: entry.taken_at_us, pages: database.page_count, objects })
+        let newest = newest.expect("a chain has its point");
+        Ok(Chain { links, newest })
     }
 
-    fn check_cancelled(&self) -> Result<()> {
+    /// Restores point `seq`. Blocks; run it on a thread for that.
+    pub fn restore(&self, seq: u64, destination: Destination, runtime: &Handle) -> Result<Report> {
+        let chain = self.chain(seq, runtime)?;
+        let present = |record: &&DatabaseRecord| record.state == DatabaseState::Present;
+        let databases: Vec<DatabaseRecord> =
+            chain.newest.databases.iter().filter(present).map(DatabaseRecord::clone).collect();
+        let Destination { folder, file_name, existing, label } = destination;
+        let single = databases.len() == 1 && chain.newest.folders.is_empty();
+        let (folder, name) = match file_name {
+            Some(name) if !single => (open_folder(&folder, &name)?, None),
+            name => (folder, name),
+        };
+        let mut report = Report {
+            databases: Vec::new(),
+            seq,
+            taken_at_us: chain.newest.taken_at_us,
+            pages: databases.iter().map(|database| u64::from(database.page_count)).sum(),
+            objects: chain.len() as u32,
+            entries: chain.len() as u32,
+        };
+        let size = |database: &DatabaseRecord| u64::from(database.page_count) * u64::from(database.page_size);
+        let mut progress = Progress { source: self, done: 0, total: databases.iter().map(size).sum() };
+        for database in &databases {
+            let file_name = name.clone().unwrap_or_else(|| database.name.clone());
+            let folder = folder.try_clone()?;
+            let mut writer = RestoreWriter::create(
+                folder,
+                &file_name,
+                database.page_size,
+                database.page_count,
+                chain.newest.digest_key,
+            )?;
+            let begun = progress.done;
+            report.objects += self.write_database(&chain, &database.name, &mut writer, &mut progress, runtime)?;
+            self.check_cancelled()?;
+            let kind = match database.kind {
+                DatabaseKind::Plain => Kind::Plain,
+                DatabaseKind::Opaque => Kind::Opaque,
+            };
+            report.databases.push(writer.finish(database.state_digest, kind, existing, &label)?);
+            progress.done = begun + size(database);
+        }
+        Ok(report)
+    }
+
+    /// Writes all pages of a database, oldest first. Returns how many objects were read beside the chain.
+    fn write_database(
+        &self,
+        chain: &Chain,
+        name: &str,
+        writer: &mut RestoreWriter,
+        progress: &mut Progress<'_>,
+        runtime: &Handle,
+    ) -> Result<u32> {
+        let begun = progress.done;
+        let mut objects = 0;
+        let base = chain.links.iter().position(|link| link.bases.iter().any(|base| base == name));
+        let needed = &chain.links[..base.map_or(chain.links.len(), |base| base + 1)];
+        for link in needed.iter().rev() {
+            self.check_cancelled()?;
+            let again;
+            let entry = match &link.entry {
+                Some(entry) => entry,
+                None => {
+                    objects += 1;
+                    again = self.read_again(link, runtime)?;
+                    &again
+                }
+            };
+            let Some(record) = entry.databases.iter().find(|record| record.name == name) else { continue };
+            let bad = |pgno: u32| self.bad_page(link.seq, name, pgno);
+            for pack in &record.packs {
+                self.check_cancelled()?;
+                objects += 1;
+                let pages = runtime.block_on(self.archive.pack(pack.name, &self.roots))?;
+                write_pages(writer, &pages, &bad)?;
+                progress.tell(begun, writer, record.page_size);
+            }
+            write_pages(writer, &record.inline, &bad)?;
+            progress.tell(begun, writer, record.page_size);
+        }
+        Ok(objects)
+    }
+
+    fn read_again(&self, link: &Link, runtime: &Handle) -> Result<Entry> {
+        let (entry, digest, _) = runtime.block_on(self.archive.entry(link.seq, &self.roots))?;
+        if digest == link.digest { Ok(entry) } else { Err(ArchiveError::Swapped { key: self.key(link.seq) }.into()) }
+    }
+
+    fn key(&self, seq: u64) -> String {
+        ObjectName::Entry(seq).store_key(&self.archive.id)
+    }
+
+    pub(crate) fn check_cancelled(&self) -> Result<()> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Fault::cancelled()) } else { Ok(()) }
     }
 
-    fn unplanned(&self, seq: u64, error: RestorePlanError) -> Fault {
-        let key = |seq| ObjectName::Entry(seq).store_key(&self.archive.id);
+    fn unplanned(&self, seq: u64, error: ChainError) -> Fault {
         match error {
-            RestorePlanError::MissingEntry { seq } => ArchiveError::Missing { key: key(seq) }.into(),
-            other => ArchiveError::Damaged { key: key(seq), what: other.to_string() }.into(),
+            ChainError::MissingEntry { seq } => ArchiveError::Missing { key: self.key(seq) }.into(),
+            other => ArchiveError::Damaged { key: self.key(seq), what: other.to_string() }.into(),
         }
     }
-}
 
-/// The one database of the entry.
-fn record(entry: &Entry) -> Result<&DatabaseRecord> {
-    if let [database] = entry.databases.as_slice() {
-        return Ok(database);
+    fn bad_page(&self, seq: u64, name: &str, pgno: u32) -> Fault {
+        let what = format!("page {pgno} of {name} cannot be made from what it was before");
+        ArchiveError::Damaged { key: self.key(seq), what }.into()
     }
-    Err(Error::NewerFormat("the entry has several databases, which this version cannot restore".to_owned())
-        .into())
 }
 
+/// Opens the folder of this name, made if it is not there.
+fn open_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    match rustix::fs::mkdirat(parent.as_fd(), name, Mode::RWXU) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(error) => return Err(std::io::Error::from(error).into()),
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(parent.as_fd(), name, flags, Mode::empty()) {
+        Ok(folder) => Ok(folder),
+        Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
+            let text = format!("`{name}` is there and is no folder; this point is several files, and goes into a folder");
+            Err(Error::InvalidArgument(text).into())
+        }
+        Err(error) => Err(std::io::Error::from(error).into()),
+    }
+}
+
+fn write_pages(writer: &mut RestoreWriter, pages: &PageSet, bad: &dyn Fn(u32) -> Fault) -> Result<()> {
+    let zeros = vec![0; pages.page_size() as usize];
+    for (pgno, op) in pages.iter() {
+        match op {
+            PageOp::Full(image) => writer.write_page(pgno, image)?,
+            PageOp::Zero => writer.write_page(pgno, &zeros)?,
+            PageOp::Patch(patch) => writer
+                .patch_page(pgno, |before, image| apply_patch(before, patch, image).is_ok())
+                .map_err(|error| match error {
+                    chatkeep_sqlite::RestoreError::BadPatch { pgno } => bad(pgno),
+                    other => other.into(),
+                })?,
+        }
+    }
+    Ok(())
+}
+
+/// In bytes.
 struct Progress<'a> {
     source: &'a Source,
     done: u64,
@@ -164,19 +304,9 @@ struct Progress<'a> {
 }
 
 impl Progress<'_> {
-    fn write(&mut self, writer: &mut RestoreWriter, pages: &PageSet) -> Result<()> {
-        let zeros = vec![0; pages.page_size() as usize];
-        for (pgno, op) in pages.iter() {
-            match op {
-                PageOp::Full(image) => writer.write_page(pgno, image)?,
-                PageOp::Zero => writer.write_page(pgno, &zeros)?,
-            }
-        }
-        self.done = self.total.saturating_sub(u64::from(writer.missing()));
-        let size = u64::from(pages.page_size());
-        if size > 0 {
-            (self.source.progress)(self.done * size, self.total * size);
-        }
-        Ok(())
+    fn tell(&mut self, begun: u64, writer: &RestoreWriter, page_size: u32) {
+        let written = u64::from(writer.page_count() - writer.missing());
+        self.done = begun + written * u64::from(page_size);
+        (self.source.progress)(self.done.min(self.total), self.total);
     }
 }

@@ -104,15 +104,16 @@ impl Writer {
 }
 
 impl<'scope, 'env> Sealing<'scope, 'env> {
-    /// Begins the next part: a database.
-    pub fn collector<'a>(&'a mut self, done_bytes: &'a AtomicU64) -> Collector<'a, 'scope, 'env> {
+    /// Begins the next part: a database. Without `patches` all its pages are whole.
+    pub fn collector<'a>(&'a mut self, done_bytes: &'a AtomicU64, patches: bool) -> Collector<'a, 'scope, 'env> {
         let part = self.begin_part();
         Collector {
             sealing: self,
             part,
             pages: None,
             page_size: 0,
-            patches: true,
+            is_base: false,
+            patches,
             sent: Vec::new(),
             patch: Vec::new(),
             done_bytes,
@@ -231,7 +232,8 @@ pub struct Collector<'a, 'scope, 'env> {
     part: u32,
     pages: Option<PageSetBuilder>,
     page_size: u32,
-    /// Off in a base, which builds on nothing.
+    /// It builds on nothing.
+    is_base: bool,
     patches: bool,
     /// Pages in packs of this capture; bit 0 is page 1. A patch is against the page at the parent, so whatever comes
     /// after another image has to be whole.
@@ -297,12 +299,12 @@ fn within(pages: PageSet, page_count: u32) -> PageSet {
 
 impl PageSink for Collector<'_, '_, '_> {
     fn begin(&mut self, page_size: u32, is_base: bool) -> io::Result<()> {
-        (self.page_size, self.patches, self.pages) = (page_size, !is_base, None);
+        (self.page_size, self.is_base, self.pages) = (page_size, is_base, None);
         Ok(())
     }
 
     fn page(&mut self, pgno: u32, image: &[u8], base: Option<&[u8]>) -> io::Result<()> {
-        let base = base.filter(|_| self.patches && !self.was_sent(pgno));
+        let base = base.filter(|_| self.patches && !self.is_base && !self.was_sent(pgno));
         self.patch.clear();
         let patched = base.is_some_and(|base| make_patch(base, image, &mut self.patch));
         let page_size = self.page_size;

@@ -189,11 +189,14 @@ impl Service {
                 display_name: source.name.clone(),
                 app_id: String::new(),
                 path: source.path.clone(),
+                more_databases: Vec::new(),
+                attachments: Vec::new(),
                 store: store.clone(),
                 archive: None,
                 vault: String::new(),
             });
             entry.path = source.path;
+            (entry.more_databases, entry.attachments) = (source.databases, source.attachments);
             if entry.archive.is_none() {
                 entry.store = store;
             }
@@ -267,17 +270,12 @@ impl Service {
     /// How entries of this source are made; nothing while it is not open.
     fn writer(&self, source: &Source) -> Option<Writer> {
         let opened = source.opened.as_ref()?;
-        let path = &source.registration.path;
         Some(Writer {
             archive: opened.archive.id,
             roots: opened.keys.roots.clone(),
             spool: opened.spool.clone(),
             source_name: source.registration.display_name.clone(),
             app_id: source.registration.app_id.clone(),
-            database_name: path
-                .file_name()
-                .map(|name| name.to_string_lossy().into_owned())
-                .unwrap_or_default(),
             level: self.config.capture.compression_level,
         })
     }
@@ -315,10 +313,10 @@ impl Service {
         let (Some(writer), Some(log), true) = (self.writer(source), &source.log, source.following) else {
             return Err(Retry::Never);
         };
-        let before = log.written.clone();
+        let (before, chain) = (log.written.clone(), log.chain.clone());
         let (cancelled, done_bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let order =
-            CaptureOrder { before, writer, cancelled: cancelled.clone(), done_bytes: done_bytes.clone() };
+            CaptureOrder { before, chain, writer, cancelled: cancelled.clone(), done_bytes: done_bytes.clone() };
         self.out.push(Command::Capture { source: number, order: Box::new(order) });
         self.update(number, |source| {
             source.capturing = Some((cancelled, done_bytes));

@@ -110,6 +110,8 @@ pub struct Source {
     pub reopen: Option<Millis>,
     /// How often opening it failed in a row.
     pub open_failures: u32,
+    /// What is followed is not all, or not as soon as it could be.
+    pub caution: Option<String>,
     /// What is wrong with the database.
     pub capture_fault: Option<Fault>,
     /// What is wrong with the store or the archive.
@@ -174,6 +176,7 @@ impl Source {
             mode_hint: String::new(),
             reopen: None,
             open_failures: 0,
+            caution: None,
             capture_fault: None,
             store_fault: None,
             damage: None,

@@ -6,7 +6,8 @@
 //! <state>/spool/<archive>/<16-digit entry seq>.99999999.entry
 //! ```
 //!
-//! A pack whose entry never came (the capture was cut off) is swept at start.
+//! A pack whose entry never came (the capture was cut off) is swept at start. Packs of an entry that is still to come
+//! have the seq 0.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -58,6 +59,17 @@ impl Spool {
     pub fn put_pack(&self, seq: u64, position: u32, name: [u8; 16], sealed: &[u8]) -> io::Result<Spooled> {
         self.write(&format!("{seq:016}.{position:08}.pack.{}", hex::encode(name)), sealed)?;
         Ok(self.describe(seq, ObjectName::Pack(name), position, sealed.len()))
+    }
+
+    /// Gives packs of an entry that was still to come (their seq is 0) to entry `seq`, from position 0 on.
+    pub fn assign(&self, objects: &[Spooled], seq: u64) -> io::Result<Vec<Spooled>> {
+        let mut assigned = Vec::with_capacity(objects.len());
+        for (position, object) in objects.iter().enumerate() {
+            let described = self.describe(seq, object.name, position as u32, object.len as usize);
+            std::fs::rename(&object.path, &described.path)?;
+            assigned.push(described);
+        }
+        Ok(assigned)
     }
 
     /// Writes entry `seq`: from here on it will reach the store, whatever crashes.
@@ -174,6 +186,18 @@ mod tests {
         assert_eq!(listed[3], entry);
         spool.remove(&listed[..4]).unwrap();
         assert_eq!(spool.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn packs_made_ahead_belong_to_their_entry_in_the_end_and_are_swept_without_it() {
+        let state = tempfile::tempdir().unwrap();
+        let spool = Spool::open(state.path(), &ARCHIVE).unwrap();
+        let ahead: Vec<_> = (0..2).map(|i| spool.put_pack(0, 10 + i, [i as u8; 16], b"pack").unwrap()).collect();
+        let assigned = spool.assign(&ahead, 4).unwrap();
+        spool.put_pack(0, 12, [9; 16], b"pack").unwrap();
+        let entry = spool.put_entry(4, b"entry").unwrap();
+        let listed = Spool::open(state.path(), &ARCHIVE).unwrap().list().unwrap();
+        assert_eq!(listed, [assigned[0].clone(), assigned[1].clone(), entry]);
     }
 
     #[test]

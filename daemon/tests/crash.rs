@@ -50,7 +50,7 @@ impl World {
             secret: None,
         };
         let mut world = Self { folder, store, keys, rows: 0, announced: Vec::new() };
-        world.write(3000);
+        world.write(6000);
         world
     }
 
@@ -94,18 +94,17 @@ impl World {
             spool: spool.clone(),
             source_name: "chat".to_owned(),
             app_id: String::new(),
-            database_name: "messages.db".to_owned(),
             level: 1,
         };
         let (events, mut incoming) = tokio::sync::mpsc::channel(64);
         let start = Start {
             source: SourceId(0),
-            live: LiveConfig {
+            databases: vec![LiveConfig {
                 path: self.database(),
                 digest_key: log.written.digest_key,
                 state_dir: self.state().join("tables"),
                 name: archive.id.to_string(),
-            },
+            }],
             archive: archive.clone(),
             written: log.written.clone(),
             waiting: log.waiting.iter().cloned().collect(),
@@ -116,6 +115,7 @@ impl World {
         let follower = Follower::start(start, events).unwrap();
         follower.capture(CaptureOrder {
             before: log.written.clone(),
+            chain: log.chain.clone(),
             writer,
             cancelled: Arc::new(AtomicBool::new(false)),
             done_bytes: Arc::new(AtomicU64::new(0)),
@@ -126,8 +126,7 @@ impl World {
             }
         };
         if let Some(written) = captured.written {
-            log.written = written.head.clone();
-            log.waiting.push_back(written);
+            log.wrote(&written);
         }
         while let Some(written) = log.waiting.front().cloned() {
             let last = written.objects.len() - 1;

@@ -60,8 +60,8 @@ impl PageSink for Timed<'_> {
         self.time(|sink| sink.begin(page_size, is_base))
     }
 
-    fn page(&mut self, pgno: u32, image: &[u8]) -> io::Result<()> {
-        self.time(|sink| sink.page(pgno, image))
+    fn page(&mut self, pgno: u32, image: &[u8], base: Option<&[u8]>) -> io::Result<()> {
+        self.time(|sink| sink.page(pgno, image, base))
     }
 
     fn restart(&mut self) -> io::Result<()> {
@@ -147,7 +147,7 @@ impl Pass {
                     self.facts = Facts::of_page_one(image);
                 }
                 if self.old(pgno, &live.table) != Some(&digest) {
-                    sink.page(pgno, image).map_err(doing(SINK))?;
+                    sink.page(pgno, image, None).map_err(doing(SINK))?;
                 }
                 if followed.elapsed() >= FOLLOW_EVERY {
                     pages = follow(live)?;
@@ -181,7 +181,7 @@ impl Pass {
             let given = self.read[at] && old != Some(&self.digests[at]);
             let differs = old != Some(&digest);
             if (given && self.digests[at] != digest) || (!given && differs) {
-                sink.page(pgno, &image).map_err(doing(SINK))?;
+                sink.page(pgno, &image, None).map_err(doing(SINK))?;
             }
             self.digests[at] = digest;
             self.read[at] = true;
@@ -240,7 +240,7 @@ impl LiveDatabase {
             if before == Some(&digest) {
                 continue;
             }
-            sink.page(pgno, &image).map_err(doing(SINK))?;
+            sink.page(pgno, &image, None).map_err(doing(SINK))?;
             xor(&mut header.state, before.unwrap_or(&[0; 16]));
             xor(&mut header.state, &digest);
             slots.push((pgno, digest));
@@ -514,7 +514,7 @@ mod tests {
             Ok(())
         }
 
-        fn page(&mut self, _pgno: u32, _image: &[u8]) -> io::Result<()> {
+        fn page(&mut self, _pgno: u32, _image: &[u8], _base: Option<&[u8]>) -> io::Result<()> {
             Ok(())
         }
 

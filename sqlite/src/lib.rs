@@ -35,7 +35,7 @@ mod verify;
 
 pub use digest::{Digest, Kind, lock_byte_page, page_digest};
 pub use error::{CaptureError, GapReason, RestoreError};
-pub use live::LiveDatabase;
+pub use live::{LiveDatabase, Build, Collection, wait_any};
 pub use restore::{Existing, RestoreWriter, Restored};
 pub use types::{Capture, LiveConfig, Look, Mode, PageSink};
 pub use verify::Integrity;

@@ -189,6 +189,7 @@ impl LiveDatabase {
     /// After it comes [`commit`](Self::commit) or [`abort`](Self::abort), and nothing between.
     pub fn capture(
         &mut self,
+        _build: &Build<'_>,
         sink: &mut dyn PageSink,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Capture, CaptureError> {
@@ -209,7 +210,7 @@ impl LiveDatabase {
     }
 
     /// The captured state is safely kept as entry `seq`.
-    pub fn commit(&mut self, seq: u64) -> io::Result<()> {
+    pub fn commit(&mut self, seq: u64, _marks: &[u64]) -> io::Result<()> {
         let Some(mut pending) = self.pending.take() else { return Ok(()) };
         pending.change.header.seq = seq;
         if let Err(error) = self.table.apply(&pending.change) {
@@ -326,3 +327,14 @@ impl LiveDatabase {
         self.read_to_end = false;
     }
 }
+
+pub struct Build<'a> { pub parent: u64, pub collected: Option<&'a Collection> }
+#[derive(Debug)]
+pub struct Collection(u64);
+impl Collection { pub fn new(p: u64) -> Self { Self(p) } }
+impl LiveDatabase {
+    pub fn caution(&self) -> Option<String> { None }
+    pub fn span_bytes(&self, _p: u64) -> u64 { u64::MAX }
+    pub fn collect(&mut self, _c: &mut Collection, _m: usize, _s: &mut dyn PageSink) -> Result<bool, CaptureError> { Err(CaptureError::Missing) }
+}
+pub fn wait_any(live: &mut [&mut LiveDatabase], timeout: Duration) -> io::Result<bool> { live[0].wait(timeout) }

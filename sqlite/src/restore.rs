@@ -156,6 +156,11 @@ impl RestoreWriter {
         self.missing == 0
     }
 
+    /// How many pages the database has.
+    pub fn page_count(&self) -> u32 {
+        self.page_count
+    }
+
     /// How many pages have no image yet.
     pub fn missing(&self) -> u32 {
         self.missing

@@ -64,7 +64,7 @@ pub trait PageSink {
     fn begin(&mut self, page_size: u32, is_base: bool) -> io::Result<()>;
     /// One page. It may come again: the later image wins. Pages beyond the capture's `page_count` are to be ignored
     /// (the database shrank while it was read).
-    fn page(&mut self, pgno: u32, image: &[u8]) -> io::Result<()>;
+    fn page(&mut self, pgno: u32, image: &[u8], base: Option<&[u8]>) -> io::Result<()>;
     /// Forget all pages so far: the attempt came to nothing. `begin` follows, or the capture fails.
     fn restart(&mut self) -> io::Result<()>;
 }

@@ -158,6 +158,8 @@ impl Service {
             display_name,
             app_id: caller.app_id().map(str::to_owned).or(options.app_id).unwrap_or_default(),
             path,
+            more_databases: Vec::new(),
+            attachments: Vec::new(),
             store,
             archive: None,
             vault: String::new(),
@@ -265,7 +267,7 @@ impl Service {
             time: time(point.taken_at_us),
             size: point.bytes,
             verified: point.verified_us,
-            pinned: false,
+            pinned: opened.log.written.pins.contains(&point.seq),
             base: point.seq == point.base_seq,
         });
         Ok(shown.collect())
@@ -324,6 +326,8 @@ impl Service {
             display_name: name.or(stem).unwrap_or_else(|| file_name.to_owned()),
             app_id: caller.app_id().unwrap_or_default().to_owned(),
             path,
+            more_databases: Vec::new(),
+            attachments: Vec::new(),
             store: store_name.to_owned(),
             archive: Some(id),
             vault: String::new(),
@@ -453,7 +457,8 @@ impl Service {
             let moved = store(&before) != store(&self.config);
             let Some(source) = self.sources.get_mut(&number) else { continue };
             let moved = moved
-                || source.registration.path != registration.path
+                || source.registration.databases() != registration.databases()
+                || source.registration.attachments != registration.attachments
                 || source.registration.store != registration.store;
             (source.configured, source.registration) = (configured, registration);
             if moved || matches!(source.phase, Phase::Failed | Phase::Blocked) {

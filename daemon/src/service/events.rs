@@ -36,6 +36,7 @@ impl Service {
             }
             Event::Unfollowed { source } => self.unfollowed(source),
             Event::Lost { source, fault } => self.lost(source, *fault),
+            Event::Caution { source, caution } => self.update(source, |source| source.caution = caution),
             Event::Changed { source, pending_bytes } => {
                 self.update(source, |source| source.pending_bytes = pending_bytes);
                 self.plan(Happened::Changed { source, pending_bytes });
@@ -178,7 +179,7 @@ impl Service {
         let (Some(opened), Some(writer)) = (&source.opened, self.writer(source)) else { return };
         let command = Command::Follow {
             source: number,
-            path: source.registration.path.clone(),
+            databases: source.registration.databases(),
             opened: opened.clone(),
             writer: Box::new(writer),
             links: source.configured,
@@ -288,8 +289,7 @@ impl Service {
                 self.note_facts(number, |facts, now| facts.captured_us = now);
                 if let Some(written) = written {
                     if let Some(log) = self.sources.get_mut(&number).and_then(|source| source.log.as_mut()) {
-                        log.written = written.head.clone();
-                        log.waiting.push_back(written.clone());
+                        log.wrote(&written);
                     }
                     self.enqueue(number, &written);
                 }
