@@ -29,3 +29,25 @@ impl Monotonic {
         self.0 + std::time::Duration::from_millis(at.0)
     }
 }
+
+/// Tells the time, in µs since 1970: [`now_us`], but for simulations.
+#[derive(Clone)]
+pub struct Clock(std::sync::Arc<dyn Fn() -> u64 + Send + Sync>);
+
+impl Clock {
+    /// A clock that tells what `now_us` says.
+    pub fn new(now_us: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
+        Self(std::sync::Arc::new(now_us))
+    }
+
+    /// The time.
+    pub fn now_us(&self) -> u64 {
+        (self.0)()
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new(now_us)
+    }
+}

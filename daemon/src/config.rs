@@ -250,7 +250,10 @@ impl Config {
             names.sort_unstable();
             // A restore puts them into one folder.
             if names.contains(&None) || names.windows(2).any(|pair| pair[0] == pair[1]) {
-                return Err(format!("source `{}`: two of its files or folders have the same name", source.name));
+                return Err(format!(
+                    "source `{}`: two of its files or folders have the same name",
+                    source.name
+                ));
             }
         }
         for store in &self.store {

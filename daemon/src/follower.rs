@@ -23,6 +23,7 @@ use chatkeep_sqlite::{CaptureError, LiveConfig, Waker};
 
 use crate::archive::Archive;
 use crate::catalogue::{Head, Point};
+use crate::clock::Clock;
 use crate::event::Event;
 use crate::fault::{Fault, Result};
 use crate::writer::{Writer, Written};
@@ -65,6 +66,8 @@ pub struct CaptureOrder {
     pub chain: Vec<Point>,
     /// Seals and spools.
     pub writer: Writer,
+    /// Says when the capture began.
+    pub clock: Clock,
     /// Set to stop it.
     pub cancelled: Arc<AtomicBool>,
     /// Counts the bytes read, for progress.

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use chatkeep_crypto::DataRoots;
-use chatkeep_format::{DatabaseKind, DatabaseRecord, DatabaseState, Entry, ObjectName, PageOp, PageSet, apply_patch};
+use chatkeep_format::{
+    DatabaseKind, DatabaseRecord, DatabaseState, Entry, ObjectName, PageOp, PageSet, apply_patch,
+};
 use chatkeep_ipc::Error;
 use chatkeep_planner::{ChainError, follows, next_of_chain};
 use chatkeep_sqlite::{Existing, Integrity, Kind, RestoreWriter, Restored};
@@ -140,7 +142,8 @@ impl Source {
             let parent = next_of_chain(seq, entry.parent_seq).map_err(|error| self.unplanned(seq, error))?;
             next = parent.map(|parent| (parent, Some(entry.parent_digest)));
             // Its pages, unpacked, may be more; the bound is about the sum.
-            kept += (len as usize).max(entry.databases.iter().map(|database| database.inline.byte_len()).sum());
+            kept +=
+                (len as usize).max(entry.databases.iter().map(|database| database.inline.byte_len()).sum());
             if newest.is_none() {
                 newest = Some(entry.clone());
             }
@@ -185,7 +188,8 @@ impl Source {
                 chain.newest.digest_key,
             )?;
             let begun = progress.done;
-            report.objects += self.write_database(&chain, &database.name, &mut writer, &mut progress, runtime)?;
+            report.objects +=
+                self.write_database(&chain, &database.name, &mut writer, &mut progress, runtime)?;
             self.check_cancelled()?;
             let kind = match database.kind {
                 DatabaseKind::Plain => Kind::Plain,
@@ -238,7 +242,11 @@ impl Source {
 
     fn read_again(&self, link: &Link, runtime: &Handle) -> Result<Entry> {
         let (entry, digest, _) = runtime.block_on(self.archive.entry(link.seq, &self.roots))?;
-        if digest == link.digest { Ok(entry) } else { Err(ArchiveError::Swapped { key: self.key(link.seq) }.into()) }
+        if digest == link.digest {
+            Ok(entry)
+        } else {
+            Err(ArchiveError::Swapped { key: self.key(link.seq) }.into())
+        }
     }
 
     fn key(&self, seq: u64) -> String {
@@ -272,7 +280,9 @@ fn open_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
     match rustix::fs::openat(parent.as_fd(), name, flags, Mode::empty()) {
         Ok(folder) => Ok(folder),
         Err(rustix::io::Errno::NOTDIR | rustix::io::Errno::LOOP) => {
-            let text = format!("`{name}` is there and is no folder; this point is several files, and goes into a folder");
+            let text = format!(
+                "`{name}` is there and is no folder; this point is several files, and goes into a folder"
+            );
             Err(Error::InvalidArgument(text).into())
         }
         Err(error) => Err(std::io::Error::from(error).into()),

@@ -105,7 +105,11 @@ impl Writer {
 
 impl<'scope, 'env> Sealing<'scope, 'env> {
     /// Begins the next part: a database. Without `patches` all its pages are whole.
-    pub fn collector<'a>(&'a mut self, done_bytes: &'a AtomicU64, patches: bool) -> Collector<'a, 'scope, 'env> {
+    pub fn collector<'a>(
+        &'a mut self,
+        done_bytes: &'a AtomicU64,
+        patches: bool,
+    ) -> Collector<'a, 'scope, 'env> {
         let part = self.begin_part();
         Collector {
             sealing: self,
@@ -244,6 +248,16 @@ pub struct Collector<'a, 'scope, 'env> {
 }
 
 impl Collector<'_, '_, '_> {
+    /// Bytes of a page, and whether it is a base: as the one who gives pages said.
+    pub fn shape(&self) -> (u32, bool) {
+        (self.page_size, self.is_base)
+    }
+
+    /// Goes on with a database whose pages were begun with another collector.
+    pub fn continue_as(&mut self, (page_size, is_base): (u32, bool)) {
+        (self.page_size, self.is_base) = (page_size, is_base);
+    }
+
     /// The last pages: inline when there are few, else one more pack. Inline there are none beyond `page_count`: the
     /// database may have shrunk while it was read.
     pub fn finish(mut self, page_count: u32) -> io::Result<PageSet> {

@@ -315,8 +315,15 @@ impl Service {
         };
         let (before, chain) = (log.written.clone(), log.chain.clone());
         let (cancelled, done_bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let order =
-            CaptureOrder { before, chain, writer, cancelled: cancelled.clone(), done_bytes: done_bytes.clone() };
+        let clock = crate::clock::Clock::default();
+        let order = CaptureOrder {
+            before,
+            chain,
+            clock,
+            writer,
+            cancelled: cancelled.clone(),
+            done_bytes: done_bytes.clone(),
+        };
         self.out.push(Command::Capture { source: number, order: Box::new(order) });
         self.update(number, |source| {
             source.capturing = Some((cancelled, done_bytes));

@@ -192,7 +192,8 @@ mod tests {
     fn packs_made_ahead_belong_to_their_entry_in_the_end_and_are_swept_without_it() {
         let state = tempfile::tempdir().unwrap();
         let spool = Spool::open(state.path(), &ARCHIVE).unwrap();
-        let ahead: Vec<_> = (0..2).map(|i| spool.put_pack(0, 10 + i, [i as u8; 16], b"pack").unwrap()).collect();
+        let ahead: Vec<_> =
+            (0..2).map(|i| spool.put_pack(0, 10 + i, [i as u8; 16], b"pack").unwrap()).collect();
         let assigned = spool.assign(&ahead, 4).unwrap();
         spool.put_pack(0, 12, [9; 16], b"pack").unwrap();
         let entry = spool.put_entry(4, b"entry").unwrap();

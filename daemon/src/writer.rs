@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use chatkeep_crypto::{DataRoots, seal};
 use chatkeep_format::{
-    ArchiveId, DatabaseKind, DatabaseRecord, DatabaseState, Entry, FolderRecord, ObjectName, PackRef, PageSet,
-    entry_digest,
+    ArchiveId, DatabaseKind, DatabaseRecord, DatabaseState, Entry, FolderRecord, ObjectName, PackRef,
+    PageSet, entry_digest,
 };
 use chatkeep_sqlite::{Capture, Kind};
 use rand_core::OsRng;
@@ -85,7 +85,17 @@ pub struct Draft<'a> {
 impl Writer {
     /// Seals the entry and writes it into the spool: from here on the point will reach the store.
     pub fn publish(&self, draft: Draft<'_>) -> io::Result<Written> {
-        let Draft { before, parent, level, parts, unchanged, folders, listed_packs, mut objects, taken_at_us } = draft;
+        let Draft {
+            before,
+            parent,
+            level,
+            parts,
+            unchanged,
+            folders,
+            listed_packs,
+            mut objects,
+            taken_at_us,
+        } = draft;
         let seq = before.seq + 1;
         let captured = parts.into_iter().map(record);
         let databases: Vec<_> = captured.chain(unchanged.into_iter().map(DatabaseFacts::unchanged)).collect();
@@ -134,7 +144,7 @@ fn record(part: Part) -> DatabaseRecord {
         user_version: capture.user_version,
         application_id: capture.application_id,
         state_digest: capture.state_digest,
-        changed_pages: u64::from(capture.changed_pages),
+        changed_pages: u64::from(capture.pages),
         packs: part.packs,
         inline: part.inline,
     }

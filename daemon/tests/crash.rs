@@ -15,6 +15,7 @@ use chatkeep_store::chaos::{ChaosStore, LastCall};
 use chatkeep_store::memory::MemoryStore;
 use chatkeepd::archive::Archive;
 use chatkeepd::catalogue::Catalogue;
+use chatkeepd::clock::Clock;
 use chatkeepd::event::{Event, UploadOrder};
 use chatkeepd::fault::Fault;
 use chatkeepd::follower::{CaptureOrder, Follower, Start};
@@ -116,6 +117,7 @@ impl World {
         follower.capture(CaptureOrder {
             before: log.written.clone(),
             chain: log.chain.clone(),
+            clock: Clock::default(),
             writer,
             cancelled: Arc::new(AtomicBool::new(false)),
             done_bytes: Arc::new(AtomicU64::new(0)),

@@ -1,32 +1,37 @@
-//! The dirty map: the newest committed image of every page that changed since the table was written.
+//! The dirty map: the newest committed image of every page that changed since the table was written, and, where it is
+//! at hand, the image the page had then.
 //!
-//! Images are in memory up to a limit, beyond it in a file that has no name any more.
 //! Frames of a transaction are *staged* until its commit frame was accepted, then *published* together.
 
-use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
-use crate::os::read_at;
+use crate::pagemap::PageMap;
+use crate::pool::{Pool, Slot, too_many};
 
-/// Where an image is.
-enum Place {
-    Memory(Box<[u8]>),
-    Spilled(u64),
+/// Bytes of images from before that are kept at most: patches against them save at most so much.
+const BASES_MAX: usize = 64 << 20;
+
+/// One dirty page.
+#[derive(Debug, Clone, Copy)]
+struct Cell {
+    image: Slot,
+    /// The image the table is about.
+    base: Option<Slot>,
 }
 
-struct Entry {
-    place: Place,
-    /// Which cut it came after: see [`Dirty::cut`].
-    generation: u64,
+/// A frame of a transaction that is not known to be committed yet.
+#[derive(Debug, Clone, Copy)]
+struct Staged {
+    image: Slot,
+    frame: Option<NonZeroU32>,
 }
 
 /// How much is kept at most.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// An entry takes about 70 bytes of memory, beside its image.
+    /// A page takes 8 bytes of memory, beside its image, where its neighbours are dirty as well, and 512 at most.
     pub(crate) pages: usize,
     /// Length of the spill file in bytes.
     pub(crate) spill: u64,
@@ -39,161 +44,113 @@ impl Limits {
     pub(crate) const PASS: Limits = Limits { pages: 4 << 20, spill: 16 << 30 };
 }
 
+/// What happens to a page when its transaction is published: given its number, its frame, and, if the page was not
+/// dirty, room for the image the table is about. Returns whether it put that image there.
+pub(crate) type Publish<'a> = &'a mut dyn FnMut(u32, Option<NonZeroU32>, Option<&mut [u8]>) -> bool;
+
 pub(crate) struct Dirty {
-    published: HashMap<u32, Entry>,
-    staged: HashMap<u32, Place>,
-    page_size: usize,
-    in_memory: usize,
-    memory_max: usize,
+    published: PageMap<Cell>,
+    staged: PageMap<Staged>,
+    pool: Pool,
     limits: Limits,
-    spill_path: PathBuf,
-    spill: Option<File>,
-    spill_len: u64,
-    free: Vec<u64>,
-    generation: u64,
-    /// Entries that came after the last cut.
-    newer: u64,
+    bases: usize,
 }
 
 impl Dirty {
     /// `spill_path` is the name under which the spill file exists for a moment; `memory_max` in bytes.
     pub(crate) fn new(spill_path: PathBuf, memory_max: usize) -> Dirty {
+        let limits = Limits::FOLLOWING;
         Dirty {
-            published: HashMap::new(),
-            staged: HashMap::new(),
-            page_size: 0,
-            in_memory: 0,
-            memory_max,
-            limits: Limits::FOLLOWING,
-            spill_path,
-            spill: None,
-            spill_len: 0,
-            free: Vec::new(),
-            generation: 1,
-            newer: 0,
+            published: PageMap::default(),
+            staged: PageMap::default(),
+            pool: Pool::new(spill_path, memory_max, limits.spill),
+            limits,
+            bases: 0,
         }
     }
 
     /// From now on.
     pub(crate) fn limit(&mut self, limits: Limits) {
         self.limits = limits;
+        self.pool.limit_spill(limits.spill);
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
-        self.published.clear();
-        self.staged.clear();
-        self.in_memory = 0;
-        self.spill = None;
-        self.spill_len = 0;
-        self.free.clear();
-        self.newer = 0;
+        (self.published, self.staged) = (PageMap::default(), PageMap::default());
+        self.pool.clear(self.pool.page_len());
+        self.bases = 0;
     }
 
-    /// Keeps an image until [`publish`](Self::publish) or [`unstage`](Self::unstage).
-    pub(crate) fn stage(&mut self, pgno: u32, image: &[u8]) -> io::Result<()> {
-        if image.len() != self.page_size {
+    /// Keeps an image, of this frame of a log, until [`publish`](Self::publish) or [`unstage`](Self::unstage).
+    pub(crate) fn stage(&mut self, pgno: u32, image: &[u8], frame: Option<NonZeroU32>) -> io::Result<()> {
+        if image.len() != self.pool.page_len() {
             if !(self.published.is_empty() && self.staged.is_empty()) {
                 return Err(io::Error::other("pages of two sizes in one log"));
             }
-            self.page_size = image.len();
+            self.pool.clear(image.len());
         }
-        match self.staged.get_mut(&pgno) {
-            Some(Place::Memory(kept)) => kept.copy_from_slice(image),
-            Some(Place::Spilled(offset)) => {
-                let offset = *offset;
-                self.spill()?.write_all_at(image, offset)?;
+        let slot = if let Some(staged) = self.staged.get(pgno) {
+            self.pool.write(staged.image, image)?;
+            staged.image
+        } else {
+            if self.published.len() + self.staged.len() >= self.limits.pages {
+                return Err(too_many());
             }
-            None => {
-                if self.published.len() + self.staged.len() >= self.limits.pages {
-                    return Err(too_many());
-                }
-                let place = self.place(image)?;
-                self.staged.insert(pgno, place);
-            }
-        }
+            self.pool.put(image)?
+        };
+        self.staged.insert(pgno, Staged { image: slot, frame });
         Ok(())
     }
 
-    fn place(&mut self, image: &[u8]) -> io::Result<Place> {
-        if self.in_memory + image.len() <= self.memory_max {
-            self.in_memory += image.len();
-            return Ok(Place::Memory(image.into()));
-        }
-        let end = self.spill_len + image.len() as u64;
-        if self.free.is_empty() && end > self.limits.spill {
-            return Err(too_many());
-        }
-        let offset = self.free.pop().unwrap_or(self.spill_len);
-        self.spill()?.write_all_at(image, offset)?;
-        self.spill_len = self.spill_len.max(offset + image.len() as u64);
-        Ok(Place::Spilled(offset))
-    }
-
-    fn spill(&mut self) -> io::Result<&File> {
-        if self.spill.is_none() {
-            let mut options = OpenOptions::new();
-            let file = options
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&self.spill_path)?;
-            std::fs::remove_file(&self.spill_path)?;
-            self.spill = Some(file);
-        }
-        self.spill.as_ref().ok_or_else(|| io::Error::other("no spill file"))
-    }
-
-    fn release(&mut self, place: &Place) {
-        match place {
-            Place::Memory(image) => self.in_memory -= image.len(),
-            Place::Spilled(offset) => self.free.push(*offset),
-        }
-    }
-
     /// What was staged is committed: it replaces the older images.
-    pub(crate) fn publish(&mut self) {
-        let generation = self.generation;
-        for (pgno, place) in std::mem::take(&mut self.staged) {
-            match self.published.insert(pgno, Entry { place, generation }) {
+    pub(crate) fn publish(&mut self, each: Publish) {
+        let mut room = vec![0; self.pool.page_len()];
+        for (pgno, staged) in self.staged.drain() {
+            let base = match self.published.get(pgno) {
                 Some(old) => {
-                    self.newer += u64::from(old.generation != generation);
-                    self.release(&old.place);
+                    self.pool.release(old.image);
+                    each(pgno, staged.frame, None);
+                    old.base
                 }
-                None => self.newer += 1,
-            }
+                None if self.bases * room.len() < BASES_MAX => {
+                    let found = each(pgno, staged.frame, Some(&mut room));
+                    // Without room there is no patch, and nothing else is lost.
+                    if found { self.pool.put(&room).ok() } else { None }
+                }
+                None => {
+                    each(pgno, staged.frame, None);
+                    None
+                }
+            };
+            let before = self.published.insert(pgno, Cell { image: staged.image, base });
+            self.bases += usize::from(before.is_none() && base.is_some());
         }
     }
 
     /// What was staged was not committed (or not yet).
     pub(crate) fn unstage(&mut self) {
-        for (_, place) in std::mem::take(&mut self.staged) {
-            self.release(&place);
+        for (_, staged) in self.staged.drain() {
+            self.pool.release(staged.image);
         }
     }
 
     pub(crate) fn contains(&self, pgno: u32) -> bool {
-        self.published.contains_key(&pgno)
+        self.published.get(pgno).is_some()
     }
 
     /// Reads an image into `buffer` (exactly one page long); `false` when the page is not dirty.
     pub(crate) fn read(&self, pgno: u32, buffer: &mut [u8]) -> io::Result<bool> {
-        match self.published.get(&pgno).map(|entry| &entry.place) {
-            None => Ok(false),
-            Some(Place::Memory(image)) => {
-                buffer.copy_from_slice(image);
-                Ok(true)
-            }
-            Some(Place::Spilled(offset)) => {
-                let spill = self.spill.as_ref().ok_or_else(|| io::Error::other("no spill file"))?;
-                if read_at(spill, buffer, *offset)? < buffer.len() {
-                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-                }
-                Ok(true)
-            }
-        }
+        let Some(cell) = self.published.get(pgno) else { return Ok(false) };
+        self.pool.read(cell.image, buffer)?;
+        Ok(true)
+    }
+
+    /// Reads the image the table is about; `false` when it is not at hand.
+    pub(crate) fn read_base(&self, pgno: u32, buffer: &mut [u8]) -> io::Result<bool> {
+        let Some(base) = self.published.get(pgno).and_then(|cell| cell.base) else { return Ok(false) };
+        self.pool.read(base, buffer)?;
+        Ok(true)
     }
 
     /// How many pages are dirty.
@@ -202,46 +159,14 @@ impl Dirty {
     }
 
     /// Numbers of the dirty pages, sorted.
-    pub(crate) fn pages(&self) -> Vec<u32> {
-        let mut pages: Vec<u32> = self.published.keys().copied().collect();
-        pages.sort_unstable();
-        pages
+    pub(crate) fn pages(&self) -> impl Iterator<Item = u32> {
+        self.published.iter().map(|(pgno, _)| pgno)
     }
 
-    /// Draws a line: what is published from now on is newer than everything so far.
-    pub(crate) fn cut(&mut self) -> u64 {
-        self.newer = 0;
-        self.generation += 1;
-        self.generation - 1
+    /// Numbers of the dirty pages whose base is at hand, sorted.
+    pub(crate) fn pages_with_base(&self) -> impl Iterator<Item = u32> {
+        self.published.iter().filter(|(_, cell)| cell.base.is_some()).map(|(pgno, _)| pgno)
     }
-
-    /// Takes back what [`cut`](Self::cut) meant for [`newer`](Self::newer): everything is unshipped again.
-    pub(crate) fn uncut(&mut self) {
-        self.newer = self.published.len() as u64;
-    }
-
-    /// Drops what was published before the cut.
-    pub(crate) fn forget(&mut self, cut: u64) {
-        let mut places = Vec::new();
-        for (_, entry) in self.published.extract_if(|_, entry| entry.generation <= cut) {
-            places.push(entry.place);
-        }
-        for place in &places {
-            self.release(place);
-        }
-        if self.published.is_empty() && self.staged.is_empty() {
-            self.clear();
-        }
-    }
-
-    /// How many pages were published after the last cut.
-    pub(crate) fn newer(&self) -> u64 {
-        self.newer
-    }
-}
-
-fn too_many() -> io::Error {
-    io::Error::new(io::ErrorKind::StorageFull, "too many pages changed at once")
 }
 
 #[cfg(test)]
@@ -249,13 +174,19 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    impl Dirty {
+        fn publish_plainly(&mut self) {
+            self.publish(&mut |_, _, _| false);
+        }
+    }
+
     #[test]
     fn neither_entries_nor_the_spill_file_grow_beyond_their_limits() {
         let dir = tempfile::tempdir().unwrap();
         let staged = |limits, count: u32| {
             let mut dirty = Dirty::new(dir.path().join("spill"), 512);
             dirty.limit(limits);
-            (1..=count).flat_map(|page| dirty.stage(page, &[0; 512])).count()
+            (1..=count).flat_map(|page| dirty.stage(page, &[0; 512], None)).count()
         };
         assert_eq!(staged(Limits { pages: 3, spill: 1 << 20 }, 9), 3);
         // One in memory, four in the file.
@@ -264,21 +195,20 @@ mod tests {
         dirty.limit(Limits { pages: 100, spill: 2 * 512 });
         for _ in 0..5 {
             // What was replaced makes room.
-            dirty.stage(1, &[0; 512]).unwrap();
-            dirty.publish();
+            dirty.stage(1, &[0; 512], None).unwrap();
+            dirty.publish_plainly();
         }
     }
 
     #[test]
-    fn images_beyond_the_limit_are_spilled_and_come_back() {
+    fn the_newest_image_of_a_transaction_counts() {
         let dir = tempfile::tempdir().unwrap();
         let mut dirty = Dirty::new(dir.path().join("spill"), 1024);
         for page in 1..=8_u32 {
-            dirty.stage(page, &[page as u8; 512]).unwrap();
+            dirty.stage(page, &[page as u8; 512], None).unwrap();
         }
-        dirty.stage(7, &[70; 512]).unwrap();
-        dirty.publish();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "the spill file has no name");
+        dirty.stage(7, &[70; 512], None).unwrap();
+        dirty.publish_plainly();
         let mut image = [0; 512];
         for (page, fill) in [(1, 1), (2, 2), (7, 70), (8, 8)] {
             assert!(dirty.read(page, &mut image).unwrap());
@@ -290,10 +220,10 @@ mod tests {
     fn a_transaction_that_was_not_committed_leaves_no_trace() {
         let dir = tempfile::tempdir().unwrap();
         let mut dirty = Dirty::new(dir.path().join("spill"), 1024);
-        dirty.stage(1, &[1; 512]).unwrap();
-        dirty.publish();
-        dirty.stage(1, &[9; 512]).unwrap();
-        dirty.stage(2, &[9; 512]).unwrap();
+        dirty.stage(1, &[1; 512], None).unwrap();
+        dirty.publish_plainly();
+        dirty.stage(1, &[9; 512], None).unwrap();
+        dirty.stage(2, &[9; 512], None).unwrap();
         dirty.unstage();
         let mut image = [0; 512];
         assert!(dirty.read(1, &mut image).unwrap() && image == [1; 512]);
@@ -301,21 +231,34 @@ mod tests {
     }
 
     #[test]
-    fn forgetting_a_cut_keeps_what_came_after_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut dirty = Dirty::new(dir.path().join("spill"), 0);
-        for page in [1, 2] {
-            dirty.stage(page, &[1; 512]).unwrap();
+    fn the_image_from_before_is_asked_for_once_and_stays_the_first_one() {
+        let mut dirty = Dirty::new("nowhere/spill".into(), 1 << 20);
+        let mut asked = Vec::new();
+        for fill in 1..=3 {
+            dirty.stage(5, &[fill; 512], NonZeroU32::new(u32::from(fill))).unwrap();
+            dirty.publish(&mut |pgno, frame, room| {
+                asked.push((pgno, frame.map(NonZeroU32::get), room.is_some()));
+                room.is_some_and(|room| {
+                    room.fill(100 + fill);
+                    true
+                })
+            });
         }
-        dirty.publish();
-        assert_eq!(dirty.newer(), 2);
-        let cut = dirty.cut();
-        dirty.stage(2, &[2; 512]).unwrap();
-        dirty.publish();
-        assert_eq!(dirty.newer(), 1);
-        dirty.forget(cut);
-        assert_eq!(dirty.pages(), [2]);
+        assert_eq!(asked, [(5, Some(1), true), (5, Some(2), false), (5, Some(3), false)]);
         let mut image = [0; 512];
-        assert!(dirty.read(2, &mut image).unwrap() && image == [2; 512]);
+        assert!(dirty.read(5, &mut image).unwrap() && image == [3; 512]);
+        assert!(dirty.read_base(5, &mut image).unwrap() && image == [101; 512]);
+        assert_eq!(dirty.pages_with_base().collect::<Vec<_>>(), [5]);
+    }
+
+    #[test]
+    fn without_room_for_the_image_from_before_the_new_one_is_kept_all_the_same() {
+        let mut dirty = Dirty::new("nowhere/spill".into(), 512);
+        dirty.limit(Limits { pages: 100, spill: 0 });
+        dirty.stage(5, &[1; 512], None).unwrap();
+        dirty.publish(&mut |_, _, room| room.is_some());
+        let mut image = [0; 512];
+        assert!(dirty.read(5, &mut image).unwrap() && image == [1; 512]);
+        assert!(!dirty.read_base(5, &mut image).unwrap());
     }
 }

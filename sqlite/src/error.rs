@@ -77,6 +77,9 @@ pub enum CaptureError {
         /// What was in the way.
         reason: String,
     },
+    /// What was collected belongs to a page table that is no more. Begin the collection again.
+    #[error("the pages collected belong to an older page table")]
+    Outdated,
     /// The caller asked to stop.
     #[error("the capture was cancelled")]
     Cancelled,

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use crate::error::{CaptureError, GapReason, Trouble, doing};
+use crate::images::Known;
 use crate::live::{LiveDatabase, Source};
 use crate::os::{Identity, Paths, Stat, index_in_use, is_absence, open_read};
-use crate::tail::{Evidence, Tail};
+use crate::tail::{Evidence, Tail, Takeover};
 use crate::tracker::Tracker;
 use crate::watch::Event;
 
@@ -63,7 +64,7 @@ impl LiveDatabase {
     fn round(&mut self) -> Result<Round, CaptureError> {
         match self.source {
             Source::Log(_) => self.round_of_log(),
-            Source::File(_) => self.round_at_rest(),
+            Source::File { .. } => self.round_at_rest(),
             Source::Unknown => self.join(),
         }
     }
@@ -176,7 +177,10 @@ impl LiveDatabase {
                 writer_left: so_far.writer_left,
                 proof: self.proof,
             };
-            let step = match tail.advance(&header, evidence, &mut self.dirty) {
+            let db = self.db.as_ref().map(|(db, _)| db);
+            let known = Known { key: &self.key, table: &self.table, db };
+            let into = Takeover { dirty: &mut self.dirty, known: &known };
+            let step = match tail.advance(&header, evidence, into) {
                 Ok(step) => step,
                 Err(trouble) => {
                     self.tracker.absorb_all(&later);

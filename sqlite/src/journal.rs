@@ -68,7 +68,7 @@ pub(crate) fn roll_back(journal: &File, dirty: &mut Dirty) -> Result<Option<Orig
     dirty.unstage();
     let read = read_journal(journal, dirty);
     match read {
-        Ok(Some(_)) => dirty.publish(),
+        Ok(Some(_)) => dirty.publish(&mut |_, _, _| false),
         _ => dirty.unstage(),
     }
     read
@@ -122,7 +122,7 @@ fn read_journal(journal: &File, dirty: &mut Dirty) -> Result<Option<Original>, T
 }
 
 fn keep(dirty: &mut Dirty, pgno: u32, image: &[u8]) -> Result<(), Trouble> {
-    dirty.stage(pgno, image).map_err(|error| {
+    dirty.stage(pgno, image, None).map_err(|error| {
         tracing::warn!(%error, "the pages of a rollback journal cannot be kept");
         Trouble::Gap(GapReason::TooManyChanges)
     })
@@ -193,13 +193,14 @@ mod tests {
             let mut dirty = Dirty::new("nowhere/spill".into(), 1 << 20);
             let original = roll_back(&journal, &mut dirty).unwrap();
             if original.is_none() {
-                assert_eq!(dirty.pages(), []);
+                assert_eq!(dirty.len(), 0);
             }
             assert!(original.is_none_or(|original| original == Original { page_size: 512, pages: 9 }));
             let mut image = [0; PAGE_LEN];
             original.map(|_| {
-                let pages = dirty.pages().into_iter();
-                pages.map(|pgno| (pgno, (dirty.read(pgno, &mut image).unwrap(), image[7]).1)).collect()
+                let pages: Vec<u32> = dirty.pages().collect();
+                let mut fill = |pgno| (dirty.read(pgno, &mut image).unwrap(), image[7]).1;
+                pages.into_iter().map(|pgno| (pgno, fill(pgno))).collect()
             })
         }
     }

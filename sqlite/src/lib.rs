@@ -17,6 +17,9 @@ mod wal;
 mod os;
 mod watch;
 
+mod pagemap;
+mod pool;
+
 mod dirty;
 mod journal;
 mod run;
@@ -24,19 +27,27 @@ mod table;
 mod tail;
 mod tracker;
 
+mod images;
+mod versions;
+
 mod capture;
+mod collect;
 mod follow;
 mod live;
 mod rest;
+mod scan;
+mod several;
 
 mod place;
 mod restore;
 mod verify;
 
+pub use collect::Collection;
 pub use digest::{Digest, Kind, lock_byte_page, page_digest};
 pub use error::{CaptureError, GapReason, RestoreError};
-pub use live::{LiveDatabase, Build, Collection, wait_any};
+pub use live::LiveDatabase;
 pub use restore::{Existing, RestoreWriter, Restored};
-pub use types::{Capture, LiveConfig, Look, Mode, PageSink};
+pub use several::wait_any;
+pub use types::{Build, Capture, LiveConfig, Look, Mode, PageSink};
 pub use verify::Integrity;
 pub use watch::Waker;

@@ -8,21 +8,23 @@ use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use crate::digest::{Digest, xor};
+use crate::digest::{Digest, Facts, lock_byte_page, xor};
 use crate::dirty::Dirty;
 use crate::error::{CaptureError, GapReason, doing};
+use crate::images::{Known, Log};
 use crate::os::{Identity, Paths, Stat, open_read, unsuitable_file_system};
-use crate::rest::Rest;
-use crate::table::{Change, Header, Position, Table};
+use crate::rest::{HeldLog, Rest};
+use crate::table::{Change, Header, Position, Slots, Table, Update};
 use crate::tail::Tail;
 use crate::tracker::Tracker;
-use crate::types::{Capture, LiveConfig, Look, Mode, PageSink};
+use crate::types::{Build, Capture, LiveConfig, Look, Mode, PageSink};
+use crate::versions::Versions;
 use crate::watch::{Waker, Watch};
 
 /// Images of changed pages in memory; more go to an unlinked file.
 const DIRTY_MEMORY_MAX: usize = 16 << 20;
 /// Shortest time between two looks: an app that writes without a pause makes an event a microsecond.
-const LOOK_PAUSE: Duration = Duration::from_millis(2);
+pub(crate) const LOOK_PAUSE: Duration = Duration::from_millis(2);
 
 /// One live database of another program. Used by one thread.
 pub struct LiveDatabase {
@@ -34,7 +36,11 @@ pub struct LiveDatabase {
     pub(crate) key: [u8; 32],
     pub(crate) watch: Watch,
     pub(crate) table: Table,
+    /// How many tables there were: what is known about one says nothing about the next.
+    pub(crate) table_number: u64,
     pub(crate) dirty: Dirty,
+    /// What pages were at the entries that later captures may be built on.
+    pub(crate) versions: Versions,
     pub(crate) tracker: Tracker,
     /// Held, so that its inode number is not given to another file.
     pub(crate) db: Option<(File, Identity)>,
@@ -66,13 +72,16 @@ pub(crate) enum Source {
     /// To be found out.
     Unknown,
     Log(Tail),
-    File(Rest),
+    File {
+        rest: Rest,
+        /// Left behind by a crash.
+        log: Option<HeldLog>,
+    },
 }
 
 /// A capture between `capture()` and `commit()`.
 pub(crate) struct Pending {
     pub(crate) change: Change,
-    pub(crate) cut: u64,
     pub(crate) scanned: bool,
     pub(crate) unchanged: bool,
 }
@@ -113,12 +122,14 @@ impl LiveDatabase {
         let pages = header.map_or(0, |header| header.page_count);
         Ok(LiveDatabase {
             dirty: Dirty::new(state_dir.join(format!("{name}.spill")), DIRTY_MEMORY_MAX),
+            versions: Versions::new(state_dir.join(format!("{name}.versions"))),
             linked: given != path,
             given,
             paths,
             key: digest_key,
             watch,
             table,
+            table_number: 1,
             tracker: Tracker::default(),
             db: Some((db, identity)),
             source: Source::Unknown,
@@ -151,9 +162,7 @@ impl LiveDatabase {
     ///
     /// Returns early when the whole file is to be read and the time for it has come: no event would tell.
     pub fn wait(&mut self, timeout: Duration) -> io::Result<bool> {
-        let due = self.scan_due.saturating_duration_since(Instant::now());
-        let timeout = if self.gap.is_some() && !due.is_zero() { timeout.min(due) } else { timeout };
-        self.watch.wait(timeout, LOOK_PAUSE)
+        crate::wait_any(&mut [self], timeout)
     }
 
     /// Takes over what was committed since the last look. Costs as much as was written; never reads the whole file.
@@ -166,7 +175,7 @@ impl LiveDatabase {
         if self.gap.is_some() {
             self.look_across_gap()?;
         }
-        let pending_pages = if self.gap.is_some() { 0 } else { self.dirty.newer() };
+        let pending_pages = if self.gap.is_some() { 0 } else { self.dirty.len() as u64 };
         let page_size = self.table.header().map_or(0, |header| header.page_size);
         let stored_pages = self.table.header().map_or(0, |header| header.page_count);
         let changed = match self.gap {
@@ -186,10 +195,13 @@ impl LiveDatabase {
 
     /// Gives the pages of one consistent committed state, at least as new as everything acknowledged before the call.
     ///
-    /// After it comes [`commit`](Self::commit) or [`abort`](Self::abort), and nothing between.
+    /// A capture built on the newest entry costs what changed. One built on an older entry reads pages that did not
+    /// change now as well; when they change faster than that, it is [`NotQuiet`](CaptureError::NotQuiet), and one that
+    /// is built on the newest entry still succeeds. After it comes [`commit`](Self::commit) or [`abort`](Self::abort),
+    /// and nothing between.
     pub fn capture(
         &mut self,
-        _build: &Build<'_>,
+        build: Build,
         sink: &mut dyn PageSink,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Capture, CaptureError> {
@@ -199,26 +211,35 @@ impl LiveDatabase {
             self.follow()?;
         }
         if self.gap.is_none()
-            && let Some(capture) = self.increment(sink)?
+            && let Some(capture) = self.build(&build, sink, cancelled)?
         {
             return Ok(capture);
         }
         if self.gap.is_some() {
             self.look_across_gap()?;
         }
-        if self.gone { self.capture_gone(sink) } else { self.scan(sink, cancelled) }
+        if self.gone { self.capture_gone(sink) } else { self.scan(&build, sink, cancelled) }
     }
 
     /// The captured state is safely kept as entry `seq`.
-    pub fn commit(&mut self, seq: u64, _marks: &[u64]) -> io::Result<()> {
+    ///
+    /// `marks` are the entries that later captures may be built on, beside this one: for these, images for patches are
+    /// kept as far as there is room. A capture may be built on others, too; then it has whole pages.
+    pub fn commit(&mut self, seq: u64, marks: &[u64]) -> io::Result<()> {
         let Some(mut pending) = self.pending.take() else { return Ok(()) };
-        pending.change.header.seq = seq;
-        if let Err(error) = self.table.apply(&pending.change) {
+        pending.change.becomes(seq);
+        self.versions.set_marks(marks);
+        let kept = self.keep_versions(&pending.change);
+        if let Err(error) = kept.and_then(|()| self.table.apply(&pending.change)) {
             self.pending = Some(pending);
             return Err(error);
         }
-        self.dirty.forget(pending.cut);
+        self.dirty.clear();
         self.least_pages = self.pages;
+        if pending.change.replace {
+            self.table_number += 1;
+            self.versions.clear();
+        }
         if pending.change.header.gone {
             self.lose(GapReason::Replaced);
             self.scan_due = Instant::now();
@@ -235,8 +256,6 @@ impl LiveDatabase {
         if pending.scanned {
             self.lose(GapReason::Aborted);
             self.scan_due = Instant::now();
-        } else {
-            self.dirty.uncut();
         }
     }
 
@@ -247,8 +266,9 @@ impl LiveDatabase {
 
     /// Brings the table up to entry `seq`, which was kept but not committed here before a crash.
     ///
-    /// `expected` is the entry's state digest. Fails when the entry does not join on to the table, or does not make it
-    /// that state: then [`forget`](Self::forget).
+    /// `expected` is the entry's state digest; `pages` are all pages that the entry has, whatever it was built on.
+    /// Fails when the entry does not join on to the table, or does not make it that state: then
+    /// [`forget`](Self::forget).
     pub fn replay(
         &mut self,
         seq: u64,
@@ -257,42 +277,54 @@ impl LiveDatabase {
         expected: Digest,
         pages: &mut dyn Iterator<Item = (u32, [u8; 16])>,
     ) -> io::Result<()> {
-        let lock_page = if page_size == 0 { 0 } else { crate::lock_byte_page(page_size) };
+        let lock_page = if page_size == 0 { 0 } else { lock_byte_page(page_size) };
         let wanted = |pgno: u32| pgno > 0 && pgno <= page_count && pgno != lock_page;
-        let mut slots: Vec<_> = pages.filter(|(pgno, _)| wanted(*pgno)).collect();
+        let mut changed: Vec<_> = pages.filter(|(pgno, _)| wanted(*pgno)).collect();
         // Of two images of a page the later one counts.
-        slots.reverse();
-        slots.sort_by_key(|(pgno, _)| *pgno);
-        slots.dedup_by_key(|(pgno, _)| *pgno);
+        changed.reverse();
+        changed.sort_by_key(|(pgno, _)| *pgno);
+        changed.dedup_by_key(|(pgno, _)| *pgno);
         let all = page_count - u32::from((1..=page_count).contains(&lock_page));
         let old = self.table.header().copied();
-        let replace = slots.len() == all as usize;
-        let joins = old.is_some_and(|old| old.page_size == page_size && old.seq < seq);
-        if !replace && !joins {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the entry does not join on to the page table",
-            ));
+        let joins = old.is_some_and(|old| old.page_size == page_size && !old.gone && old.seq < seq);
+        if !joins && changed.len() != all as usize {
+            return Err(invalid("the entry does not join on to the page table"));
         }
         let mut state = [0; 16];
-        let mut next = slots.iter().peekable();
+        let mut slots = Slots::default();
+        let mut next = changed.iter().peekable();
         for pgno in 1..=page_count {
-            match next.next_if(|(number, _)| *number == pgno) {
-                Some((_, digest)) => xor(&mut state, digest),
-                None => xor(&mut state, self.table.digest(pgno).unwrap_or(&[0; 16])),
-            }
+            let digest = match next.next_if(|(number, _)| *number == pgno) {
+                Some((_, digest)) => *digest,
+                None => slots.get(&self.table, pgno)?.unwrap_or_default().digest,
+            };
+            xor(&mut state, &digest);
         }
         if state != expected {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "the page table and the entry are not the state that was captured",
-            ));
+            return Err(invalid("the page table and the entry are not the state that was captured"));
         }
-        let facts = old.map_or(crate::digest::Facts::EMPTY, |old| old.facts);
+        if joins {
+            // An entry built on an older one has pages that did not change now: their last change stays.
+            let mut slots = Slots::default();
+            let mut failed = None;
+            changed.retain(|(pgno, digest)| match slots.get(&self.table, *pgno) {
+                Ok(slot) => slot.is_none_or(|slot| slot.digest != *digest),
+                Err(error) => {
+                    failed = Some(error);
+                    false
+                }
+            });
+            failed.map_or(Ok(()), Err)?;
+        }
+        let facts = old.map_or(Facts::EMPTY, |old| old.facts);
         // The entry of a deleted database; one that is only empty costs a needless entry.
         let gone = page_count == 0;
-        let header = Header { seq, page_size, page_count, state, facts, gone, position: None };
-        self.table.apply(&Change { header, slots, replace })?;
+        let since = old.map_or(seq, |old| old.since);
+        let header = Header { seq, since, page_size, page_count, state, facts, gone, position: None };
+        let mut change = Change { header, update: Update::Some(changed), replace: !joins };
+        change.becomes(seq);
+        self.table.apply(&change)?;
+        self.table_number += u64::from(!joins);
         self.resume = None;
         self.lose(GapReason::Restarted);
         Ok(())
@@ -301,14 +333,27 @@ impl LiveDatabase {
     /// Throws the table away: the next capture is a base.
     pub fn forget(&mut self) -> io::Result<()> {
         self.pending = None;
+        self.versions.clear();
+        self.table_number += 1;
         self.lose(GapReason::FirstSight);
         self.gap = Some(GapReason::FirstSight);
         self.scan_due = Instant::now();
         self.table.drop_table()
     }
 
+    /// Reads the image that the table is about into `buffer`; `false` when it is not there any more.
+    pub(crate) fn read_clean(&self, pgno: u32, digest: &Digest, buffer: &mut [u8]) -> io::Result<bool> {
+        let log: Option<Log> = match &self.source {
+            Source::Log(tail) => Some(tail.log()),
+            Source::File { log, .. } => log.as_ref().map(HeldLog::log),
+            Source::Unknown => None,
+        };
+        let db = self.db.as_ref().map(|(db, _)| db);
+        Known { key: &self.key, table: &self.table, db }.find_digest(pgno, digest, log, buffer)
+    }
+
     /// A capture that was neither committed nor aborted counts as lost.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         if self.pending.is_some() {
             self.abort();
         }
@@ -328,13 +373,6 @@ impl LiveDatabase {
     }
 }
 
-pub struct Build<'a> { pub parent: u64, pub collected: Option<&'a Collection> }
-#[derive(Debug)]
-pub struct Collection(u64);
-impl Collection { pub fn new(p: u64) -> Self { Self(p) } }
-impl LiveDatabase {
-    pub fn caution(&self) -> Option<String> { None }
-    pub fn span_bytes(&self, _p: u64) -> u64 { u64::MAX }
-    pub fn collect(&mut self, _c: &mut Collection, _m: usize, _s: &mut dyn PageSink) -> Result<bool, CaptureError> { Err(CaptureError::Missing) }
+fn invalid(reason: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, reason)
 }
-pub fn wait_any(live: &mut [&mut LiveDatabase], timeout: Duration) -> io::Result<bool> { live[0].wait(timeout) }

@@ -9,17 +9,18 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use crate::capture::{Pass, Refused};
 use crate::digest::HeaderPageSize;
 use crate::error::{CaptureError, GapReason, Trouble, doing};
 use crate::follow::Round;
+use crate::images::{Frames, Known, Log};
 use crate::journal::{Original, roll_back};
 use crate::live::{LiveDatabase, Source};
 use crate::os::{Stat, any_lock, being_written, open_elsewhere, open_read, read_at, reserved};
-use crate::run::{read_header, recover};
+use crate::run::{Reader, read_header, recover};
+use crate::scan::{Pass, Refused};
 use crate::table::Position;
 use crate::tracker::Tracker;
-use crate::types::PageSink;
+use crate::types::{Build, PageSink};
 
 /// A file written this recently may be written again within the same tick of its clock (4 ms), unnoticed.
 const TICK_NS: i128 = 20_000_000;
@@ -44,6 +45,19 @@ pub(crate) struct Rest {
     journal: Option<Stat>,
     /// Its end.
     position: Option<Position>,
+}
+
+/// A log that was left behind, held.
+pub(crate) struct HeldLog {
+    wal: File,
+    frames: Frames,
+}
+
+impl HeldLog {
+    /// Where its frames are found.
+    pub(crate) fn log(&self) -> Log<'_> {
+        Log { wal: &self.wal, frames: &self.frames }
+    }
 }
 
 impl Rest {
@@ -75,7 +89,8 @@ impl LiveDatabase {
         if !self.tracker.untouched(true) {
             return Ok(self.lost(GapReason::WrittenDirectly));
         }
-        self.source = Source::File(Rest { db, wal: None, journal: None, position: None });
+        let rest = Rest { db, wal: None, journal: None, position: None };
+        self.source = Source::File { rest, log: None };
         if wal.is_none() {
             self.tracker = Tracker::restart(false);
         }
@@ -84,7 +99,7 @@ impl LiveDatabase {
 
     /// Whether the known state is still the newest.
     pub(crate) fn round_at_rest(&mut self) -> Result<Round, CaptureError> {
-        let Source::File(rest) = self.source else { return Ok(self.lost(GapReason::Unreadable)) };
+        let Source::File { rest, .. } = self.source else { return Ok(self.lost(GapReason::Unreadable)) };
         self.drain()?;
         match self.held_file_has_the_name()? {
             Some(true) => {}
@@ -126,12 +141,13 @@ impl LiveDatabase {
     }
 
     /// Reads the file, and a log left behind, while nobody writes.
-    pub(crate) fn scan_at_rest(
+    pub(crate) fn scan_at_rest<'a>(
         &mut self,
+        build: &Build<'a>,
         db: &File,
         sink: &mut dyn PageSink,
         cancelled: &dyn Fn() -> bool,
-    ) -> Result<Pass, Refused> {
+    ) -> Result<Pass<'a>, Refused> {
         let before = self.quiet_files(db)?;
         self.drain()?;
         self.tracker = Tracker::restart(before.wal.is_some());
@@ -139,8 +155,11 @@ impl LiveDatabase {
             Some(_) => open_read(&self.paths.wal).map_err(doing("opening the log"))?,
             None => None,
         };
+        let mut frames = Frames::default();
+        let known = Known { key: &self.key, table: &self.table, db: Some(db) };
+        let mut into = Reader { dirty: &mut self.dirty, frames: &mut frames, known: &known };
         let recovered = match &wal {
-            Some(wal) => match recover(wal, &mut self.dirty) {
+            Some(wal) => match recover(wal, &mut into) {
                 Ok(recovered) => recovered,
                 Err(Trouble::Io(error)) => return Err(doing("reading the log")(error).into()),
                 Err(Trouble::Gap(reason)) => return Err(Refused::Moved(reason.as_str())),
@@ -159,7 +178,7 @@ impl LiveDatabase {
             None => self.guess_page_size(db, wal.as_ref(), before.db.size)?,
         };
         let pages = self.pages_of(logged.map(|(_, pages)| pages), before.db.size, page_size)?;
-        let mut pass = self.begin_pass(page_size, sink)?;
+        let mut pass = self.begin_pass(build, page_size, sink)?;
         // Noticed early, a write costs the rest of the pass only.
         pass.read_file(db, pages, self, sink, cancelled, &mut |live| {
             live.drain()?;
@@ -172,10 +191,11 @@ impl LiveDatabase {
         if written || self.tracker.written_at_rest() || after != before || self.log_in_use() {
             return Err(Refused::Moved(WRITTEN_MEANWHILE));
         }
-        pass.override_with(&self.dirty, pages, &self.table, sink)?;
+        pass.override_with_dirty(self, pages, sink)?;
         let db_id = before.db.identity;
         let position = recovered.map(|(chain, _)| Position { chain, db: db_id });
-        self.source = Source::File(Rest { position, ..before });
+        let log = wal.map(|wal| HeldLog { wal, frames });
+        self.source = Source::File { rest: Rest { position, ..before }, log };
         if before.wal.is_none() {
             self.tracker = Tracker::restart(false);
         }

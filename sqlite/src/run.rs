@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU32;
 
 use crate::dirty::Dirty;
 use crate::error::{GapReason, Trouble};
+use crate::images::{Frames, Known, Log};
 use crate::os::read_at;
-use crate::wal::{Chain, FRAME_HEADER_LEN, HEADER_LEN};
+use crate::wal::{Chain, FRAME_HEADER_LEN, HEADER_LEN, page_of_head};
 
 /// Frames are read in pieces of this many bytes.
 const PIECE_LEN: usize = 4 << 20;
@@ -41,12 +43,34 @@ pub(crate) fn read_header(wal: &File) -> io::Result<Option<Chain>> {
     Ok(Chain::parse_header(&bytes[..read]))
 }
 
+/// Tells the page of every frame up to `end`, in order, without a look at the images.
+pub(crate) fn frame_heads(wal: &File, end: &Chain, each: &mut dyn FnMut(u32, NonZeroU32)) -> io::Result<()> {
+    for frame in (1..=end.frame).filter_map(NonZeroU32::new) {
+        let mut head = [0; FRAME_HEADER_LEN];
+        if read_at(wal, &mut head, end.offset_of(frame.get()))? < head.len() {
+            break;
+        }
+        let Some(pgno) = page_of_head(&head, end.salt) else { break };
+        each(pgno, frame);
+    }
+    Ok(())
+}
+
+/// What transactions are read into.
+pub(crate) struct Reader<'a> {
+    pub(crate) dirty: &'a mut Dirty,
+    /// Of the log before the place that is read from; grows with what is read.
+    pub(crate) frames: &'a mut Frames,
+    /// The images that pages had before.
+    pub(crate) known: &'a Known<'a>,
+}
+
 /// What recovery would make of a log that nobody has open: all whole transactions from its beginning.
 /// Returns the chain at its end and the size of the database, `None` when there is nothing in it.
-pub(crate) fn recover(wal: &File, dirty: &mut Dirty) -> Result<Option<(Chain, u32)>, Trouble> {
+pub(crate) fn recover(wal: &File, into: &mut Reader) -> Result<Option<(Chain, u32)>, Trouble> {
     let Some(chain) = read_header(wal)? else { return Ok(None) };
     let mut last_pages = 0;
-    let run = read_run(wal, chain, u32::MAX, dirty, &mut |pages| last_pages = pages)?;
+    let run = read_run(wal, chain, u32::MAX, into, &mut |pages| last_pages = pages)?;
     Ok((run.commits > 0).then_some((run.end, last_pages)))
 }
 
@@ -55,18 +79,19 @@ pub(crate) fn read_transactions(
     wal: &File,
     from: Chain,
     last: u32,
-    dirty: &mut Dirty,
+    into: &mut Reader,
 ) -> Result<Run, Trouble> {
-    read_run(wal, from, last, dirty, &mut |_| {})
+    read_run(wal, from, last, into, &mut |_| {})
 }
 
 fn read_run(
     wal: &File,
     from: Chain,
     last: u32,
-    dirty: &mut Dirty,
+    into: &mut Reader,
     each_commit: &mut dyn FnMut(u32),
 ) -> Result<Run, Trouble> {
+    let Reader { dirty, frames, known } = into;
     // A run that failed may have left frames that nobody committed.
     dirty.unstage();
     let mut run = Run { commits: 0, smallest: None, end: from, bytes_read: 0 };
@@ -76,22 +101,28 @@ fn read_run(
     // The frame before, if it was a commit: SQLite repeats it to fill a sector, and counts one commit.
     let mut commit = Vec::new();
     'pieces: while chain.frame < last {
-        let frames = ((last - chain.frame) as usize).min((PIECE_LEN / frame_len).max(1));
+        let count = ((last - chain.frame) as usize).min((PIECE_LEN / frame_len).max(1));
         // A leftover run has no known end: begin small, so that an ordinary reset stays cheap.
-        let frames = if last == u32::MAX { frames.min(64) } else { frames };
-        buffer.resize(frames * frame_len, 0);
+        let count = if last == u32::MAX { count.min(64) } else { count };
+        buffer.resize(count * frame_len, 0);
         let read = read_at(wal, &mut buffer, chain.offset_of(chain.frame + 1))?;
         run.bytes_read += read as u64;
         for raw in buffer[..read].chunks_exact(frame_len) {
             let Some(frame) = chain.accept(raw) else { break 'pieces };
-            if let Err(error) = dirty.stage(frame.pgno, frame.image) {
+            if let Err(error) = dirty.stage(frame.pgno, frame.image, NonZeroU32::new(chain.frame)) {
                 tracing::warn!(%error, "changed pages cannot be kept, the whole file has to be read");
                 return Err(Trouble::Gap(GapReason::TooManyChanges));
             }
             if frame.commit_pages == 0 {
                 commit.clear();
             } else {
-                dirty.publish();
+                dirty.publish(&mut |pgno, frame, room| {
+                    let log = Some(Log { wal, frames });
+                    // What cannot be read is not at hand.
+                    let found = room.is_some_and(|room| known.find(pgno, log, room).unwrap_or(false));
+                    frames.insert(pgno, frame.expect("frames of a log have a number"));
+                    found
+                });
                 each_commit(frame.commit_pages);
                 run.commits += u32::from(!same_frame(&commit, raw));
                 commit.clear();
@@ -125,13 +156,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let spill = folder.path().join("no folder/spill");
         let mut dirty = Dirty::new(spill.clone(), 512);
+        let table = crate::table::Table::open(folder.path(), "t", &[0; 32]).unwrap();
         let path = folder.path().join("wal");
         let mut read = |log: &LogWriter| {
             std::fs::write(&path, &log.bytes).unwrap();
             let wal = File::open(&path).unwrap();
             let begin = read_header(&wal).unwrap().unwrap();
-            let run = read_transactions(&wal, begin, u32::MAX, &mut dirty);
-            (run.map(|run| run.commits), dirty.pages())
+            let (frames, known) = (&mut Frames::default(), &Known { key: &[0; 32], table: &table, db: None });
+            let mut reader = Reader { dirty: &mut dirty, frames, known };
+            let run = read_transactions(&wal, begin, u32::MAX, &mut reader);
+            (run.map(|run| run.commits), dirty.pages().collect::<Vec<_>>())
         };
         // Written ahead of a commit that never came; the second one finds no room.
         let mut uncommitted = LogWriter::new(512, false, *b"saltsalt");

@@ -32,9 +32,10 @@ use std::io;
 
 use crate::dirty::Dirty;
 use crate::error::{GapReason, Trouble};
+use crate::images::{Frames, Known, Log};
 use crate::index::{self, IndexHeader};
 use crate::os::{Identity, Stat, index_in_use, read_at};
-use crate::run::{has_transaction_after, read_header, read_transactions};
+use crate::run::{Reader, has_transaction_after, read_header, read_transactions};
 use crate::wal::{Chain, Checksum, FRAME_HEADER_LEN, Salt};
 
 /// A header caught in the middle of a change is read again this often.
@@ -80,8 +81,17 @@ pub(crate) struct Tail {
     pub(crate) page_size: u32,
     /// Size of the database at the position; 0 when the log has told nothing yet.
     pub(crate) pages: u32,
+    /// Of this generation, up to the position.
+    frames: Frames,
     /// What looks brought that came to nothing in the end.
     carried: Step,
+}
+
+/// What frames are taken over into.
+pub(crate) struct Takeover<'a> {
+    pub(crate) dirty: &'a mut Dirty,
+    /// The images that pages had before.
+    pub(crate) known: &'a Known<'a>,
 }
 
 impl Tail {
@@ -99,6 +109,7 @@ impl Tail {
             change: 0,
             page_size: header.page_size,
             pages: 0,
+            frames: Frames::default(),
             carried: Step::default(),
         })
     }
@@ -116,8 +127,14 @@ impl Tail {
         };
         if there {
             self.at = At::Frame(*position);
+            self.frames = Frames::up_to(&self.wal, position)?;
         }
         Ok(there)
+    }
+
+    /// Where frames of this log are found.
+    pub(crate) fn log(&self) -> Log<'_> {
+        Log { wal: &self.wal, frames: &self.frames }
     }
 
     /// Whether any process still has the database open through this index.
@@ -144,7 +161,7 @@ impl Tail {
         &mut self,
         header: &IndexHeader,
         evidence: Evidence,
-        dirty: &mut Dirty,
+        mut into: Takeover,
     ) -> Result<Step, Trouble> {
         if header.page_size != 0 {
             if self.page_size != 0 && self.page_size != header.page_size {
@@ -158,9 +175,9 @@ impl Tail {
         };
         let mut step = std::mem::take(&mut self.carried);
         let taken = if header.salt == salt {
-            self.same_generation(header, dirty, &mut step)
+            self.same_generation(header, &mut into, &mut step)
         } else {
-            self.next_generation(header, evidence, dirty, &mut step)
+            self.next_generation(header, evidence, &mut into, &mut step)
         };
         if taken.is_err() {
             self.carried = step;
@@ -174,7 +191,7 @@ impl Tail {
     fn same_generation(
         &mut self,
         header: &IndexHeader,
-        dirty: &mut Dirty,
+        into: &mut Takeover,
         step: &mut Step,
     ) -> Result<(), Trouble> {
         let chain = match self.at {
@@ -185,7 +202,7 @@ impl Tail {
         if header.frames < chain.frame {
             return Err(Trouble::Gap(GapReason::Undone));
         }
-        self.take(chain, header.frames, dirty, step)?;
+        self.take(chain, header.frames, into, step)?;
         self.check_end(header)
     }
 
@@ -193,7 +210,7 @@ impl Tail {
         &mut self,
         header: &IndexHeader,
         evidence: Evidence,
-        dirty: &mut Dirty,
+        into: &mut Takeover,
         step: &mut Step,
     ) -> Result<(), Trouble> {
         if evidence.proof && evidence.index_written {
@@ -208,7 +225,7 @@ impl Tail {
         };
         let seen = step.commits;
         if let Some(chain) = leftovers {
-            self.take(chain, u32::MAX, dirty, step)?;
+            self.take(chain, u32::MAX, into, step)?;
         }
         let before = step.commits;
         step.reset = true;
@@ -219,11 +236,13 @@ impl Tail {
                 return Err(Trouble::Gap(GapReason::Missed));
             }
             self.at = At::Nothing(header.salt);
+            self.frames = Frames::default();
             return Ok(());
         }
         let chain = self.start(header.salt)?.ok_or(Trouble::Again)?;
         let (old_at, old_change) = (self.at, self.change);
-        self.take(chain, header.frames, dirty, step)?;
+        self.frames = Frames::default();
+        self.take(chain, header.frames, into, step)?;
         let ended = self.check_end(header);
         let found = step.commits - before;
         if ended.is_err() || (evidence.proof && old_change.wrapping_add(found) != header.change) {
@@ -246,8 +265,9 @@ impl Tail {
     }
 
     /// Takes over whole transactions after `from`, up to frame `last`, and moves there.
-    fn take(&mut self, from: Chain, last: u32, dirty: &mut Dirty, step: &mut Step) -> Result<(), Trouble> {
-        let run = read_transactions(&self.wal, from, last, dirty)?;
+    fn take(&mut self, from: Chain, last: u32, into: &mut Takeover, step: &mut Step) -> Result<(), Trouble> {
+        let mut reader = Reader { dirty: into.dirty, frames: &mut self.frames, known: into.known };
+        let run = read_transactions(&self.wal, from, last, &mut reader)?;
         step.commits += run.commits;
         step.bytes_read += run.bytes_read;
         step.smallest = step.smallest.into_iter().chain(run.smallest).min();
@@ -329,6 +349,18 @@ mod tests {
     const PAGE_LEN: u32 = 512;
     const CALM: Evidence = Evidence { index_written: false, writer_left: false, proof: true };
 
+    /// Takes over as if nothing were known of before.
+    fn advance(
+        tail: &mut Tail,
+        header: &IndexHeader,
+        evidence: Evidence,
+        dirty: &mut Dirty,
+    ) -> Result<Step, Trouble> {
+        let table = crate::table::Table::open(std::path::Path::new("nowhere"), "t", &[0; 32]).unwrap();
+        let known = Known { key: &[0; 32], table: &table, db: None };
+        tail.advance(header, evidence, Takeover { dirty, known: &known })
+    }
+
     /// A log and its index in files, written as an app would.
     struct Log {
         folder: tempfile::TempDir,
@@ -383,7 +415,7 @@ mod tests {
             let header = self.publish();
             let mut tail =
                 Tail::attach(self.wal(), File::open(self.folder.path().join("shm")).unwrap()).unwrap();
-            tail.advance(&header, CALM, dirty).unwrap();
+            advance(&mut tail, &header, CALM, dirty).unwrap();
             tail
         }
 
@@ -415,7 +447,7 @@ mod tests {
     #[test]
     fn leftovers_and_the_new_log_that_add_up_are_taken() {
         let (log, mut tail, mut dirty) = reset_once();
-        let step = tail.advance(&log.publish(), CALM, &mut dirty).unwrap();
+        let step = advance(&mut tail, &log.publish(), CALM, &mut dirty).unwrap();
         assert_eq!((step.commits, step.reset), (3, true));
         let mut image = [0; PAGE_LEN as usize];
         assert!(dirty.read(4, &mut image).unwrap() && image[0] == 2);
@@ -427,7 +459,7 @@ mod tests {
         let (log, mut tail, mut dirty) = reset_once();
         let header = log.publish();
         log.wal().write_all_at(&[0xff], log.writer.chain.offset_of(5) + 100).unwrap();
-        assert_gap(&tail.advance(&header, CALM, &mut dirty), GapReason::Missed);
+        assert_gap(&advance(&mut tail, &header, CALM, &mut dirty), GapReason::Missed);
     }
 
     #[test]
@@ -435,7 +467,7 @@ mod tests {
         let (mut log, mut tail, mut dirty) = reset_once();
         log.reset(*b"newer !!");
         log.commit(6, 4);
-        assert_gap(&tail.advance(&log.publish(), CALM, &mut dirty), GapReason::Missed);
+        assert_gap(&advance(&mut tail, &log.publish(), CALM, &mut dirty), GapReason::Missed);
     }
 
     #[test]
@@ -443,9 +475,9 @@ mod tests {
         let (log, mut tail, mut dirty) = reset_once();
         let header = log.publish();
         let remade = Evidence { index_written: true, ..CALM };
-        assert_gap(&tail.advance(&header, remade, &mut dirty), GapReason::IndexRemade);
+        assert_gap(&advance(&mut tail, &header, remade, &mut dirty), GapReason::IndexRemade);
         let left = Evidence { writer_left: true, ..CALM };
-        assert_gap(&tail.advance(&header, left, &mut dirty), GapReason::WriterLeft);
+        assert_gap(&advance(&mut tail, &header, left, &mut dirty), GapReason::WriterLeft);
     }
 
     #[test]
@@ -457,7 +489,7 @@ mod tests {
         log.commit(2, 1);
         log.change = 70;
         let evidence = Evidence { index_written: true, writer_left: true, proof: true };
-        assert_eq!(tail.advance(&log.publish(), evidence, &mut dirty).unwrap().commits, 1);
+        assert_eq!(advance(&mut tail, &log.publish(), evidence, &mut dirty).unwrap().commits, 1);
         assert_eq!(tail.change(), 70);
     }
 
@@ -470,11 +502,11 @@ mod tests {
         let mut tail = log.tail(&mut dirty);
         let header = log.publish();
         let ahead = IndexHeader { frames: 3, ..header };
-        assert!(matches!(tail.advance(&ahead, CALM, &mut dirty), Err(Trouble::Again)));
+        assert!(matches!(advance(&mut tail, &ahead, CALM, &mut dirty), Err(Trouble::Again)));
         let behind = IndexHeader { frames: 1, ..header };
-        assert_gap(&tail.advance(&behind, CALM, &mut dirty), GapReason::Undone);
+        assert_gap(&advance(&mut tail, &behind, CALM, &mut dirty), GapReason::Undone);
         let other = IndexHeader { checksum: Checksum(1, 2), ..header };
-        assert!(matches!(tail.advance(&other, CALM, &mut dirty), Err(Trouble::Again)));
+        assert!(matches!(advance(&mut tail, &other, CALM, &mut dirty), Err(Trouble::Again)));
     }
 
     #[test]
@@ -491,7 +523,7 @@ mod tests {
         log.writer.frame(3, 9, 5);
         log.flush();
         assert!(tail.may_have_orphan().unwrap());
-        assert_eq!(tail.advance(&header, CALM, &mut dirty).unwrap().commits, 0);
+        assert_eq!(advance(&mut tail, &header, CALM, &mut dirty).unwrap().commits, 0);
         assert!(!dirty.contains(3));
     }
 
@@ -521,7 +553,7 @@ mod tests {
         }
         log.reset(*b"new salt");
         log.commit(5, 3);
-        let step = tail.advance(&log.publish(), CALM, &mut dirty).unwrap();
+        let step = advance(&mut tail, &log.publish(), CALM, &mut dirty).unwrap();
         assert_eq!(step.commits, 2);
     }
 
@@ -539,7 +571,7 @@ mod tests {
         log.commit(6, 4);
         log.reset(*b"new salt");
         log.commit(5, 3);
-        assert_gap(&tail.advance(&log.publish(), CALM, &mut dirty), GapReason::Missed);
+        assert_gap(&advance(&mut tail, &log.publish(), CALM, &mut dirty), GapReason::Missed);
     }
 
     #[test]
@@ -558,7 +590,7 @@ mod tests {
             }
             log.reset(salt);
             let header = IndexHeader { checksum: last, ..log.publish() };
-            let result = tail.advance(&header, CALM, &mut dirty);
+            let result = advance(&mut tail, &header, CALM, &mut dirty);
             if counted {
                 assert_eq!(result.unwrap().commits, 2);
             } else {
@@ -578,8 +610,8 @@ mod tests {
         log.commit(3, 1);
         let header = log.publish();
         let ahead = IndexHeader { frames: header.frames + 1, ..header };
-        assert!(matches!(tail.advance(&ahead, CALM, &mut dirty), Err(Trouble::Again)));
-        let step = tail.advance(&header, CALM, &mut dirty).unwrap();
+        assert!(matches!(advance(&mut tail, &ahead, CALM, &mut dirty), Err(Trouble::Again)));
+        let step = advance(&mut tail, &header, CALM, &mut dirty).unwrap();
         assert_eq!((step.commits, step.smallest), (2, Some(4)));
     }
 }

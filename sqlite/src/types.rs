@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::collect::Collection;
 use crate::digest::{Digest, Kind};
 use crate::error::GapReason;
 
@@ -13,7 +14,7 @@ pub struct LiveConfig {
     pub path: PathBuf,
     /// Key of all page digests.
     pub digest_key: [u8; 32],
-    /// A folder of our own: page table, and for moments a spill file.
+    /// A folder of our own: page table, and for moments the names of spill files.
     pub state_dir: PathBuf,
     /// File name stem of the table.
     pub name: String,
@@ -58,12 +59,30 @@ pub struct Look {
     pub commits: u64,
 }
 
+/// What a capture is built on.
+#[derive(Debug, Clone, Copy)]
+pub struct Build<'a> {
+    /// The entry whose pages the capture changes: it has all pages that changed since. 0 for none: it has all pages.
+    pub parent: u64,
+    /// Pages collected for the same parent, which are not given again unless they changed since.
+    pub collected: Option<&'a Collection>,
+}
+
+impl Build<'_> {
+    /// Built on this entry, with nothing collected.
+    pub fn on(parent: u64) -> Self {
+        Build { parent, collected: None }
+    }
+}
+
 /// Takes the pages of a capture while it is being made.
 pub trait PageSink {
-    /// Pages follow: all of them (`is_base`), or those that differ from the last committed capture.
+    /// Pages follow: all of them (`is_base`), or those that changed since the parent.
     fn begin(&mut self, page_size: u32, is_base: bool) -> io::Result<()>;
     /// One page. It may come again: the later image wins. Pages beyond the capture's `page_count` are to be ignored
     /// (the database shrank while it was read).
+    ///
+    /// `base` is the image the page had at the parent, where it is at hand; its digest was proved.
     fn page(&mut self, pgno: u32, image: &[u8], base: Option<&[u8]>) -> io::Result<()>;
     /// Forget all pages so far: the attempt came to nothing. `begin` follows, or the capture fails.
     fn restart(&mut self) -> io::Result<()>;
@@ -72,8 +91,11 @@ pub trait PageSink {
 /// One consistent committed state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capture {
-    /// The sink got every page.
+    /// The sink got every page, those collected before included.
     pub is_base: bool,
+    /// The entry it is built on; 0 for a base. Not the one that was asked for, when of that nothing is known: then it is
+    /// a base.
+    pub parent: u64,
     /// Plain or encrypted.
     pub kind: Kind,
     /// In bytes.
@@ -86,9 +108,13 @@ pub struct Capture {
     pub application_id: u32,
     /// XOR of the digests of all pages but the lock-byte page.
     pub state_digest: Digest,
-    /// How many pages differ from the last committed capture (all, for a base).
+    /// How many pages it has, those collected before included, each counted once.
+    pub pages: u32,
+    /// How many pages differ from the last committed capture (all, when there was none).
     pub changed_pages: u32,
-    /// Nothing differs from the last committed capture: no entry is needed.
+    /// How often the image at the parent was given along.
+    pub bases: u32,
+    /// Nothing differs from the last committed capture: no entry is needed for what it says.
     pub unchanged: bool,
     /// Why the whole file was read, if it was.
     pub gap: Option<GapReason>,

@@ -56,6 +56,16 @@ pub(crate) struct Chain {
     pub(crate) checksum: Checksum,
 }
 
+/// Where frame `number` (from 1) begins in a log of this page size.
+pub(crate) fn frame_offset(page_size: u32, number: u32) -> u64 {
+    HEADER_LEN as u64 + u64::from(number - 1) * (FRAME_HEADER_LEN as u64 + u64::from(page_size))
+}
+
+/// The page number of a frame, if it belongs to this generation. Proves nothing: the checksum is not looked at.
+pub(crate) fn page_of_head(head: &[u8; FRAME_HEADER_LEN], salt: Salt) -> Option<u32> {
+    (head[8..16] == salt).then(|| be32(head, 0)).filter(|pgno| *pgno != 0)
+}
+
 /// One accepted frame.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Frame<'a> {
@@ -97,7 +107,7 @@ impl Chain {
 
     /// Where frame `number` (from 1) begins in the log.
     pub(crate) fn offset_of(&self, number: u32) -> u64 {
-        HEADER_LEN as u64 + u64::from(number - 1) * self.frame_len() as u64
+        frame_offset(self.page_size, number)
     }
 
     /// Accepts the next frame if it continues the chain; otherwise nothing changes.

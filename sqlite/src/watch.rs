@@ -113,27 +113,6 @@ impl Watch {
         self.waker.clone()
     }
 
-    /// Returns on an event or a wake (`true`) or at the end of `timeout`, and at most once every `pause`.
-    pub(crate) fn wait(&mut self, timeout: Duration, pause: Duration) -> io::Result<bool> {
-        let deadline = Instant::now() + timeout;
-        let happened = loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let span = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-            let mut fds =
-                [PollFd::new(&self.inotify, PollFlags::IN), PollFd::new(&*self.waker.0, PollFlags::IN)];
-            match poll(&mut fds, Some(&span)) {
-                Ok(ready) => break ready > 0,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        };
-        let mut counter = [0; 8];
-        let _ = rustix::io::read(&*self.waker.0, &mut counter);
-        std::thread::sleep(pause.saturating_sub(self.last_return.elapsed()));
-        self.last_return = Instant::now();
-        Ok(happened)
-    }
-
     /// Hands every event that happened until now to `each`, in order.
     pub(crate) fn drain(&mut self, mut each: impl FnMut(Event)) -> io::Result<()> {
         let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
@@ -189,6 +168,34 @@ impl Watch {
             _ => None,
         }
     }
+}
+
+/// Returns on an event or a wake of one of them (`true`) or at the end of `timeout`, and at most once every `pause`.
+pub(crate) fn wait_for_any(
+    watches: &mut [&mut Watch],
+    timeout: Duration,
+    pause: Duration,
+) -> io::Result<bool> {
+    let deadline = Instant::now() + timeout;
+    let happened = loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let span = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let descriptors = watches.iter().flat_map(|watch| [&watch.inotify, &*watch.waker.0]);
+        let mut fds: Vec<_> = descriptors.map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        match poll(&mut fds, Some(&span)) {
+            Ok(ready) => break ready > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    let last_return = watches.iter().map(|watch| watch.last_return).max();
+    std::thread::sleep(last_return.map_or(Duration::ZERO, |last| pause.saturating_sub(last.elapsed())));
+    for watch in watches {
+        let mut counter = [0; 8];
+        let _ = rustix::io::read(&*watch.waker.0, &mut counter);
+        watch.last_return = Instant::now();
+    }
+    Ok(happened)
 }
 
 #[cfg(test)]

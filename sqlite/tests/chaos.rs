@@ -146,10 +146,7 @@ fn run(seed: u64, time: Duration) {
             match world.try_capture() {
                 Ok(_) if random.below(10) == 0 => world.live().abort(),
                 Ok(capture) => {
-                    world.seq += 1;
-                    let seq = world.seq;
-                    world.live().commit(seq).unwrap();
-                    world.keep(&capture);
+                    world.commit(&capture, &[]);
                     let found = check(&world, before);
                     assert!(found >= newest, "commits went back");
                     newest = found;

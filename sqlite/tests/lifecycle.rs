@@ -7,7 +7,8 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use chatkeep_sqlite::{
-    CaptureError, Existing, GapReason, Kind, LiveDatabase, Mode, PageSink, RestoreWriter, lock_byte_page,
+    Build, CaptureError, Existing, GapReason, Kind, LiveDatabase, Mode, PageSink, RestoreWriter,
+    lock_byte_page,
 };
 use common::{App, World};
 
@@ -213,7 +214,7 @@ impl PageSink for Counter {
         Ok(())
     }
 
-    fn page(&mut self, pgno: u32, _image: &[u8]) -> std::io::Result<()> {
+    fn page(&mut self, pgno: u32, _image: &[u8], _base: Option<&[u8]>) -> std::io::Result<()> {
         self.pages += 1;
         self.lock_byte_page |= pgno == lock_byte_page(65536);
         Ok(())
@@ -236,10 +237,10 @@ fn beyond_one_gibibyte_the_page_of_the_locks_is_neither_kept_nor_compared() {
     file.set_len(u64::from(count) * u64::from(page)).unwrap();
     drop(file);
     let mut counter = Counter::default();
-    let capture = world.live().capture(&mut counter, &|| false).unwrap();
+    let capture = world.live().capture(Build::on(0), &mut counter, &|| false).unwrap();
     assert_eq!((capture.page_size, capture.page_count, capture.changed_pages), (page, count, count - 1));
     assert_eq!((counter.pages, counter.lock_byte_page), (count - 1, false));
-    world.live().commit(1).unwrap();
+    world.live().commit(1, &[]).unwrap();
 
     let directory = std::fs::File::open(world.folder.path()).unwrap().into();
     let mut writer = RestoreWriter::create(directory, "restored", page, count, common::KEY).unwrap();
@@ -293,7 +294,7 @@ fn a_capture_can_be_cancelled() {
     let mut app = App::wal(&world.db());
     app.insert(5);
     let mut store = common::Store::default();
-    let result = world.live().capture(&mut store, &|| true);
+    let result = world.live().capture(Build::on(0), &mut store, &|| true);
     assert!(matches!(result, Err(CaptureError::Cancelled)));
     assert!(world.capture().is_base);
 }

@@ -329,6 +329,7 @@ fn an_entry_kept_but_not_committed_is_replayed_after_a_crash() {
     let kept = world.try_capture().unwrap();
     let digests: Vec<_> =
         world.store.new.iter().map(|(pgno, image)| (*pgno, page_digest(&KEY, *pgno, image))).collect();
+    world.seq = 2;
     world.keep(&kept);
     world.restart();
     // An entry that does not add up to its state is refused.
@@ -342,7 +343,6 @@ fn an_entry_kept_but_not_committed_is_replayed_after_a_crash() {
         .replay(2, kept.page_size, kept.page_count, kept.state_digest, &mut digests.clone().into_iter())
         .unwrap();
     assert_eq!(world.live().table_seq(), Some(2));
-    world.seq = 2;
     assert!(world.capture().unchanged);
     // An entry that does not join on is refused.
     world
@@ -362,13 +362,13 @@ fn a_base_entry_is_replayed_without_a_table() {
     let kept = world.try_capture().unwrap();
     let digests: Vec<_> =
         world.store.new.iter().map(|(pgno, image)| (*pgno, page_digest(&KEY, *pgno, image))).collect();
+    world.seq = 1;
     world.keep(&kept);
     world.restart();
     world
         .live()
         .replay(1, kept.page_size, kept.page_count, kept.state_digest, &mut digests.into_iter())
         .unwrap();
-    world.seq = 1;
     app.insert(1);
     let capture = world.capture();
     assert!(!capture.is_base && capture.changed_pages < 6);

@@ -6,7 +6,7 @@ mod common;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime};
 
-use chatkeep_sqlite::{CaptureError, GapReason, Mode, PageSink};
+use chatkeep_sqlite::{Build, CaptureError, GapReason, Mode, PageSink};
 use common::{App, World};
 
 #[test]
@@ -164,7 +164,7 @@ impl PageSink for Meddler {
         Ok(())
     }
 
-    fn page(&mut self, pgno: u32, _image: &[u8]) -> std::io::Result<()> {
+    fn page(&mut self, pgno: u32, _image: &[u8], _base: Option<&[u8]>) -> std::io::Result<()> {
         if self.pages_of_attempts.len() == 1 && pgno == 10 {
             self.db.write_all_at(b"x", 4096 * 300)?;
             std::thread::sleep(Duration::from_millis(5));
@@ -186,7 +186,7 @@ fn a_write_during_a_read_of_the_whole_file_ends_it_early() {
     app.close();
     let db = std::fs::File::options().write(true).open(world.db()).unwrap();
     let mut meddler = Meddler { db, pages_of_attempts: Vec::new() };
-    let capture = world.live().capture(&mut meddler, &|| false).unwrap();
+    let capture = world.live().capture(Build::on(0), &mut meddler, &|| false).unwrap();
     let (first, last) = (meddler.pages_of_attempts[0], *meddler.pages_of_attempts.last().unwrap());
     assert!(first < 100, "{first} pages were read in vain");
     assert_eq!(last, capture.page_count);

@@ -18,7 +18,7 @@ use crate::spool::Spooled;
 use crate::writer::Writer;
 
 /// Bytes read in one slice, some milliseconds of work: one pack.
-const SLICE_LEN: usize = 4 << 20;
+const SLICE_LEN: u64 = 4 << 20;
 /// A span of up to so many bytes is read in the capture itself.
 const DIRECT_LEN: u64 = 8 << 20;
 
@@ -39,6 +39,8 @@ struct Begun {
 /// What was read ahead of one database.
 struct ReadAhead {
     collection: Collection,
+    /// Bytes of a page, and whether it is a base.
+    shape: (u32, bool),
     packs: Vec<PackRef>,
     finished: bool,
 }
@@ -63,13 +65,21 @@ impl Ahead {
             return !self.has_work();
         }
         self.drop_all(writer);
-        let bytes: u64 = members.live().map(|live| live.span_bytes(plan.parent_seq)).sum();
+        let bytes: Result<u64, _> = members.live().map(|live| live.span_bytes(plan.parent_seq)).sum();
+        // What cannot be asked for now cannot be captured like this either.
+        let Ok(bytes) = bytes else { return false };
         if bytes <= DIRECT_LEN {
             return true;
         }
-        debug!(level = plan.level.number(), parent = plan.parent_seq, bytes, "reading ahead for a long entry");
+        debug!(
+            level = plan.level.number(),
+            parent = plan.parent_seq,
+            bytes,
+            "reading ahead for a long entry"
+        );
         let parts = members.all.iter().map(|member| ReadAhead {
             collection: Collection::new(plan.parent_seq),
+            shape: (0, false),
             packs: Vec::new(),
             finished: member.live.is_none(),
         });
@@ -126,10 +136,12 @@ impl Begun {
         };
         let done_bytes = AtomicU64::new(0);
         let (read, packs) = writer.sealing(0, self.next_position, |sealing| {
-            let mut collector = sealing.collector(&done_bytes, false);
-            let finished = live.collect(&mut part.collection, SLICE_LEN, &mut collector).map_err(io::Error::other)?;
+            let mut collector = sealing.collector(&done_bytes, true);
+            collector.continue_as(part.shape);
+            let read = live.collect(&mut part.collection, SLICE_LEN, &mut collector);
+            part.shape = collector.shape();
             collector.finish_packs()?;
-            Ok::<_, io::Error>(finished)
+            read.map_err(io::Error::other)
         });
         let packs = packs?;
         self.next_position += 2;

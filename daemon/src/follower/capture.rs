@@ -28,8 +28,8 @@ impl Members {
     /// Captures, seals, spools; the tables follow once the entry is on the disk.
     pub(super) fn capture(&mut self, order: &CaptureOrder, ahead: &mut Ahead) -> Result<Captured> {
         // Everything committed before this moment is in the capture; what is committed meanwhile may be.
-        let now_us = crate::clock::now_us() as i64;
-        let plan = self.plan(order, ahead, now_us);
+        let now_us = order.clock.now_us() as i64;
+        let (plan, ordinary) = self.plan(order, ahead, now_us);
         let taken = ahead.take(plan);
         let captured = self.capture_as(order, plan, taken.as_ref(), now_us);
         if let Some(taken) = &taken
@@ -37,22 +37,26 @@ impl Members {
         {
             taken.drop_all(&order.writer);
         }
-        captured
+        match captured {
+            // An app that writes faster than old pages can be read: the long entry has time, the capture has not.
+            Err(fault) if plan != ordinary && !order.cancelled.load(Ordering::Relaxed) => {
+                debug!(level = plan.level.number(), error = %fault.error.text(), "an ordinary entry instead");
+                self.capture_as(order, ordinary, None, order.clock.now_us() as i64)
+            }
+            captured => captured,
+        }
     }
 
-    /// What the next entry is: what is due, if it can be made without delay, else an ordinary one.
-    fn plan(&self, order: &CaptureOrder, ahead: &mut Ahead, now_us: i64) -> EntryPlan {
+    /// What the next entry is: what is due, if it can be made without delay, else an ordinary one; and the ordinary one.
+    fn plan(&self, order: &CaptureOrder, ahead: &mut Ahead, now_us: i64) -> (EntryPlan, EntryPlan) {
         let links: Vec<ChainLink> = order.chain.iter().map(Point::link).collect();
         let plan = plan_entry(&links, now_us, LevelPolicy::default());
-        let Some(newest) = links.first() else { return plan };
         let ordinary = EntryPlan::at_level(&links, Level::Entry);
         // A base has all databases, or it would lose one.
         let whole = plan.level < Level::Base || self.absent(order).is_empty();
-        if plan.parent_seq == newest.seq || whole && ahead.is_ready(plan, self, &order.writer) {
-            plan
-        } else {
-            ordinary
-        }
+        let short = plan.parent_seq == ordinary.parent_seq;
+        let ready = short || whole && ahead.is_ready(plan, self, &order.writer);
+        (if ready { plan } else { ordinary }, ordinary)
     }
 
     /// Databases that the newest entry has and that are not there now.
@@ -121,7 +125,7 @@ impl Members {
                 // What was read ahead is whole: a patch after it would be applied to it.
                 let mut collector = sealing.collector(&order.done_bytes, taken.is_none());
                 let build = Build { parent: plan.parent_seq, collected };
-                let capture = live.capture(&build, &mut collector, &cancelled)?;
+                let capture = live.capture(build, &mut collector, &cancelled)?;
                 let inline = collector.finish(capture.page_count)?;
                 captures.push((member.name.clone(), capture, inline));
             }
@@ -161,7 +165,8 @@ impl Members {
         // One that is gone for good was captured as far as it could be: it stays as it was.
         let (gone, parts): (Vec<_>, Vec<_>) = parts.into_iter().partition(|part| part.capture.gone);
         let known = order.chain.first().map(|point| point.databases.as_slice()).unwrap_or_default();
-        unchanged.extend(known.iter().filter(|facts| gone.iter().any(|part| part.name == facts.name)).cloned());
+        unchanged
+            .extend(known.iter().filter(|facts| gone.iter().any(|part| part.name == facts.name)).cloned());
         // All that is read as a whole is a base, also where a span was planned.
         let is_base = unchanged.is_empty() && parts.iter().all(|part| part.capture.is_base);
         let parent = order.chain.iter().find(|point| point.seq == plan.parent_seq).filter(|_| !is_base);
@@ -185,7 +190,10 @@ impl Members {
     }
 
     fn abort(&mut self) {
-        self.all.iter_mut().filter_map(|member| member.live.as_mut()).for_each(chatkeep_sqlite::LiveDatabase::abort);
+        self.all
+            .iter_mut()
+            .filter_map(|member| member.live.as_mut())
+            .for_each(chatkeep_sqlite::LiveDatabase::abort);
     }
 
     fn commit(&mut self, seq: u64, chain: &[Point]) -> std::io::Result<()> {
@@ -200,7 +208,8 @@ impl Members {
 
 /// The entries that a later one may build on: for each level, the newest of at least that level.
 fn marks(chain: &[Point]) -> Vec<u64> {
-    let newest = |level: Level| chain.iter().find(|point| point.level >= level.number()).map(|point| point.seq);
+    let newest =
+        |level: Level| chain.iter().find(|point| point.level >= level.number()).map(|point| point.seq);
     let mut marks: Vec<u64> = Level::ALL.into_iter().filter_map(newest).collect();
     marks.dedup();
     marks

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use chatkeep_sqlite::{Capture, CaptureError, LiveConfig, LiveDatabase, PageSink, page_digest};
+use chatkeep_sqlite::{
+    Build, Capture, CaptureError, Collection, Digest, LiveConfig, LiveDatabase, PageSink, page_digest,
+};
 
 pub(crate) const KEY: [u8; 32] = [9; 32];
 const PATH_VARIABLE: &str = "CHATKEEP_TEST_APP";
@@ -110,11 +112,58 @@ impl Drop for App {
     }
 }
 
+/// The images a database has at one entry.
+pub(crate) type State = BTreeMap<u32, Vec<u8>>;
+
+/// What an entry of the log holds.
+pub(crate) struct Entry {
+    pub(crate) parent: u64,
+    pub(crate) page_count: u32,
+    pub(crate) state_digest: Digest,
+    pub(crate) pages: State,
+}
+
+/// A log of entries in memory, and the capture that is being made.
 #[derive(Default)]
 pub(crate) struct Store {
-    pub(crate) pages: BTreeMap<u32, Vec<u8>>,
-    pub(crate) new: BTreeMap<u32, Vec<u8>>,
+    /// The newest state.
+    pub(crate) pages: State,
+    pub(crate) new: State,
     pub(crate) is_base: bool,
+    pub(crate) entries: BTreeMap<u64, Entry>,
+    /// What the entry has that the capture being made is built on.
+    parent: State,
+    /// How many images of before came along with pages, each compared with the parent.
+    pub(crate) bases: u32,
+}
+
+impl Store {
+    /// The state at an entry, as a restore makes it: entries along their parents, the oldest first.
+    pub(crate) fn state_at(&self, seq: u64) -> State {
+        let mut chain = Vec::new();
+        let mut at = seq;
+        while at != 0 {
+            let entry = &self.entries[&at];
+            assert!(entry.parent < at, "a parent is older");
+            chain.push(entry);
+            at = entry.parent;
+        }
+        let mut state = State::new();
+        for entry in chain.into_iter().rev() {
+            state.extend(entry.pages.iter().map(|(pgno, image)| (*pgno, image.clone())));
+            state.retain(|pgno, _| *pgno <= entry.page_count);
+        }
+        state
+    }
+}
+
+/// The digest of a state.
+pub(crate) fn digest_of(state: &State) -> Digest {
+    let mut sum = Digest::default();
+    for (pgno, image) in state {
+        sum.iter_mut().zip(page_digest(&KEY, *pgno, image)).for_each(|(a, b)| *a ^= b);
+    }
+    sum
 }
 
 impl PageSink for Store {
@@ -124,7 +173,12 @@ impl PageSink for Store {
         Ok(())
     }
 
-    fn page(&mut self, pgno: u32, image: &[u8]) -> io::Result<()> {
+    fn page(&mut self, pgno: u32, image: &[u8], base: Option<&[u8]>) -> io::Result<()> {
+        if let Some(base) = base {
+            assert!(!self.is_base);
+            assert!(self.parent.get(&pgno).is_some_and(|known| known == base), "page {pgno}: another base");
+            self.bases += 1;
+        }
         self.new.insert(pgno, image.to_vec());
         Ok(())
     }
@@ -175,38 +229,92 @@ impl World {
         self.live = None;
     }
 
+    /// The newest entry, as far as the table knows.
+    fn newest(&mut self) -> u64 {
+        self.live().table_seq().unwrap_or(0)
+    }
+
     pub(crate) fn try_capture(&mut self) -> Result<Capture, CaptureError> {
+        let newest = self.newest();
+        self.try_build(newest, None)
+    }
+
+    /// Captures on top of any entry; `collected` with what was collected for it.
+    pub(crate) fn try_build(
+        &mut self,
+        parent: u64,
+        collected: Option<(&Collection, &State)>,
+    ) -> Result<Capture, CaptureError> {
         let mut store = std::mem::take(&mut self.store);
         store.new.clear();
-        let capture = self.live().capture(&mut store, &|| false);
+        store.parent = store.state_at(parent);
+        let build = Build { parent, collected: collected.map(|(collection, _)| collection) };
+        let capture = self.live().capture(build, &mut store, &|| false);
+        if let Some((_, before)) = collected {
+            for (pgno, image) in before {
+                store.new.entry(*pgno).or_insert_with(|| image.clone());
+            }
+        }
         self.store = store;
         capture
     }
 
+    /// Collects a slice.
+    pub(crate) fn try_collect(
+        &mut self,
+        collection: &mut Collection,
+        max_bytes: u64,
+        into: &mut State,
+    ) -> Result<bool, CaptureError> {
+        let mut store = std::mem::take(&mut self.store);
+        store.new = std::mem::take(into);
+        if !store.new.is_empty() {
+            // `begin` was called with the first slice.
+            store.is_base = collection.parent() == 0;
+        }
+        store.parent = store.state_at(collection.parent());
+        let finished = self.live().collect(collection, max_bytes, &mut store);
+        *into = std::mem::take(&mut store.new);
+        self.store = store;
+        finished
+    }
+
     /// Captures, commits, and checks that the pages in the store add up to the state digest.
     pub(crate) fn capture(&mut self) -> Capture {
-        let capture = self.try_capture().unwrap();
-        self.seq += 1;
-        let seq = self.seq;
-        self.live().commit(seq).unwrap();
-        self.keep(&capture);
+        let newest = self.newest();
+        self.build(newest, &[])
+    }
+
+    /// Captures on top of any entry, commits with these marks, and checks.
+    pub(crate) fn build(&mut self, parent: u64, marks: &[u64]) -> Capture {
+        let capture = self.try_build(parent, None).unwrap();
+        self.commit(&capture, marks);
         capture
     }
 
+    /// Keeps what was captured as the next entry, and checks it.
+    pub(crate) fn commit(&mut self, capture: &Capture, marks: &[u64]) {
+        self.seq += 1;
+        let seq = self.seq;
+        self.live().commit(seq, marks).unwrap();
+        self.keep(capture);
+    }
+
     pub(crate) fn keep(&mut self, capture: &Capture) {
+        assert_eq!(self.store.is_base, capture.is_base);
         if self.store.is_base {
             self.store.pages.clear();
         }
-        let new = std::mem::take(&mut self.store.new);
-        self.store.pages.extend(new);
+        let mut new = std::mem::take(&mut self.store.new);
+        new.retain(|pgno, _| *pgno <= capture.page_count);
+        assert_eq!(new.len(), capture.pages as usize);
+        self.store.pages.extend(new.clone());
         self.store.pages.retain(|pgno, _| *pgno <= capture.page_count);
-        let mut state = [0_u8; 16];
-        for (pgno, image) in &self.store.pages {
-            let digest = page_digest(&KEY, *pgno, image);
-            state.iter_mut().zip(digest).for_each(|(a, b)| *a ^= b);
-        }
-        assert_eq!(state, capture.state_digest);
+        assert_eq!(digest_of(&self.store.pages), capture.state_digest);
         assert_eq!(self.store.pages.len(), capture.page_count as usize);
+        let Capture { parent, page_count, state_digest, .. } = *capture;
+        self.store.entries.insert(self.seq, Entry { parent, page_count, state_digest, pages: new });
+        assert!(self.store.state_at(self.seq) == self.store.pages, "a restore gives something else");
     }
 
     /// What a restore would give.
