@@ -12,6 +12,8 @@ use crate::wire::{Reader, put_text};
 const FLAG_BASE: u8 = 1;
 const OP_GONE: u8 = 0;
 const OP_FILE: u8 = 1;
+/// The least that a file takes: the length of its path, a path of one byte, the operation.
+const FILE_LEN_MIN: usize = 4;
 const CHUNK_REF_LEN: usize = 40;
 /// The bits of a mode that are kept: permissions, without setuid, setgid and sticky.
 const MODE_MASK: u32 = 0o777;
@@ -78,16 +80,19 @@ pub struct ChunkRef {
 }
 
 impl FileSet {
-    /// A set of files in any order; of several with one path the last counts. Fails if one breaks a rule.
+    /// A set of files in any order; of several with one path the last counts. Fails if one breaks a rule, or if they are
+    /// too many for one plaintext.
     pub fn new(files: Vec<(Vec<u8>, FileOp)>) -> Result<Self, FormatError> {
         let mut files = files;
         files.reverse(); // a stable sort then puts the last of equals first, where dedup keeps it
         files.sort_by(|a, b| a.0.cmp(&b.0));
         files.dedup_by(|a, b| a.0 == b.0);
-        if files.len() > MAX_FILES || !files.iter().all(|(path, op)| is_path(path) && op.is_valid()) {
+        let set = Self { files };
+        let valid = set.files.iter().all(|(path, op)| is_path(path) && op.is_valid());
+        if !valid || set.len() > MAX_FILES || set.byte_len() > MAX_PLAINTEXT_LEN {
             return Err(FormatError::Unencodable { what: "files" });
         }
-        Ok(Self { files })
+        Ok(set)
     }
 
     /// How many files it names.
@@ -114,7 +119,12 @@ impl FileSet {
         files.flatten().map(|chunk| chunk.pack)
     }
 
-    /// Length of the encoding, about: what one file adds to it.
+    /// Length of the encoding.
+    pub fn byte_len(&self) -> usize {
+        4 + self.files.iter().map(|(path, op)| Self::byte_len_of(path, op)).sum::<usize>()
+    }
+
+    /// What one file adds to the length of the encoding.
     pub fn byte_len_of(path: &[u8], op: &FileOp) -> usize {
         let file = match op {
             FileOp::File(file) => 24 + file.chunks.len() * CHUNK_REF_LEN,
@@ -125,7 +135,7 @@ impl FileSet {
 
     /// The set's only encoding.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
+        let mut out = Vec::with_capacity(self.byte_len());
         out.extend_from_slice(&(self.files.len() as u32).to_le_bytes());
         for (path, op) in &self.files {
             out.extend_from_slice(&(path.len() as u16).to_le_bytes());
@@ -153,7 +163,7 @@ impl FileSet {
     pub fn decode(bytes: &[u8]) -> Result<Self, FormatError> {
         let mut reader = Reader::new(bytes);
         let count = reader.u32_up_to(MAX_FILES, "files")?;
-        if count > reader.remaining() / 3 {
+        if count > reader.remaining() / FILE_LEN_MIN {
             return Err(malformed("files"));
         }
         let mut files: Vec<(Vec<u8>, FileOp)> = Vec::with_capacity(count);
@@ -300,6 +310,7 @@ mod tests {
         let set = fixtures::files();
         let bytes = set.encode();
         assert_eq!(FileSet::decode(&bytes).unwrap(), set);
+        assert_eq!(bytes.len(), set.byte_len());
         for at in 0..bytes.len() {
             assert!(FileSet::decode(&bytes[..at]).is_err(), "{at}");
             for value in [0, 1, 0x2f, 0x80, 0xff] {
@@ -317,7 +328,8 @@ mod tests {
         for path in ["", "/a", "a/", "a//b", ".", "..", "a/../b", "./a", "a\0b"] {
             let path = path.as_bytes().to_vec();
             assert!(FileSet::new(vec![(path.clone(), FileOp::Gone)]).is_err(), "{path:?}");
-            let bytes = FileSet { files: vec![(path.clone(), FileOp::Gone)] }.encode();
+            let mut bytes = FileSet { files: vec![(path.clone(), FileOp::Gone)] }.encode();
+            bytes.push(0); // room for a path even where there is none
             assert_eq!(FileSet::decode(&bytes).unwrap_err(), malformed("path"), "{path:?}");
         }
         let long = [b"a/".repeat(200), b"b".repeat(256)].concat();
@@ -345,10 +357,55 @@ mod tests {
         check(|file| file.chunks[0].offset = u32::MAX);
     }
 
+    #[test]
+    fn more_than_one_plaintext_holds_is_not_a_set() {
+        let chunk = ChunkRef { id: [1; 16], pack: [2; 16], offset: 0, len: 1 };
+        let file = |count: usize| {
+            let chunks = vec![chunk; count];
+            FileOp::File(FileRecord { mode: 0, mtime_ns: 0, len: count as u64, chunks })
+        };
+        let room = MAX_PLAINTEXT_LEN - 4 - 2 * (FILE_LEN_MIN + 24);
+        let (half, rest) = (MAX_FILE_CHUNKS, room / CHUNK_REF_LEN - MAX_FILE_CHUNKS);
+        let set = |rest| FileSet::new(vec![(b"a".to_vec(), file(half)), (b"b".to_vec(), file(rest))]);
+        assert!(set(rest).is_ok());
+        assert!(set(rest + 1).is_err());
+        assert!(FileSet::new(vec![(b"a".to_vec(), file(half + 1))]).is_err());
+    }
+
+    /// Nothing is allocated for what is not there; a count past the limit is refused even where there is enough.
+    #[test]
+    fn counts_are_checked_before_they_are_believed() {
+        let check = |count: u32, bytes: usize, what| {
+            let bytes = [&count.to_le_bytes()[..], &vec![0; bytes]].concat();
+            assert_eq!(FileSet::decode(&bytes).unwrap_err(), malformed(what), "{count}");
+        };
+        check(2, 7, "files");
+        check(2, 8, "path");
+        check(u32::MAX, 100, "files");
+        check(MAX_FILES as u32, 4 * MAX_FILES - 1, "files");
+        check(MAX_FILES as u32 + 1, 4 * MAX_FILES + 4, "files");
+    }
+
     proptest! {
+        /// Few small bytes: what a set is made of, so that many get far.
         #[test]
-        fn any_bytes_give_an_answer(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_give_an_answer(
+            count in 0u32..4, rest in proptest::collection::vec(prop_oneof![4 => Just(0u8), 2 => 0u8..3, 1 => any::<u8>()], 0..150),
+        ) {
+            let bytes = [&count.to_le_bytes()[..], &rest].concat();
             if let Ok(set) = FileSet::decode(&bytes) {
+                prop_assert_eq!(set.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn cut_or_flipped_sets_never_panic(at in any::<prop::sample::Index>(), bit in 0u8..8, cut in any::<bool>()) {
+            let mut bytes = fixtures::files().encode();
+            let at = at.index(bytes.len());
+            if cut { bytes.truncate(at) } else { bytes[at] ^= 1 << bit }
+            let result = FileSet::decode(&bytes);
+            prop_assert!(!cut || result.is_err());
+            if let Ok(set) = result {
                 prop_assert_eq!(set.encode(), bytes);
             }
         }

@@ -177,6 +177,9 @@ impl PageSet {
 
     /// Reads a set. The bytes become its buffer: images are not copied.
     pub fn decode(bytes: Vec<u8>) -> Result<Self, FormatError> {
+        if bytes.len() > MAX_PLAINTEXT_LEN {
+            return Err(malformed("length of the pages")); // also keeps every place in it within 32 bits
+        }
         let mut reader = Reader::new(&bytes);
         let page_size = reader.u32("page size")?;
         let count = reader.u32_up_to(MAX_PAGES, "page count")?;
@@ -399,6 +402,20 @@ mod tests {
         check(raw(512, 2, &[1, 0], 0), "page count");
         check(raw(512, MAX_PAGES as u32 + 1, &[1, 0], 0), "page count");
         check(raw(512, u32::MAX, &[1, 0], 0), "page count");
+        check(vec![0; MAX_PLAINTEXT_LEN + 1], "length of the pages");
+    }
+
+    /// Nothing is allocated for what is not there; a count past the limit is refused even where there is enough.
+    #[test]
+    fn counts_are_checked_before_they_are_believed() {
+        let decode = |count: usize, index_len: usize| {
+            let index: Vec<u8> = [1, 0].into_iter().cycle().take(index_len).collect();
+            PageSet::decode(raw(512, count as u32, &index, 0)).map(|pages| pages.len())
+        };
+        assert_eq!(decode(2, 3), Err(malformed("page count")));
+        assert_eq!(decode(MAX_PAGES, 2 * MAX_PAGES - 1), Err(malformed("page count")));
+        assert_eq!(decode(MAX_PAGES, 2 * MAX_PAGES), Ok(MAX_PAGES));
+        assert_eq!(decode(MAX_PAGES + 1, 2 * MAX_PAGES + 2), Err(malformed("page count")));
     }
 
     proptest! {
