@@ -8,9 +8,11 @@ use std::path::Path;
 
 use chatkeep_crypto::{BackupKey, DigitsError, OpenError, open, open_keyring, read_keyring};
 use chatkeep_format::{
-    ArchiveId, CHUNK_LEN, Entry, FormatError, HEADER_LEN, ObjectName, PageOp, PageSet, TAG_LEN, padme,
+    ArchiveId, CHUNK_LEN, Entry, FileSet, FormatError, HEADER_LEN, ObjectName, PageSet, TAG_LEN, apply_patch,
+    padme,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
+use support::json::{entry_json, files_json, pages_json};
 use support::{error_name, mend_end, mend_header};
 
 #[test]
@@ -25,6 +27,8 @@ fn every_vector_gives_what_it_says() {
             "digits" => digits,
             "padme" => padme_value,
             "pages" => pages,
+            "patches" => patch,
+            "files" => files,
             "entries" => entry,
             "keyring" => keyring,
             "objects" => object,
@@ -38,11 +42,17 @@ fn every_vector_gives_what_it_says() {
         }
         seen.insert(what.to_owned());
     }
-    assert_eq!(seen.len(), 6, "{seen:?}");
+    assert_eq!(seen.len(), 8, "{seen:?}");
 }
 
+/// Hexadecimal digits; or `[[digits, how often], …]` for what is long and all alike.
 fn bytes(value: &Value) -> Vec<u8> {
-    hex::decode(value.as_str().unwrap()).unwrap()
+    match value {
+        Value::Array(parts) => {
+            parts.iter().flat_map(|part| bytes(&part[0]).repeat(number(&part[1]))).collect()
+        }
+        digits => hex::decode(digits.as_str().unwrap()).unwrap(),
+    }
 }
 
 fn key(value: &Value) -> BackupKey {
@@ -86,14 +96,27 @@ fn pages(_: &Value, case: &Value) -> String {
         Ok(set) => set,
         Err(error) => return malformed(&error),
     };
-    let listed: Vec<_> = set
-        .iter()
-        .map(|(pgno, op)| match op {
-            PageOp::Zero => json!([pgno, "zero"]),
-            PageOp::Full(image) => json!([pgno, hex::encode(image)]),
-        })
-        .collect();
-    assert_eq!(json!(listed), case["pages"]);
+    assert_eq!(pages_json(&set), case["pages"]);
+    assert_eq!(set.encode(), bytes(&case["bytes"]));
+    opens()
+}
+
+fn patch(_: &Value, case: &Value) -> String {
+    let base = bytes(&case["base"]);
+    let mut image = vec![0; base.len()];
+    match apply_patch(&base, &bytes(&case["patch"]), &mut image) {
+        Ok(()) => assert_eq!(image, bytes(&case["page"])),
+        Err(error) => return malformed(&error),
+    }
+    opens()
+}
+
+fn files(_: &Value, case: &Value) -> String {
+    let set = match FileSet::decode(&bytes(&case["bytes"])) {
+        Ok(set) => set,
+        Err(error) => return malformed(&error),
+    };
+    assert_eq!(files_json(&set), case["files"]);
     assert_eq!(set.encode(), bytes(&case["bytes"]));
     opens()
 }
@@ -103,18 +126,7 @@ fn entry(_: &Value, case: &Value) -> String {
         Ok(entry) => entry,
         Err(error) => return malformed(&error),
     };
-    let fields = &case["fields"];
-    assert_eq!(entry.archive.to_string(), fields["archive"]);
-    assert_eq!(entry.writer_epoch, fields["writer_epoch"]);
-    assert_eq!((entry.seq, entry.base_seq), (2, 1));
-    assert_eq!(hex::encode(entry.prev), fields["prev"]);
-    assert_eq!(entry.taken_at_us, fields["taken_at_us"]);
-    assert_eq!(entry.source_name, fields["source_name"]);
-    assert_eq!(entry.app_id, fields["app_id"]);
-    let names: Vec<_> = entry.databases.iter().map(|database| json!(database.name)).collect();
-    let expected: Vec<_> =
-        fields["databases"].as_array().unwrap().iter().map(|d| d["name"].clone()).collect();
-    assert_eq!(names, expected);
+    assert_eq!(entry_json(&entry), case["fields"]);
     assert_eq!(entry.encode().unwrap(), bytes(&case["bytes"]));
     opens()
 }

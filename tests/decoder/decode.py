@@ -1,19 +1,23 @@
 #!/usr/bin/env python3
 """A second decoder for Chatkeep archives, written from docs/format.md alone.
 
-    decode.py restore STORE ARCHIVE DATABASE OUT [--seq N]    the 64 digits are read from standard input
-    decode.py list STORE ARCHIVE                              likewise
-    decode.py check VECTORS                                   checks every vector and restores the archive beside them
+    decode.py restore STORE ARCHIVE DATABASE OUT [--seq N]         the 64 digits are read from standard input
+    decode.py restore-folder STORE ARCHIVE FOLDER OUT [--seq N]    likewise; OUT must not exist
+    decode.py list STORE ARCHIVE                                   likewise
+    decode.py check VECTORS                                        every vector, and the archives beside them
 
 STORE is a folder that holds an archive as a local store does. Needs `cryptography`, `zstandard` and `blake3` from PyPI.
 """
 
+import functools
 import hashlib
 import hmac
 import json
 import os
+import stat
 import struct
 import sys
+import tempfile
 
 import zstandard
 from blake3 import blake3
@@ -39,6 +43,12 @@ MAX_TEXT_LEN = 1024
 MAX_DATABASES = 256
 MAX_PACKS = 65_536
 MAX_PAGES = 262_144
+MAX_LEVEL = 15
+MAX_PINS = 1024
+MAX_FOLDERS = 256
+MAX_PATH_LEN = 4096
+MAX_FILES = 1_048_576
+MAX_FILE_CHUNKS = 1_048_576
 KEYRING, ENTRY, PACK = 1, 2, 3
 
 
@@ -250,20 +260,79 @@ def is_page_size(size):
 
 
 def read_pages(data):
-    """(page size, [(page number, image or None for zeros)])"""
+    """(page size, {page number: ("zero",), ("image", bytes) or ("patch", bytes)})"""
     reader = Reader(data, "Malformed")
     size, count, index_len = reader.number(4), reader.number(4, MAX_PAGES), reader.number(4)
     reader.must(is_page_size(size) if count else size == 0)
     index = Reader(reader.take(index_len), "Malformed")
     index.must(count <= index_len // 2)
-    pages, pgno = [], 0
+    listed, pgno = [], 0
     for _ in range(count):
         delta, operation = index.varint(), index.number(1)
         pgno += delta
-        index.must(delta > 0 and pgno <= 0xFFFFFFFF and operation in (0, 1))
-        pages.append((pgno, reader.take(size) if operation else None))
-    index.must(index.left() == 0 and reader.left() == 0)
+        index.must(delta > 0 and pgno <= 0xFFFFFFFF and operation in (0, 1, 2))
+        length = index.varint() if operation == 2 else 0
+        index.must(operation != 2 or 1 <= length <= size)
+        listed.append((pgno, operation, length))
+    index.must(index.left() == 0)
+    pages = {pgno: ("zero",) for pgno, _, _ in listed}
+    for pgno, operation, _ in listed:
+        if operation == 1:
+            pages[pgno] = ("image", reader.take(size))
+    for pgno, operation, length in listed:
+        if operation == 2:
+            pages[pgno] = ("patch", reader.take(length))
+    reader.must(reader.left() == 0)
     return size, pages
+
+
+def patched(base, patch):
+    """The page that a patch makes of the page `base`."""
+    reader, page, distance = Reader(patch, "Malformed"), bytearray(), 0
+    reader.must(len(patch) <= len(base))
+    while len(page) < len(base):
+        page += reader.take(reader.varint())
+        reader.must(len(page) <= len(base))
+        if len(page) == len(base):
+            break
+        copy = reader.varint()
+        if copy & 1:
+            change = reader.varint()
+            distance += -(change + 1) // 2 if change & 1 else change // 2
+        start, length = len(page) + distance, copy >> 1
+        reader.must(length > 0 and start >= 0 and start + length <= len(base) and len(page) + length <= len(base))
+        page += base[start : start + length]
+    reader.must(reader.left() == 0)
+    return bytes(page)
+
+
+def is_segment(name):
+    return name not in (b"", b".", b"..") and b"/" not in name and b"\0" not in name and len(name) <= MAX_NAME_LEN
+
+
+def read_files(data):
+    """{path in bytes: None when it is gone, else what is known of the file}"""
+    reader = Reader(data, "Malformed")
+    files, before = {}, b""
+    for _ in range(reader.number(4, MAX_FILES)):
+        path = reader.take(reader.number(2, MAX_PATH_LEN))
+        reader.must(path > before and all(is_segment(part) for part in path.split(b"/")))
+        before, operation = path, reader.number(1)
+        reader.must(operation in (0, 1))
+        files[path] = read_file(reader) if operation == 1 else None
+    reader.must(reader.left() == 0)
+    return files
+
+
+def read_file(reader):
+    file = {"mode": reader.number(4, 0o777), "mtime_ns": reader.number(8, signed=True), "len": reader.number(8)}
+    count = reader.number(4, MAX_FILE_CHUNKS)
+    reader.must(count * 40 <= reader.left())
+    file["chunks"] = [(reader.take(16), reader.take(16), reader.number(4), reader.number(4)) for _ in range(count)]
+    for _, _, offset, length in file["chunks"]:
+        reader.must(length > 0 and offset + length <= MAX_PLAINTEXT_LEN)
+    reader.must(file["len"] == sum(length for _, _, _, length in file["chunks"]))
+    return file
 
 
 def read_entry(data):
@@ -273,19 +342,43 @@ def read_entry(data):
         "writer_id": reader.take(16),
         "writer_epoch": reader.number(8),
         "seq": reader.number(8, MAX_COUNTER),
+        "parent_seq": reader.number(8),
         "base_seq": reader.number(8),
+        "level": reader.number(1, MAX_LEVEL),
         "prev": reader.take(32),
+        "parent_digest": reader.take(32),
         "taken_at_us": reader.number(8, signed=True),
         "digest_key": reader.take(32),
         "source_name": reader.text(MAX_TEXT_LEN),
         "app_id": reader.text(MAX_TEXT_LEN),
+        "pins": [reader.number(8) for _ in range(reader.number(2, MAX_PINS))],
+        "databases": [read_record(reader) for _ in range(reader.number(2, MAX_DATABASES))],
+        "folders": [read_folder(reader) for _ in range(reader.number(2, MAX_FOLDERS))],
     }
-    reader.must(1 <= entry["base_seq"] <= entry["seq"])
-    reader.must((entry["seq"] == 1) == (entry["prev"] == bytes(32)))
-    entry["databases"] = [read_record(reader) for _ in range(reader.number(2, MAX_DATABASES))]
-    names = [record["name"].encode() for record in entry["databases"]]
-    reader.must(names == sorted(set(names)) and reader.left() == 0)
+    reader.must(reader.left() == 0)
+    seq, parent, base = entry["seq"], entry["parent_seq"], entry["base_seq"]
+    reader.must(1 <= seq and parent < seq)
+    reader.must(1 <= base <= parent if parent else base == seq)
+    reader.must((seq == 1) == (entry["prev"] == bytes(32)))
+    reader.must((parent == 0) == (entry["parent_digest"] == bytes(32)))
+    reader.must(parent == 0 or parent != seq - 1 or entry["parent_digest"] == entry["prev"])
+    pins = entry["pins"]
+    reader.must(pins == sorted(set(pins)) and all(1 <= pin <= seq for pin in pins))
+    for records in (entry["databases"], entry["folders"]):
+        names = [record["name"].encode() for record in records]
+        reader.must(names == sorted(set(names)) and all(is_segment(name) for name in names))
+        for record in records:
+            reader.must(parent > 0 or record["is_base"] or record.get("state") == "gone")
     return entry
+
+
+def read_packs(reader):
+    """[(name, sealed length, number of pages or files)]"""
+    count = reader.number(4, MAX_PACKS)
+    reader.must(count * 28 <= reader.left())
+    packs = [(reader.take(16), reader.number(8, MAX_SEALED_LEN), reader.number(4)) for _ in range(count)]
+    reader.must(all(items > 0 for _, _, items in packs))
+    return packs
 
 
 def read_record(reader):
@@ -299,18 +392,30 @@ def read_record(reader):
         record[field] = reader.number(4)
     record["state_digest"] = reader.take(16)
     record["changed_pages"] = reader.number(8)
-    count = reader.number(4, MAX_PACKS)
-    reader.must(count * 28 <= reader.left())
-    record["packs"] = [(reader.take(16), reader.number(8, MAX_SEALED_LEN), reader.number(4)) for _ in range(count)]
-    reader.must(all(pages > 0 for _, _, pages in record["packs"]))
+    record["packs"] = read_packs(reader)
     inline_size, record["inline"] = read_pages(reader.take(reader.number(4, MAX_PLAINTEXT_LEN)))
 
-    name, size = record["name"], record["page_size"]
-    bare = record["page_count"] == 0 and not record["packs"] and not record["inline"]
-    reader.must(name not in ("", ".", "..") and "/" not in name and "\0" not in name)
+    size, without_pages = record["page_size"], not record["packs"] and not record["inline"]
+    bare = record["page_count"] == 0 and without_pages
     reader.must(state == 1 or bare)
     reader.must(is_page_size(size) or (size == 0 and bare))
-    reader.must(not record["inline"] or inline_size == size)
+    reader.must(fits(record, inline_size, record["inline"]))
+    return record
+
+
+def fits(record, page_size, pages):
+    """Whether a page set can belong to a record."""
+    has_patches = any(page[0] == "patch" for page in pages.values())
+    return not pages or (page_size == record["page_size"] and not (record["is_base"] and has_patches))
+
+
+def read_folder(reader):
+    record, flags = {"name": reader.text(MAX_NAME_LEN)}, reader.number(1)
+    reader.must(flags in (0, 1))
+    record["is_base"] = flags == 1
+    record["files"], record["bytes"], record["unread"] = reader.number(8), reader.number(8), reader.number(4)
+    record["packs"] = read_packs(reader)
+    record["inline"] = read_files(reader.take(reader.number(4, MAX_PLAINTEXT_LEN)))
     return record
 
 
@@ -320,6 +425,7 @@ def read_record(reader):
 class Archive:
     def __init__(self, store, archive, key):
         self.store, self.archive = store, archive
+        self.pack = functools.lru_cache(maxsize=4)(self.read_pack)
         counter = max(self.numbers("keyring"), default=None)
         if counter is None:
             fail("no keyring")
@@ -327,8 +433,11 @@ class Archive:
         self.roots = open_keyring(keyring, bytes.fromhex(archive), counter, key)
 
     def read(self, store_key):
-        with open(os.path.join(self.store, store_key), "rb") as file:
-            return file.read(MAX_SEALED_LEN + 1)
+        try:
+            with open(os.path.join(self.store, store_key), "rb") as file:
+                return file.read(MAX_SEALED_LEN + 1)
+        except FileNotFoundError:
+            fail("Missing")
 
     def numbers(self, folder):
         path = os.path.join(self.store, self.archive, folder)
@@ -344,62 +453,111 @@ class Archive:
             fail("NotThisObject")
         return entry, blake3(sealed).digest()
 
-    def pack(self, name, page_size):
+    def read_pack(self, name):
         store_key = f"{self.archive}/pack/{name[:1].hex()}/{name.hex()}"
-        size, pages = read_pages(open_object(self.read(store_key), store_key, self.roots))
-        if pages and size != page_size:
-            fail("Malformed")
-        return pages
+        return open_object(self.read(store_key), store_key, self.roots)
+
+    def chain(self, seq):
+        """The entries that a restore of `seq` needs, the base last."""
+        chain, expected = [], None
+        while True:
+            entry, digest = self.entry(seq)
+            chain.append(entry)
+            same = all(entry[field] == chain[0][field] for field in ("base_seq", "digest_key"))
+            if not same or expected not in (None, digest):
+                fail("Damaged chain")
+            if entry["parent_seq"] == 0:
+                return chain
+            seq, expected = entry["parent_seq"], entry["parent_digest"]
+
+    def records(self, seq, kind, name):
+        """The records of a database or folder that a restore applies, oldest first, and the digest key."""
+        chain = self.chain(seq)
+        records = []
+        for entry in chain:
+            record = next((record for record in entry[kind] if record["name"] == name), None)
+            if not records and record is None:
+                fail("nothing of this name at this point")
+            if record is None or (records and record.get("state") == "gone"):
+                break
+            records.append(record)
+            if record["is_base"]:
+                break
+        return records[::-1], chain[0]["digest_key"]
+
+    def page_sets(self, record):
+        for name, _, _ in record["packs"]:
+            size, pages = read_pages(self.pack(name))
+            if not fits(record, size, pages):
+                fail("Malformed")
+            yield pages
+        yield record["inline"]
 
     def restore(self, seq, database):
         """The bytes of the database at entry `seq`; None if it is gone."""
-        target, _ = self.entry(seq)
-        goal = find_record(target, database)
-        if goal is None:
-            fail("no such database")
+        records, digest_key = self.records(seq, "databases", database)
+        goal = records[-1]
         if goal["state"] == "gone":
             return None
         size, count = goal["page_size"], goal["page_count"]
         lock_page = (1 << 30) // size + 1 if size else 0
-        found, at, prev = {}, seq, None
-        while True:
-            entry, digest = self.entry(at)
-            if prev is not None and digest != prev:
-                fail("chain broken")
-            record = find_record(entry, database)
-            if record is not None:
-                if record["state"] == "gone":
-                    break
-                if record["page_size"] not in (0, size):
-                    fail("Malformed")
-                layers = [lambda r=record: r["inline"]]
-                layers += [lambda n=name: self.pack(n, size) for name, _, _ in reversed(record["packs"])]
-                for layer in layers:
-                    for pgno, image in layer():
-                        if pgno <= count and pgno != lock_page:
-                            found.setdefault(pgno, image)
-                if record["is_base"]:
-                    break
-            if at == target["base_seq"]:
-                break
-            at, prev = at - 1, entry["prev"]
+        found = {}
+        for record in records:
+            if record["page_size"] != size and (record["packs"] or record["inline"]):
+                fail("Malformed")
+            for pages in self.page_sets(record):
+                for pgno, (operation, *content) in pages.items():
+                    if pgno > count or pgno == lock_page:
+                        continue
+                    if operation != "patch":
+                        found[pgno] = content[0] if content else bytes(size)
+                    elif pgno in found:
+                        found[pgno] = patched(found[pgno], content[0])
+                    else:
+                        fail("Damaged database")
         image, digest = bytearray(size * count), 0
         for pgno in range(1, count + 1):
             if pgno == lock_page:
                 continue
             if pgno not in found:
-                fail(f"page {pgno} is missing")
-            page = found[pgno] or bytes(size)
-            image[(pgno - 1) * size : pgno * size] = page
-            keyed = blake3(struct.pack("<I", pgno) + page, key=target["digest_key"]).digest()
+                fail("Damaged database")
+            image[(pgno - 1) * size : pgno * size] = found[pgno]
+            keyed = blake3(struct.pack("<I", pgno) + found[pgno], key=digest_key).digest()
             digest ^= int.from_bytes(keyed[:16], "big")
         if digest.to_bytes(16, "big") != goal["state_digest"]:
-            fail("state digest differs")
+            fail("Damaged database")
         return bytes(image)
 
+    def restore_folder(self, seq, name, out):
+        """Writes the folder as it is at entry `seq` into the new folder `out`; returns the number of files."""
+        records, digest_key = self.records(seq, "folders", name)
+        files = {}
+        for record in records:
+            lists = [read_files(self.pack(pack)) for pack, _, _ in record["packs"]]
+            for listed in [*lists, record["inline"]]:
+                files.update(listed)
+        files = {path: file for path, file in files.items() if file is not None}
+        folders = {path[:at] for path in files for at, byte in enumerate(path) if byte == ord("/")}
+        sums = (len(files), sum(file["len"] for file in files.values()))
+        if sums != (records[-1]["files"], records[-1]["bytes"]) or not folders.isdisjoint(files):
+            fail("Damaged folder")
+        os.mkdir(out, 0o700)
+        for path, file in files.items():
+            place = os.path.join(os.fsencode(out), path)
+            os.makedirs(os.path.dirname(place), 0o700, exist_ok=True)
+            with open(place, "xb") as writer:
+                for chunk in file["chunks"]:
+                    writer.write(self.chunk(chunk, digest_key))
+                os.fchmod(writer.fileno(), file["mode"])
+            os.utime(place, ns=(file["mtime_ns"], file["mtime_ns"]))
+        return len(files)
 
-def find_record(entry, name):
-    return next((record for record in entry["databases"] if record["name"] == name), None)
+    def chunk(self, chunk, digest_key):
+        chunk_id, pack, offset, length = chunk
+        content = self.pack(pack)[offset : offset + length]
+        if len(content) != length or blake3(content, key=digest_key).digest()[:16] != chunk_id:
+            fail("Damaged folder")
+        return content
 
 
 # --- vectors -------------------------------------------------------------------------------------------------------
@@ -443,10 +601,16 @@ def check_case(file, case):
     elif what == "padme":
         assert padme(case[0]) == case[1]
     elif what == "pages":
-        _, pages = read_pages(bytes.fromhex(case["bytes"]))
-        assert [[pgno, image.hex() if image else "zero"] for pgno, image in pages] == case["pages"]
+        _, pages = read_pages(unhex(case["bytes"]))
+        assert plain(pages) == case["pages"]
+    elif what == "patches":
+        assert patched(bytes.fromhex(case["base"]), bytes.fromhex(case["patch"])).hex() == case["page"]
+    elif what == "files":
+        assert plain(read_files(unhex(case["bytes"]))) == case["files"]
     elif what == "entries":
-        check_entry(read_entry(bytes.fromhex(case["bytes"])), case["fields"])
+        entry = plain(read_entry(unhex(case["bytes"])))
+        for name in entry.keys() | case["fields"].keys():
+            assert entry.get(name) == case["fields"].get(name), name
     elif what == "keyring":
         field = {**file, **case}
         data = edited(bytes.fromhex(file["object"]), case["edits"])
@@ -463,59 +627,84 @@ def check_case(file, case):
         raise ValueError(what)
 
 
-def check_entry(entry, fields):
-    for name in ("writer_epoch", "seq", "base_seq", "taken_at_us", "source_name", "app_id"):
-        assert entry[name] == fields[name], name
-    assert (entry["archive"].hex(), entry["prev"].hex()) == (fields["archive"], fields["prev"])
-    assert len(entry["databases"]) == len(fields["databases"])
-    for record, expected in zip(entry["databases"], fields["databases"]):
-        packs = [[name.hex(), length, pages] for name, length, pages in record["packs"]]
-        assert packs == expected["packs"] and len(record["inline"]) == expected["inline"]
-        for name in ("name", "state", "kind", "is_base", "page_size", "page_count"):
-            assert record[name] == expected[name], name
+def unhex(value):
+    """Bytes as vectors write them: digits, or [[digits, how often] …] for what is long and all alike."""
+    return bytes.fromhex(value) if isinstance(value, str) else b"".join(bytes.fromhex(part) * n for part, n in value)
+
+
+def plain(value):
+    """As vectors write it in JSON: bytes as hex, a set of pages or files as [[key, what it is …]]."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict) and not isinstance(next(iter(value), None), str):
+        return [[plain(key), *plain(what if isinstance(what, tuple) else [what])] for key, what in value.items()]
+    if isinstance(value, dict):
+        return {key: plain(member) for key, member in value.items()}
+    return [plain(member) for member in value] if isinstance(value, list | tuple) else value
+
+
+def check_restore(archive, restore):
+    seq = restore["seq"]
+    if "folder" in restore:
+        with tempfile.TemporaryDirectory() as scratch:
+            out = os.path.join(scratch, "out")
+            archive.restore_folder(seq, restore["folder"], out)
+            assert files_in(os.fsencode(out)) == restore["files"]
+    else:
+        image = archive.restore(seq, restore["database"])
+        assert (image is None) == ("gone" in restore)
+        assert image is None or blake3(image).hexdigest() == restore["blake3"]
+
+
+def files_in(folder):
+    found = []
+    for place, _, names in os.walk(folder):
+        for path in (os.path.join(place, name) for name in names):
+            about = os.lstat(path)
+            with open(path, "rb") as file:
+                content = file.read()
+            name, mode = os.path.relpath(path, folder).hex(), stat.S_IMODE(about.st_mode)
+            found.append([name, mode, about.st_mtime_ns, blake3(content).hexdigest()])
+    return sorted(found)
+
+
+def outcome(check, *arguments):
+    try:
+        check(*arguments)
+        return "opens"
+    except FormatError as error:
+        return str(error)
+    except AssertionError as error:
+        return f"opens, but reads otherwise {error}"
 
 
 def check_vectors(folder):
-    checked = wrong = 0
+    results = []
     for name in sorted(os.listdir(os.path.join(folder, "format"))):
         with open(os.path.join(folder, "format", name), encoding="utf-8") as file:
             content = json.load(file)
         for case in content["cases"]:
-            label = case["name"] if isinstance(case, dict) else str(case)
-            expected = case.get("error", "opens") if isinstance(case, dict) else "opens"
-            try:
-                check_case(content, case)
-                result = "opens"
-            except FormatError as error:
-                result = str(error)
-            except AssertionError as error:
-                result = f"opens, but reads otherwise {error}"
-            checked += 1
-            if result != expected:
-                wrong += 1
-                print(f"{name}: {label}: {result}, not {expected}")
-    store = os.path.join(folder, "store")
-    with open(os.path.join(store, "expected.json"), encoding="utf-8") as file:
-        about = json.load(file)
-    archive = Archive(store, about["archive"], key_from_digits(about["digits"]))
-    for restore in about["restores"]:
-        image = archive.restore(restore["seq"], restore["database"])
-        right = image is None if restore.get("gone") else blake3(image).hexdigest() == restore["blake3"]
-        checked += 1
-        if not right:
-            wrong += 1
-            print(f"store: {restore['database']} at {restore['seq']} restores to something else")
-    try:
-        Archive(store, about["archive"], key_from_digits(about["digits_before_rotation"]))
-        result = "opens"
-    except FormatError as error:
-        result = str(error)
-    checked += 1
-    if result != "WrongKey":
-        wrong += 1
-        print(f"store: the key before the rotation: {result}, not WrongKey")
-    print(f"{checked} checked, {wrong} wrong")
-    return wrong == 0
+            about = case if isinstance(case, dict) else {"name": str(case)}
+            result = outcome(check_case, content, case)
+            results.append((f"{name}: {about['name']}", result, about.get("error", "opens")))
+    for name in ("store", "hostile"):
+        store = os.path.join(folder, name)
+        with open(os.path.join(store, "expected.json"), encoding="utf-8") as file:
+            about = json.load(file)
+        archive = Archive(store, about["archive"], key_from_digits(about["digits"]))
+        for restore in about["restores"]:
+            label = restore.get("name") or f"{restore.get('database', restore.get('folder'))} at {restore['seq']}"
+            result = outcome(check_restore, archive, restore)
+            results.append((f"{name}: {label}", result, restore.get("error", "opens")))
+        if "digits_before_rotation" in about:
+            old_key = key_from_digits(about["digits_before_rotation"])
+            result = outcome(Archive, store, about["archive"], old_key)
+            results.append((f"{name}: the key before the rotation", result, "WrongKey"))
+    wrong = [result for result in results if result[1] != result[2]]
+    for label, result, expected in wrong:
+        print(f"{label}: {result}, not {expected}")
+    print(f"{len(results)} checked, {len(wrong)} wrong")
+    return not wrong
 
 
 def main(arguments):
@@ -531,8 +720,8 @@ def main(arguments):
             archive = Archive(store, name, key_from_digits(sys.stdin.read()))
             for number in archive.numbers("log"):
                 entry, _ = archive.entry(number)
-                databases = ", ".join(record["name"] for record in entry["databases"])
-                print(f"{number}\t{entry['taken_at_us']}\t{entry['source_name']}\t{databases}")
+                names = ", ".join(record["name"] for record in entry["databases"] + entry["folders"])
+                print(f"{number}\t{entry['taken_at_us']}\t{entry['source_name']}\t{names}")
             return 0
         case ["restore", store, name, database, out]:
             archive = Archive(store, name, key_from_digits(sys.stdin.read()))
@@ -542,6 +731,11 @@ def main(arguments):
             with open(out, "xb") as file:
                 file.write(image)
             print(f"{out}: {len(image)} bytes, state digest is right")
+            return 0
+        case ["restore-folder", store, name, folder, out]:
+            archive = Archive(store, name, key_from_digits(sys.stdin.read()))
+            count = archive.restore_folder(seq or max(archive.numbers("log"), default=0), folder, out)
+            print(f"{out}: {count} files, every chunk has its id")
             return 0
     print(__doc__, file=sys.stderr)
     return 2
