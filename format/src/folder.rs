@@ -334,6 +334,10 @@ mod tests {
         }
         let long = [b"a/".repeat(200), b"b".repeat(256)].concat();
         assert!(FileSet::new(vec![(long, FileOp::Gone)]).is_err());
+        for (segments, fits) in [(2047, true), (2048, false)] {
+            let path = [b"a/".repeat(segments), b"bb".to_vec()].concat();
+            assert_eq!(FileSet::new(vec![(path, FileOp::Gone)]).is_ok(), fits, "{segments}");
+        }
     }
 
     #[test]
