@@ -68,6 +68,21 @@ fn an_image_that_was_overwritten_before_the_look_is_not_taken_for_the_one_of_bef
 }
 
 #[test]
+fn a_frame_that_was_overwritten_is_not_taken_for_the_one_of_before() {
+    let (mut world, mut app) = world();
+    update(&mut app, 100);
+    world.capture();
+    // The end of this log is read after its beginning was overwritten by the next one.
+    update(&mut app, 300);
+    update(&mut app, 100);
+    app.run("PRAGMA wal_checkpoint(RESTART);");
+    update(&mut app, 500);
+    let capture = world.capture();
+    assert_eq!(capture.gap, None);
+    assert!(capture.bases > 0 && capture.bases < capture.pages, "{capture:?}");
+}
+
+#[test]
 fn a_capture_on_an_older_entry_has_what_changed_since() {
     let (mut world, mut app) = world();
     let mut increments = 0;
@@ -295,6 +310,21 @@ fn a_base_collected_in_slices_between_captures_is_whole() {
     app.close();
     world.capture();
     world.assert_stored_is_the_file();
+}
+
+#[test]
+fn a_page_that_had_changed_when_its_slice_was_read_and_changed_back_is_given_by_the_capture() {
+    let (mut world, mut app) = world();
+    app.run("UPDATE t SET body = zeroblob(1500) WHERE id = 100;");
+    world.capture();
+    app.run("UPDATE t SET body = randomblob(1500) WHERE id = 100;");
+    world.live().look().unwrap();
+    let (collection, pages) = collect(&mut world, 0, 8 << 20, &mut |_| {});
+    app.run("UPDATE t SET body = zeroblob(1500) WHERE id = 100;");
+    assert!(world.capture().unchanged);
+    let base = world.try_build(0, Some((&collection, &pages))).unwrap();
+    assert!(base.changed_pages == 0 && pages.len() + 1 == base.pages as usize, "{base:?} {}", pages.len());
+    world.commit(&base, &[]);
 }
 
 #[test]
