@@ -1,8 +1,8 @@
 //! Which recovery points to keep, and which to forget. What forgetting deletes from a store is decided in [`crate::prune`].
 //!
 //! A point is kept by its age: everything for two days, an hour's point for two weeks, a day's for three months, a
-//! month's for ever. A point is an hour's when its level is at least [`Level::Hour`] and it is the first such point of
-//! its hour; so of several bases within one month, one stays for ever. A point is also kept by its rank, whatever any
+//! month's for ever. A point is an hour's when its level is at least [`Level::Hour`] and it is the highest, or first of
+//! the highest, of its hour; so of several bases within one month, one stays for ever. A point is also kept by its rank, whatever any
 //! clock says: a device that was off for a year, or whose clock stands at 1970, keeps its latest points.
 //!
 //! A kept point needs its parents down to its base; they are carried. The newest point is always kept, and so its
@@ -154,28 +154,28 @@ fn by_age<'a>(
         (Level::Month, policy.monthly_for_ms),
     ];
     let everything = Some(policy.everything_for_ms);
-    let firsts = classes.map(|(level, _)| first_of_each_span(points, whole, level));
+    let of_spans = classes.map(|(level, _)| one_of_each_span(points, whole, level));
     points.values().filter_map(move |point| {
         let is_young = |for_ms| is_younger(point.taken_at_us, now_us, for_ms);
         let broken = !whole.contains(&point.seq);
-        let by_class = classes.iter().zip(&firsts).any(|((level, for_ms), firsts)| {
-            point.level >= *level && (broken || firsts.contains(&point.seq)) && is_young(*for_ms)
+        let by_class = classes.iter().zip(&of_spans).any(|((level, for_ms), of_spans)| {
+            point.level >= *level && (broken || of_spans.contains(&point.seq)) && is_young(*for_ms)
         });
         (by_class || is_young(everything)).then_some(point.seq)
     })
 }
 
-/// Of the points of at least this level, the first one of each hour (day, month).
-fn first_of_each_span(
-    points: &BTreeMap<u64, PointInfo>,
-    whole: &BTreeSet<u64>,
-    level: Level,
-) -> BTreeSet<u64> {
-    let mut firsts = BTreeMap::new();
+/// Of the points of at least this level, one of each hour (day, month): of the highest level, which most others need as
+/// a parent anyhow, and of these the first, so that it does not change from day to day.
+fn one_of_each_span(points: &BTreeMap<u64, PointInfo>, whole: &BTreeSet<u64>, level: Level) -> BTreeSet<u64> {
+    let mut best: BTreeMap<Option<i64>, PointInfo> = BTreeMap::new();
     for point in whole.iter().map(|seq| points[seq]).filter(|point| point.level >= level) {
-        firsts.entry(level.bucket(point.taken_at_us)).or_insert(point.seq);
+        let of_span = best.entry(level.bucket(point.taken_at_us)).or_insert(point);
+        if point.level > of_span.level {
+            *of_span = point;
+        }
     }
-    firsts.into_values().collect()
+    best.into_values().map(|point| point.seq).collect()
 }
 
 /// Whether a point is not older than this. `None` is for ever, and what is dated in the future is not old.
@@ -266,6 +266,18 @@ mod tests {
         let policy = RetentionPolicy { monthly_for_ms: None, ..NOTHING };
         // the sixth begins the second month
         check(&points, 9999 * DAY_US, policy, [&[6, 1], &[], &[5, 4, 3, 2]]);
+    }
+
+    #[test]
+    fn a_base_stands_for_its_month_rather_than_the_month_itself() {
+        let points = [
+            point(1, 0, Level::Base, 0),
+            point(2, 1, Level::Month, 28 * DAY_US),
+            point(3, 0, Level::Base, 40 * DAY_US),
+            point(4, 3, Level::Month, 56 * DAY_US),
+        ];
+        let policy = RetentionPolicy { monthly_for_ms: None, ..NOTHING };
+        check(&points, 9999 * DAY_US, policy, [&[4, 3, 1], &[], &[2]]);
     }
 
     #[test]
