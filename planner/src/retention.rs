@@ -113,9 +113,9 @@ pub fn plan_retention(points: &[PointInfo], now_us: i64, policy: &RetentionPolic
 /// Points that have all their parents.
 fn whole_points(points: &BTreeMap<u64, PointInfo>) -> BTreeSet<u64> {
     let mut whole = BTreeSet::new();
+    // oldest first: a parent that is not older than its child is never among them
     for point in points.values() {
-        let older = point.parent_seq < point.seq;
-        if point.parent_seq == 0 || (older && whole.contains(&point.parent_seq)) {
+        if point.parent_seq == 0 || whole.contains(&point.parent_seq) {
             whole.insert(point.seq);
         }
     }
@@ -328,6 +328,26 @@ mod tests {
         ];
         check(&points, DAY_US, policy, [&[7, 6, 5, 2, 1], &[], &[]]);
         check(&points, DAY_US + 1, policy, [&[7, 2, 1], &[], &[6, 5]]);
+    }
+
+    #[test]
+    fn a_point_without_its_parent_is_kept_for_as_long_as_its_level_says() {
+        let policy = RetentionPolicy { hourly_for_ms: DAY_MS, ..NOTHING };
+        let points = [
+            point(1, 0, Level::Base, 0),
+            point(3, 2, Level::Entry, 0),
+            point(4, 2, Level::Hour, 0),
+            point(5, 0, Level::Base, DAY_US),
+        ];
+        check(&points, DAY_US, policy, [&[5, 4, 1], &[], &[3]]);
+        check(&points, DAY_US + 1, policy, [&[5], &[], &[4, 3, 1]]);
+    }
+
+    #[test]
+    fn the_newest_that_restores_is_kept_beside_the_newest() {
+        let points =
+            [point(1, 0, Level::Base, 0), point(2, 1, Level::Entry, 0), point(4, 3, Level::Entry, 0)];
+        check(&points, DAY_US, NOTHING, [&[4, 2], &[1], &[]]);
     }
 
     #[test]
