@@ -4,12 +4,8 @@
 //! what time it is ([`Millis`]), and carries out the [`Command`]s it gets back. In reading order: [`event`] is all
 //! that can be said in either direction, [`policy`] the user's choice, [`scheduler`] the decisions about captures and
 //! uploads, [`levels`] what the next entry of an archive holds, [`restore`] which objects a restore reads and in which
-<<<<<<< HEAD
-//! order, [`retention`] which recovery points stay, [`prune`] what is deleted from a store.
-=======
 //! order, [`retention`] which recovery points stay, [`prune`] what is deleted from a store. [`year`] tries them
 //! on a model.
->>>>>>> w-planner
 
 pub mod event;
 pub mod levels;

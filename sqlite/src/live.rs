@@ -95,7 +95,7 @@ impl LiveDatabase {
     /// in the path later is not: then the database is [`Unsupported`](CaptureError::Unsupported), and has to be opened
     /// again.
     pub fn open(config: LiveConfig) -> Result<Self, CaptureError> {
-        Self::open_with(config, |dir, name, key| Table::open(dir, name, key))
+        Self::open_with(config, Table::open)
     }
 
     /// Opens the database for a log that stands at entry `seq`: a capture that was [prepared](Self::prepare) for it
