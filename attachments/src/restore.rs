@@ -159,8 +159,8 @@ impl Restorer {
     }
 
     /// Waits until the names of all files are on the disk. Their content already is.
-    pub fn finish(self) -> Result<Restored, RestoreError> {
-        let state = self.state.into_inner().expect(NO_PANIC);
+    pub fn finish(mut self) -> Result<Restored, RestoreError> {
+        let state = std::mem::take(self.state.get_mut().expect(NO_PANIC));
         for path in &state.unsynced {
             let synced = self.folder.open_below(path).and_then(rustix::fs::fsync);
             match synced {
@@ -203,6 +203,13 @@ impl Restorer {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect(NO_PANIC)
+    }
+}
+
+impl Drop for Restorer {
+    fn drop(&mut self) {
+        // closing is not enough: a child that this program is just starting has the descriptor, too, for a moment
+        let _ = rustix::fs::flock(self.folder.fd(), FlockOperation::Unlock);
     }
 }
 

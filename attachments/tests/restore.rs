@@ -10,6 +10,7 @@ use std::process::Command;
 
 use chatkeep_attachments::{Begun, Content, Folder, RelPath, RestoreError, Restored, Restorer, Wanted};
 use common::{Cut, KEY, Tree, noise, read, rel, settle};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags};
 
 const MTIME_NS: i64 = 1_600_000_000_123_456_789;
 
@@ -183,6 +184,31 @@ fn one_restore_at_a_time_writes_into_a_folder() {
     let target = Tree::new();
     let first = Restorer::create(&target.folder()).unwrap();
     assert!(matches!(Restorer::create(&target.folder()), Err(RestoreError::Busy)));
+    drop(first);
+    Restorer::create(&target.folder()).unwrap();
+}
+
+/// As a program has it that starts another one in a second thread: until the other one runs, it holds all descriptors.
+#[test]
+fn a_restore_that_ended_locks_nothing_even_if_a_copy_of_its_descriptor_lives() {
+    let target = Tree::new();
+    let first = Restorer::create(&target.folder()).unwrap();
+    let root = target.root().canonicalize().unwrap();
+    let copies: Vec<_> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| {
+            let path = entry.unwrap().path();
+            let number: i32 = path.file_name()?.to_str()?.parse().ok()?;
+            (std::fs::read_link(path).ok()? == root).then_some(number)
+        })
+        .map(|number| {
+            // of our own process, through the kernel: there is no safe way to borrow a number
+            let process =
+                rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).unwrap();
+            rustix::process::pidfd_getfd(process, number, PidfdGetfdFlags::empty()).unwrap()
+        })
+        .collect();
+    assert!(!copies.is_empty());
     drop(first);
     Restorer::create(&target.folder()).unwrap();
 }
