@@ -11,7 +11,8 @@ use crate::collect::Collection;
 use crate::digest::{Facts, lock_byte_page, page_digest, xor};
 use crate::error::{CaptureError, GapReason, doing};
 use crate::live::{LiveDatabase, Pending, Source};
-use crate::table::{Change, Header, Position, Slot, Slots, Update};
+use crate::slots::{Change, Slot, Slots, Update};
+use crate::table::{Header, Position};
 use crate::types::{Build, Capture, PageSink};
 
 /// While clean pages are read the log is followed this often: less than one of its generations lives.

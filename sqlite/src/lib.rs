@@ -23,6 +23,7 @@ mod pool;
 mod dirty;
 mod journal;
 mod run;
+mod slots;
 mod table;
 mod tail;
 mod tracker;

@@ -18,8 +18,9 @@ use crate::error::{CaptureError, GapReason, Trouble, doing};
 use crate::follow::Round;
 use crate::live::{LiveDatabase, Source};
 use crate::os::{Stat, open_read, read_at};
-use crate::rest::QUIET_PAUSE;
-use crate::table::{Change, Header, Position, Slots, Table, Update};
+use crate::run::is_of_another_version;
+use crate::slots::{Change, Slots, Update};
+use crate::table::{Header, Position, Table};
 use crate::tail::Tail;
 use crate::tracker::Tracker;
 use crate::types::{Build, Capture, PageSink};
@@ -260,7 +261,7 @@ impl LiveDatabase {
             if cancelled() {
                 return Err(CaptureError::Cancelled);
             }
-            std::thread::sleep(QUIET_PAUSE);
+            std::thread::sleep(self.quiet_pause());
             sink.restart().map_err(doing(SINK))?;
         }
     }
@@ -293,12 +294,26 @@ impl LiveDatabase {
             self.tracker.absorb(Event::Lost);
             return Err(Refused::Moved("its folder was replaced"));
         }
+        self.refuse_unknown_log()?;
         match self.open_tail()? {
             Some(Ok(tail)) => self.scan_while_following(build, &db, tail, sink, cancelled),
             Some(Err(Trouble::Io(error))) => Err(doing("reading the log")(error).into()),
             Some(Err(_)) => Err(Refused::Moved("its log was being set up")),
             None => self.scan_at_rest(build, &db, sink, cancelled),
         }
+    }
+
+    /// What is in a log of another kind cannot be told, and without it the file is no state.
+    fn refuse_unknown_log(&self) -> Result<(), CaptureError> {
+        let looking = "looking at the log";
+        let wal = open_read(&self.paths.wal).map_err(doing(looking))?;
+        let unknown = wal.map_or(Ok(false), |wal| is_of_another_version(&wal)).map_err(doing(looking))?;
+        let second = Stat::of_path(&self.paths.wal2).map_err(doing(looking))?;
+        if unknown || second.is_some_and(|second| second.size > 0) {
+            let reason = "its log is in a version that is not known".to_owned();
+            return Err(CaptureError::Unsupported { reason });
+        }
+        Ok(())
     }
 
     pub(crate) fn begin_pass<'a>(
