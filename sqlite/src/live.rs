@@ -42,6 +42,8 @@ pub struct LiveDatabase {
     pub(crate) dirty: Dirty,
     /// What pages were at the entries that later captures may be built on.
     pub(crate) versions: Versions,
+    /// Where the digests of a large database are while it is read.
+    pub(crate) digests_path: PathBuf,
     pub(crate) tracker: Tracker,
     /// Held, so that its inode number is not given to another file.
     pub(crate) db: Option<(File, Identity)>,
@@ -126,6 +128,7 @@ impl LiveDatabase {
         Ok(LiveDatabase {
             dirty: Dirty::new(state_dir.join(format!("{name}.spill")), DIRTY_MEMORY_MAX),
             versions: Versions::new(state_dir.join(format!("{name}.versions"))),
+            digests_path: state_dir.join(format!("{name}.digests")),
             linked: given != path,
             given,
             paths,

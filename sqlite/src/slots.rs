@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use crate::digest::Digest;
+use crate::digests::{Finished, Reader};
 use crate::table::{HEADER_LEN, Header, Table};
 
 pub(crate) const SLOT_LEN: usize = 20;
@@ -23,19 +24,25 @@ pub(crate) struct Slot {
 pub(crate) enum Update {
     /// Of the pages that changed, sorted by page number.
     Some(Vec<(u32, Digest)>),
-    /// Of all pages, the first one's first.
-    All(Vec<Digest>),
+    /// Of all pages.
+    All(Finished),
 }
 
-impl Update {
-    /// The new digest of a page; `None` when it did not change.
-    pub(crate) fn digest(&self, pgno: u32) -> Option<&Digest> {
+/// Reads new digests in about the order of their pages.
+pub(crate) enum NewDigests<'a> {
+    Some(&'a [(u32, Digest)]),
+    All(Reader<'a>),
+}
+
+impl NewDigests<'_> {
+    /// The new digest of a page of the state; `None` when it did not change.
+    pub(crate) fn get(&mut self, pgno: u32) -> io::Result<Option<Digest>> {
         match self {
-            Update::Some(slots) => {
-                let at = slots.binary_search_by_key(&pgno, |(number, _)| *number).ok()?;
-                Some(&slots[at].1)
+            NewDigests::Some(slots) => {
+                let at = slots.binary_search_by_key(&pgno, |(number, _)| *number);
+                Ok(at.ok().map(|at| slots[at].1))
             }
-            Update::All(digests) => digests.get(pgno as usize - 1),
+            NewDigests::All(reader) => reader.get(pgno).map(Some),
         }
     }
 }
@@ -49,9 +56,11 @@ pub(crate) struct Change {
 }
 
 impl Change {
-    /// The new digest of a page, if it is another one than `old`.
-    pub(crate) fn changes(&self, pgno: u32, old: &Slot) -> bool {
-        self.update.digest(pgno).is_some_and(|new| *new != old.digest)
+    pub(crate) fn new_digests(&self) -> NewDigests<'_> {
+        match &self.update {
+            Update::Some(slots) => NewDigests::Some(slots),
+            Update::All(digests) => NewDigests::All(digests.reader()),
+        }
     }
 
     /// The entry that this change becomes.

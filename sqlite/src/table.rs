@@ -138,14 +138,15 @@ impl Table {
         let mut out = BufWriter::new(&file);
         out.write_all(&[0; HEADER_LEN])?;
         let header = change.header;
-        let (mut old, mut state, mut changes) = (Slots::default(), Digest::default(), 0);
+        let (mut old, mut new) = (Slots::default(), change.new_digests());
+        let (mut state, mut changes) = (Digest::default(), 0);
         for pgno in 1..=header.page_count {
             let before = if change.replace { None } else { old.get(self, pgno)? };
             let mut slot = before.unwrap_or_default();
-            if let Some(new) = change.update.digest(pgno)
-                && *new != slot.digest
+            if let Some(digest) = new.get(pgno)?
+                && digest != slot.digest
             {
-                slot = Slot { digest: *new, changed: header.seq as u32 };
+                slot = Slot { digest, changed: header.seq as u32 };
             }
             xor(&mut state, &slot.digest);
             changes ^= last_change_sum(pgno, &slot);
@@ -436,7 +437,12 @@ mod tests {
     }
 
     fn whole(header: Header, of: &[u32]) -> Change {
-        Change { header, update: Update::All(of.iter().map(|of| digest(*of)).collect()), replace: true }
+        let mut all = crate::digests::Digests::new("nowhere/spill".into());
+        all.grow(of.len() as u32).unwrap();
+        for (pgno, of) in (1..).zip(of) {
+            all.set(pgno, &digest(*of)).unwrap();
+        }
+        Change { header, update: Update::All(all.finish().unwrap()), replace: true }
     }
 
     /// A patch that gives page `pgno` the digest of number `of`.
