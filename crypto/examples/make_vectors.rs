@@ -14,7 +14,7 @@ use chatkeep_crypto::{BackupKey, DataRoots, pack_name, seal, write_keyring};
 use chatkeep_format::limits::{MAX_KEY_EPOCHS, MAX_KEYSLOTS, MAX_PAGES, MAX_PLAINTEXT_LEN};
 use chatkeep_format::{
     ArchiveId, CHUNK_LEN, DatabaseKind, DatabaseRecord, DatabaseState, Entry, HEADER_LEN, Keyslot,
-    ObjectName, PackRef, PageSet, TAG_LEN, entry_digest, padme,
+    ObjectName, PackRef, PageSet, TAG_LEN, apply_patch, entry_digest, padme,
 };
 use serde_json::{Value, json};
 use support::{KnownRng, seal_by_hand, stream};
@@ -31,6 +31,7 @@ fn main() {
         ("digits.json", digits()),
         ("padme.json", padme_values()),
         ("pages.json", pages()),
+        ("patch.json", patches()),
         ("entries.json", entries()),
         ("keyring.json", keyring()),
         ("objects.json", objects()),
@@ -140,6 +141,51 @@ fn entry(seq: u64, prev: [u8; 32], databases: Vec<DatabaseRecord>) -> Entry {
         digest_key: [9; 32],
         databases,
     }
+}
+
+/// Patches over the bases of three pages.
+fn patches() -> Value {
+    let mut bases = [0; 3 * PAGE];
+    blake3::Hasher::new().update(b"bases").finalize_xof().fill(&mut bases);
+    let valid = |name: &str, place: usize, patch: &[u8]| {
+        let mut image = [0; PAGE];
+        apply_patch(&bases, place, patch, &mut image).expect(name);
+        json!({"name": name, "place": place, "patch": hex::encode(patch), "image": hex::encode(image)})
+    };
+    let invalid = |name: &str, place: usize, patch: &[u8]| json!({"name": name, "place": place, "patch": hex::encode(patch), "error": "Malformed"});
+    let longest = [&[0xfd, 3][..], &[7; 509], &[6]].concat();
+    let tail = [&[16][..], &[7; 16]].concat();
+    let example = [&[0, 20, 7][..], b"literal", &[0x8d, 6, 13, 0, 0xb3, 1, 40], &tail].concat();
+    let two_pages = [&[0, 0x81, 4, 0xff, 0x0f][..], &[0, 0x81, 4, 0x80, 0x10]].concat();
+    json!({"what": "patch", "page_size": PAGE, "bases": hex::encode(bases), "cases": [
+        valid("nothing changed", 0, &[0, 0x80, 8]),
+        valid("nothing changed in the last page", 1024, &[0, 0x80, 8]),
+        valid("the example of the document", 512, &example),
+        valid("as long as the page", 512, &longest),
+        valid("ten bytes changed", 512, &[10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 0xec, 7]),
+        valid("the page before", 512, &[0, 0x81, 8, 0xff, 7]),
+        valid("the page behind", 512, &[0, 0x81, 8, 0x80, 8]),
+        valid("from the first byte of the bases to the last", 0, &[1, 9, 0xfd, 7, 1, 0, 3, 0x82, 16]),
+        valid("copies across the bases of two pages", 0, &[0, 0x81, 8, 0x80, 4]),
+        valid("a page without base behind all", 1536, &[0, 0x81, 8, 0xff, 7]),
+        valid("there and back", 1024, &two_pages),
+        invalid("nothing", 0, &[]),
+        invalid("no copy", 0, &[0]),
+        invalid("literals cut", 0, &[2, 9]),
+        invalid("page not full", 0, &[0, 0xfe, 7]),
+        invalid("copy of no bytes", 0, &[0, 0, 0, 0x80, 8]),
+        invalid("copy past the page", 0, &[0, 0x82, 8]),
+        invalid("literals past the page", 0, &[0, 0xfe, 7, 2, 9, 9]),
+        invalid("copy from before the bases", 0, &[0, 0x81, 8, 1]),
+        invalid("copy from behind the bases", 1024, &[0, 0x81, 8, 2]),
+        invalid("copy of a base that is not there", 1536, &[0, 0x80, 8]),
+        invalid("place past the bases", 1537, &[0, 0x81, 8, 0x81, 8]),
+        invalid("change of the distance cut", 0, &[0, 0x81, 8]),
+        invalid("change of the distance past 32 bits", 0, &[0, 0x81, 8, 0xff, 0xff, 0xff, 0xff, 0x1f]),
+        invalid("varint longer than needed", 0, &[0x80, 0, 0x80, 8]),
+        invalid("byte after the end", 0, &[0, 0x80, 8, 0]),
+        invalid("longer than the page", 512, &[&longest[..510], &[0, 2, 0, 4]].concat()),
+    ]})
 }
 
 fn entries() -> Value {

@@ -8,7 +8,8 @@ use std::path::Path;
 
 use chatkeep_crypto::{BackupKey, DigitsError, OpenError, open, open_keyring, read_keyring};
 use chatkeep_format::{
-    ArchiveId, CHUNK_LEN, Entry, FormatError, HEADER_LEN, ObjectName, PageOp, PageSet, TAG_LEN, padme,
+    ArchiveId, CHUNK_LEN, Entry, FormatError, HEADER_LEN, ObjectName, PageOp, PageSet, PatchMaker, TAG_LEN,
+    apply_patch, padme,
 };
 use serde_json::{Value, json};
 use support::{error_name, mend_end, mend_header};
@@ -25,6 +26,7 @@ fn every_vector_gives_what_it_says() {
             "digits" => digits,
             "padme" => padme_value,
             "pages" => pages,
+            "patch" => patch,
             "entries" => entry,
             "keyring" => keyring,
             "objects" => object,
@@ -38,7 +40,7 @@ fn every_vector_gives_what_it_says() {
         }
         seen.insert(what.to_owned());
     }
-    assert_eq!(seen.len(), 6, "{seen:?}");
+    assert_eq!(seen.len(), 7, "{seen:?}");
 }
 
 fn bytes(value: &Value) -> Vec<u8> {
@@ -95,6 +97,22 @@ fn pages(_: &Value, case: &Value) -> String {
         .collect();
     assert_eq!(json!(listed), case["pages"]);
     assert_eq!(set.encode(), bytes(&case["bytes"]));
+    opens()
+}
+
+fn patch(file: &Value, case: &Value) -> String {
+    let (bases, place) = (bytes(&file["bases"]), number(&case["place"]));
+    let mut image = vec![0; number(&file["page_size"])];
+    if let Err(error) = apply_patch(&bases, place, &bytes(&case["patch"]), &mut image) {
+        return malformed(&error);
+    }
+    assert_eq!(image, bytes(&case["image"]));
+    let mut again = Vec::new();
+    if PatchMaker::new(&bases).make_patch(place, &image, &mut again) {
+        let mut image_again = vec![0; image.len()];
+        apply_patch(&bases, place, &again, &mut image_again).unwrap();
+        assert_eq!(image_again, image);
+    }
     opens()
 }
 

@@ -23,4 +23,4 @@ pub use keyring::{Keyring, Keyslot, WRAPPED_LEN, WrappedEpoch};
 pub use limits::{CHUNK_LEN, FORMAT_VERSION, TAG_LEN};
 pub use padding::{padded_len, padme, sealed_len};
 pub use pages::{PageOp, PageSet, PageSetBuilder};
-pub use patch::{apply_patch, make_patch};
+pub use patch::{PatchMaker, apply_patch};

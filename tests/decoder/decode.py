@@ -266,6 +266,27 @@ def read_pages(data):
     return size, pages
 
 
+def apply_patch(bases, place, patch, page_size):
+    reader = Reader(patch, "Malformed")
+    reader.must(len(patch) <= page_size and place <= len(bases))
+    page, distance = b"", 0
+    while True:
+        page += reader.take(reader.varint())
+        reader.must(len(page) <= page_size)
+        if len(page) < page_size:
+            length, moved = divmod(reader.varint(), 2)
+            if moved:
+                change = reader.varint()
+                distance += -(change + 1) // 2 if change % 2 else change // 2
+            start = place + len(page) + distance
+            reader.must(length > 0 and 0 <= start <= start + length <= len(bases))
+            page += bases[start : start + length]
+        reader.must(len(page) <= page_size)
+        if len(page) == page_size:
+            reader.must(reader.left() == 0)
+            return page
+
+
 def read_entry(data):
     reader = Reader(data, "Malformed")
     entry = {
@@ -445,6 +466,9 @@ def check_case(file, case):
     elif what == "pages":
         _, pages = read_pages(bytes.fromhex(case["bytes"]))
         assert [[pgno, image.hex() if image else "zero"] for pgno, image in pages] == case["pages"]
+    elif what == "patch":
+        bases, size = bytes.fromhex(file["bases"]), file["page_size"]
+        assert apply_patch(bases, case["place"], bytes.fromhex(case["patch"]), size).hex() == case["image"]
     elif what == "entries":
         check_entry(read_entry(bytes.fromhex(case["bytes"])), case["fields"])
     elif what == "keyring":
