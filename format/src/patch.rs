@@ -12,21 +12,17 @@ use crate::wire::{Reader, put_varint32};
 /// Shortest copy from where the copy before would go on, or from the page's own place. A copy takes two or three bytes,
 /// but shorter copies than these tear up what the compression would find (docs/decisions/0012).
 const MIN_NEAR: usize = 8;
-/// Shortest copy from elsewhere in the page's own base, which takes up to three bytes more.
-const MIN_OWN: usize = 10;
-/// Shortest copy from another page's base, which takes up to four bytes more.
-const MIN_FAR: usize = 12;
+/// Shortest copy from elsewhere, which takes up to four bytes more.
+const MIN_FAR: usize = 10;
 /// From this length on no longer copy is looked for.
 const LONG_ENOUGH: usize = 32;
 /// After so many bytes in vain each step gets one byte longer: what is new is passed over quickly.
 const PATIENCE: usize = 32;
-/// Bytes that are looked up at once in the page's own base.
-const OWN_WINDOW: usize = 4;
-/// Bytes that are looked up at once in all bases.
-const FAR_WINDOW: usize = 8;
-/// Every fourth place is in a table. What has a window and three bytes more in common is found, and grows to both sides.
+/// Bytes that are looked up at once.
+const WINDOW: usize = 6;
+/// Every fourth place is in the table: nine bytes in common have one, and grow to both sides from there.
 const STEP: usize = 4;
-/// The table of all bases takes at most 4 MiB.
+/// The table takes at most 4 MiB.
 const MAX_TABLE_BITS: u32 = 20;
 const NOWHERE: u32 = u32::MAX;
 
@@ -34,14 +30,14 @@ const NOWHERE: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct PatchMaker<'a> {
     bases: &'a [u8],
-    everywhere: Table,
+    table: Table,
 }
 
 impl<'a> PatchMaker<'a> {
     /// Looks through the bases, which are together at most [`MAX_BASES_LEN`] long; else this panics.
     pub fn new(bases: &'a [u8]) -> Self {
         assert!(bases.len() <= MAX_BASES_LEN, "the caller cuts the set");
-        Self { bases, everywhere: Table::of::<FAR_WINDOW>(bases) }
+        Self { bases, table: Table::of(bases) }
     }
 
     /// Appends a patch that makes `image`. `place` is where its own base begins in the bases; a page that has none takes
@@ -53,16 +49,12 @@ impl<'a> PatchMaker<'a> {
         assert!(place <= self.bases.len(), "a page's place is among the bases or right behind them");
         let start = out.len();
         let most = start + image.len() / 4 * 3;
-        let own = self.bases.get(place..).unwrap_or_default();
-        let own = &own[..own.len().min(image.len())];
         let mut encoder = Encoder {
             bases: self.bases,
+            table: &self.table,
             place,
             image,
             out,
-            everywhere: &self.everywhere,
-            own,
-            own_table: None,
             literals_from: 0,
             distance: 0,
         };
@@ -142,11 +134,8 @@ struct Copy {
 
 struct Encoder<'a> {
     bases: &'a [u8],
-    everywhere: &'a Table,
+    table: &'a Table,
     place: usize,
-    own: &'a [u8],
-    /// Made when first needed: a page whose counter went up does without.
-    own_table: Option<Table>,
     image: &'a [u8],
     out: &'a mut Vec<u8>,
     /// The image before this place is in `out`.
@@ -178,7 +167,7 @@ impl Encoder<'_> {
         self.literals_from = copy.to + copy.len;
     }
 
-    fn best_copy(&mut self, at: usize) -> Option<Copy> {
+    fn best_copy(&self, at: usize) -> Option<Copy> {
         let here = self.copy_from(at, self.place + at);
         if here.len >= LONG_ENOUGH {
             return Some(here);
@@ -189,13 +178,8 @@ impl Encoder<'_> {
         if near.len >= LONG_ENOUGH {
             return Some(near);
         }
-        let own = self.own_copy(at).filter(|own| own.len >= MIN_OWN && own.len > near.len + 2);
-        let best = own.or((near.len >= MIN_NEAR).then_some(near));
-        let best_len = best.map_or(0, |best| best.len);
-        if best_len >= LONG_ENOUGH {
-            return best;
-        }
-        self.far_copy(at).filter(|far| far.len >= MIN_FAR && far.len > best_len + 3).or(best)
+        let far = self.far_copy(at).filter(|far| far.len >= MIN_FAR && far.len > near.len + 3);
+        far.or((near.len >= MIN_NEAR).then_some(near))
     }
 
     fn copy_from(&self, to: usize, from: usize) -> Copy {
@@ -203,23 +187,11 @@ impl Encoder<'_> {
         Copy { to, from, len }
     }
 
-    fn own_copy(&mut self, at: usize) -> Option<Copy> {
-        let window = self.image[at..].first_chunk()?;
-        let table = self.own_table.get_or_insert_with(|| Table::of::<OWN_WINDOW>(self.own));
-        let from = table.find::<OWN_WINDOW>(window)?;
-        self.grown(at, self.place + from)
-    }
-
-    fn far_copy(&mut self, at: usize) -> Option<Copy> {
-        let window = self.image[at..].first_chunk()?;
-        let from = self.everywhere.find::<FAR_WINDOW>(window)?;
-        self.grown(at, from)
-    }
-
-    /// The copy that has `at` in it, and may begin in the literals before.
-    fn grown(&self, at: usize, from: usize) -> Option<Copy> {
+    /// A copy that has `at` in it, and may begin in the literals before.
+    fn far_copy(&self, at: usize) -> Option<Copy> {
+        let from = self.table.find(*self.image[at..].first_chunk()?)?;
         let found = self.copy_from(at, from);
-        if found.len < OWN_WINDOW {
+        if found.len < WINDOW {
             return None;
         }
         let before = self.bases[..from].iter().rev();
@@ -237,28 +209,28 @@ struct Table {
 }
 
 impl Table {
-    fn of<const WINDOW: usize>(bytes: &[u8]) -> Self {
+    fn of(bytes: &[u8]) -> Self {
         let steps = bytes.len() / STEP;
         let bits = steps.next_power_of_two().ilog2().clamp(4, MAX_TABLE_BITS);
         let mut table = Self { places: vec![NOWHERE; 1 << bits], shift: 64 - bits };
-        for place in (0..bytes.len().saturating_sub(WINDOW - 1)).step_by(STEP) {
-            if let Some(window) = bytes[place..].first_chunk() {
-                let slot = table.slot::<WINDOW>(window);
+        for place in (0..bytes.len()).step_by(STEP) {
+            if let Some(&window) = bytes[place..].first_chunk() {
+                let slot = table.slot(window);
                 table.places[slot] = place as u32;
             }
         }
         table
     }
 
-    fn find<const WINDOW: usize>(&self, window: &[u8; WINDOW]) -> Option<usize> {
+    fn find(&self, window: [u8; WINDOW]) -> Option<usize> {
         let place = self.places[self.slot(window)];
         (place != NOWHERE).then_some(place as usize)
     }
 
     /// Multiplicative hashing, with 2⁶⁴ divided by the golden ratio.
-    fn slot<const WINDOW: usize>(&self, window: &[u8; WINDOW]) -> usize {
+    fn slot(&self, window: [u8; WINDOW]) -> usize {
         let mut word = [0; 8];
-        word[..WINDOW].copy_from_slice(window);
+        word[..WINDOW].copy_from_slice(&window);
         (u64::from_le_bytes(word).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
     }
 }
