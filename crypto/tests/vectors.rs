@@ -8,8 +8,8 @@ use std::path::Path;
 
 use chatkeep_crypto::{BackupKey, DigitsError, OpenError, open, open_keyring, read_keyring};
 use chatkeep_format::{
-    ArchiveId, CHUNK_LEN, Entry, FileSet, FormatError, HEADER_LEN, ObjectName, PageSet, TAG_LEN, apply_patch,
-    padme,
+    ArchiveId, CHUNK_LEN, Entry, FileSet, FormatError, HEADER_LEN, ObjectName, PageSet, PatchMaker, TAG_LEN,
+    apply_patch, padme,
 };
 use serde_json::Value;
 use support::json::{entry_json, files_json, pages_json};
@@ -101,12 +101,18 @@ fn pages(_: &Value, case: &Value) -> String {
     opens()
 }
 
-fn patch(_: &Value, case: &Value) -> String {
-    let base = bytes(&case["base"]);
-    let mut image = vec![0; base.len()];
-    match apply_patch(&base, &bytes(&case["patch"]), &mut image) {
-        Ok(()) => assert_eq!(image, bytes(&case["page"])),
-        Err(error) => return malformed(&error),
+fn patch(file: &Value, case: &Value) -> String {
+    let (bases, place) = (bytes(&file["bases"]), number(&case["place"]));
+    let mut image = vec![0; number(&file["page_size"])];
+    if let Err(error) = apply_patch(&bases, place, &bytes(&case["patch"]), &mut image) {
+        return malformed(&error);
+    }
+    assert_eq!(image, bytes(&case["page"]));
+    let mut again = Vec::new();
+    if PatchMaker::new(&bases).make_patch(place, &image, &mut again) {
+        let mut image_again = vec![0; image.len()];
+        apply_patch(&bases, place, &again, &mut image_again).unwrap();
+        assert_eq!(image_again, image);
     }
     opens()
 }
@@ -118,6 +124,22 @@ fn files(_: &Value, case: &Value) -> String {
     };
     assert_eq!(files_json(&set), case["files"]);
     assert_eq!(set.encode(), bytes(&case["bytes"]));
+    opens()
+}
+
+fn patch(file: &Value, case: &Value) -> String {
+    let (bases, place) = (bytes(&file["bases"]), number(&case["place"]));
+    let mut image = vec![0; number(&file["page_size"])];
+    if let Err(error) = apply_patch(&bases, place, &bytes(&case["patch"]), &mut image) {
+        return malformed(&error);
+    }
+    assert_eq!(image, bytes(&case["image"]));
+    let mut again = Vec::new();
+    if PatchMaker::new(&bases).make_patch(place, &image, &mut again) {
+        let mut image_again = vec![0; image.len()];
+        apply_patch(&bases, place, &again, &mut image_again).unwrap();
+        assert_eq!(image_again, image);
+    }
     opens()
 }
 

@@ -27,4 +27,4 @@ pub use limits::{CHUNK_LEN, FORMAT_VERSION, TAG_LEN};
 pub use pack::PackRef;
 pub use padding::{padded_len, padme, sealed_len};
 pub use pages::{PageOp, PageSet, PageSetBuilder};
-pub use patch::{apply_patch, make_patch};
+pub use patch::{PatchMaker, apply_patch};

@@ -286,24 +286,25 @@ def read_pages(data):
     return size, pages
 
 
-def patched(base, patch):
-    """The page that a patch makes of the page `base`."""
-    reader, page, distance = Reader(patch, "Malformed"), bytearray(), 0
-    reader.must(len(patch) <= len(base))
-    while len(page) < len(base):
+def apply_patch(bases, place, patch, page_size):
+    reader = Reader(patch, "Malformed")
+    reader.must(len(patch) <= page_size and place <= len(bases))
+    page, distance = b"", 0
+    while True:
         page += reader.take(reader.varint())
-        reader.must(len(page) <= len(base))
-        if len(page) == len(base):
-            break
-        copy = reader.varint()
-        if copy & 1:
-            change = reader.varint()
-            distance += -(change + 1) // 2 if change & 1 else change // 2
-        start, length = len(page) + distance, copy >> 1
-        reader.must(length > 0 and start >= 0 and start + length <= len(base) and len(page) + length <= len(base))
-        page += base[start : start + length]
-    reader.must(reader.left() == 0)
-    return bytes(page)
+        reader.must(len(page) <= page_size)
+        if len(page) < page_size:
+            length, moved = divmod(reader.varint(), 2)
+            if moved:
+                change = reader.varint()
+                distance += -(change + 1) // 2 if change % 2 else change // 2
+            start = place + len(page) + distance
+            reader.must(length > 0 and 0 <= start <= start + length <= len(bases))
+            page += bases[start : start + length]
+        reader.must(len(page) <= page_size)
+        if len(page) == page_size:
+            reader.must(reader.left() == 0)
+            return page
 
 
 def is_segment(name):
@@ -512,7 +513,7 @@ class Archive:
                     if operation != "patch":
                         found[pgno] = content[0] if content else bytes(size)
                     elif pgno in found:
-                        found[pgno] = patched(found[pgno], content[0])
+                        found[pgno] = apply_patch(found[pgno], 0, content[0], size)
                     else:
                         fail("Damaged database")
         image, digest = bytearray(size * count), 0
@@ -604,7 +605,8 @@ def check_case(file, case):
         _, pages = read_pages(unhex(case["bytes"]))
         assert plain(pages) == case["pages"]
     elif what == "patches":
-        assert patched(bytes.fromhex(case["base"]), bytes.fromhex(case["patch"])).hex() == case["page"]
+        bases, patch = bytes.fromhex(file["bases"]), bytes.fromhex(case["patch"])
+        assert apply_patch(bases, case["place"], patch, file["page_size"]).hex() == case["page"]
     elif what == "files":
         assert plain(read_files(unhex(case["bytes"]))) == case["files"]
     elif what == "entries":

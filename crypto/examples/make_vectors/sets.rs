@@ -186,56 +186,97 @@ fn broken_files() -> Vec<Value> {
     ]
 }
 
-/// One page of 512 bytes before and after a patch.
+/// Patches over the bases of three pages.
 pub(crate) fn patches() -> Value {
-    let base: Vec<u8> = (0..PAGE).map(|at| (at * 7 + at / 256) as u8).collect();
-    let valid = |name: &str, patch: &[u8], page: Vec<u8>| {
+    let mut bases = [0; 3 * PAGE];
+    blake3::Hasher::new().update(b"bases").finalize_xof().fill(&mut bases);
+    let mut cases = good_patches(&bases);
+    cases.extend(broken_patches());
+    json!({"what": "patches", "page_size": PAGE, "bases": hex::encode(bases), "cases": cases})
+}
+
+/// So many literals, from 128 on, and the number before them.
+fn literals(count: usize) -> Vec<u8> {
+    [&[0x80 | (count & 0x7f) as u8, (count >> 7) as u8][..], &vec![9; count]].concat()
+}
+
+fn good_patches(bases: &[u8]) -> Vec<Value> {
+    let valid = |name: &str, place: usize, patch: &[u8], page: &[&[u8]]| {
         let mut image = vec![0; PAGE];
-        apply_patch(&base, patch, &mut image).unwrap();
-        assert_eq!(image, page, "{name}");
-        json!({"name": name, "base": hex::encode(&base), "patch": hex::encode(patch), "page": hex::encode(page)})
+        apply_patch(bases, place, patch, &mut image).expect(name);
+        assert_eq!(image, page.concat(), "{name}");
+        json!({"name": name, "place": place, "patch": hex::encode(patch), "page": hex::encode(image)})
     };
-    let malformed = |name: &str, patch: &[u8]| {
-        let (base, patch) = (hex::encode(&base), hex::encode(patch));
-        json!({"name": name, "base": base, "patch": patch, "error": "Malformed"})
-    };
-    let literals =
-        |count: usize| [&[0x80 | (count & 0x7f) as u8, (count >> 7) as u8][..], &vec![9; count]].concat();
+    let (first, own, last) = (&bases[..512], &bases[512..1024], &bases[1024..]);
     // the example of docs/format.md
     let documented = hex::decode("0014076c69746572616c8d060d00b30128").unwrap();
     let documented = [&documented[..], &[16], &[b'x'; 16]].concat();
-    let example = [&base[..10], b"literal", &base[10..400], &base[420..509], &[b'x'; 16]].concat();
-    json!({"what": "patches", "cases": [
-        valid("the example in the document", &documented, example),
-        valid("the page as it was", &[0, 0x80, 8], base.clone()),
-        valid("literals at the end", &[&[0, 0x80, 4][..], &literals(256)].concat(), [&base[..256], &[9; 256]].concat()),
-        valid("literals at the start", &[&literals(256)[..], &[0x80, 4]].concat(), [&[9; 256], &base[256..]].concat()),
-        valid("halves changed over", &[0, 0x81, 4, 0x80, 4, 0, 0x81, 4, 0xff, 7], [&base[256..], &base[..256]].concat()),
-        valid("the distance stays", &[0, 0x81, 4, 2, 0, 0xfe, 3, 1, 9],
-            [&base[1..257], &base[257..512], &[9]].concat()),
-        valid("a change of distance that is none", &[0, 0x81, 8, 0], base.clone()),
-        valid("copies of one byte", &[&[0, 2].repeat(100)[..], &[0, 0xb8, 6]].concat(), base.clone()),
-        malformed("no bytes", &[]),
-        malformed("the page does not get full", &[0, 0xfe, 7]),
-        malformed("longer than the page", &[&[0, 2].repeat(256)[..], &[0, 0x80, 4]].concat()),
-        malformed("as many literals as the page has bytes", &literals(PAGE)),
-        malformed("literals and a copy past the page", &[1, 9, 0x80, 8]),
-        malformed("literals past the page", &[&[0, 0x80, 4][..], &literals(300)].concat()),
-        malformed("literals past the patch", &[0x80, 4, 9]),
-        malformed("copy past the page", &[0, 0x82, 8]),
-        malformed("copy past the page from before in the base", &[0, 0x80, 4, 0, 0xd9, 4, 0xc7, 1]),
-        malformed("copy past the base", &[0, 0xff, 7, 4, 2, 9, 9]),
-        malformed("copy from before the base", &[0, 0x81, 8, 1]),
-        malformed("copy that lies before the base", &[0, 11, 19, 0, 0xf7, 7, 20]),
-        malformed("copy of no bytes", &[0, 0, 0, 0x80, 8]),
-        malformed("copy of no bytes from elsewhere", &[0, 1, 2, 0, 0x80, 8]),
-        malformed("no copy behind the literals", &literals(500)),
-        malformed("no distance behind the copy", &[0, 0x81, 8]),
-        malformed("largest distance", &[0, 0x81, 8, 0xfe, 0xff, 0xff, 0xff, 0x0f]),
-        malformed("largest copy", &[0, 0xfe, 0xff, 0xff, 0xff, 0x0f]),
-        malformed("most literals", &[0xff, 0xff, 0xff, 0xff, 0x0f, 9]),
-        malformed("varint longer than needed", &[0x80, 0, 0x80, 8]),
-        malformed("varint of 33 bits", &[0, 0x80, 0x80, 0x80, 0x80, 0x10]),
-        malformed("byte behind the full page", &[0, 0x80, 8, 0]),
-    ]})
+    let longest = [&literals(509)[..], &[6]].concat();
+    let halves = [0, 0x81, 4, 0x80, 4, 0, 0x81, 4, 0xff, 7];
+    vec![
+        valid("the page as it was", 0, &[0, 0x80, 8], &[first]),
+        valid("the last page as it was", 1024, &[0, 0x80, 8], &[last]),
+        valid(
+            "the example in the document",
+            512,
+            &documented,
+            &[&own[..10], b"literal", &own[10..400], &own[420..509], &[b'x'; 16]],
+        ),
+        valid("as long as the page", 512, &longest, &[&[9; 509], &own[509..]]),
+        valid("literals at the end", 512, &[&[0, 0x80, 4], &literals(256)[..]].concat(), &[&own[..256], &[9; 256]]),
+        valid("literals at the start", 512, &[&literals(256)[..], &[0x80, 4]].concat(), &[&[9; 256], &own[256..]]),
+        valid("halves changed over", 512, &halves, &[&own[256..], &own[..256]]),
+        valid("the distance stays", 512, &[0, 0x81, 4, 2, 0, 0xfe, 3, 1, 9], &[&own[1..257], &own[257..], &[9]]),
+        valid("a change of distance that is none", 512, &[0, 0x81, 8, 0], &[own]),
+        valid("copies of one byte", 512, &[&[0, 2].repeat(100)[..], &[0, 0xb8, 6]].concat(), &[own]),
+        valid("the page before", 512, &[0, 0x81, 8, 0xff, 7], &[first]),
+        valid("the page behind", 512, &[0, 0x81, 8, 0x80, 8], &[last]),
+        valid(
+            "from the first byte of the bases to the last",
+            0,
+            &[1, 9, 0xfd, 7, 1, 0, 3, 0x82, 16],
+            &[&[9], &first[..510], &last[511..]],
+        ),
+        valid("copies across the bases of two pages", 0, &[0, 0x81, 8, 0x80, 4], &[&first[256..], &own[..256]]),
+        valid("a page without base behind all", 1536, &[0, 0x81, 8, 0xff, 7], &[last]),
+        valid(
+            "to the first page and to the last",
+            1024,
+            &[0, 0x81, 4, 0xff, 0x0f, 0, 0x81, 4, 0x80, 0x10],
+            &[&first[..256], &last[256..]],
+        ),
+    ]
+}
+
+fn broken_patches() -> Vec<Value> {
+    let malformed = |name: &str, place: usize, patch: &[u8]| json!({"name": name, "place": place, "patch": hex::encode(patch), "error": "Malformed"});
+    vec![
+        malformed("no bytes", 0, &[]),
+        malformed("no copy", 0, &[0]),
+        malformed("the page does not get full", 0, &[0, 0xfe, 7]),
+        malformed("longer than the page", 0, &[&[0, 2].repeat(256)[..], &[0, 0x80, 4]].concat()),
+        malformed("as many literals as the page has bytes", 0, &literals(PAGE)),
+        malformed("literals and a copy past the page", 0, &[1, 9, 0x80, 8]),
+        malformed("literals past the page", 0, &[&[0, 0x80, 4][..], &literals(300)].concat()),
+        malformed("literals past the patch", 0, &[0x80, 4, 9]),
+        malformed("copy past the page", 0, &[0, 0x82, 8]),
+        malformed("copy past the page from before in the bases", 512, &[0, 0x80, 4, 0, 0xd9, 4, 0xc7, 1]),
+        malformed("copy past the bases", 1024, &[0, 0xff, 7, 4, 2, 9, 9]),
+        malformed("copy that lies behind the bases", 1024, &[0, 0x81, 4, 0x80, 8]),
+        malformed("copy of a base that is not there", 1536, &[0, 0x80, 8]),
+        malformed("copy from before the bases", 0, &[0, 0x81, 8, 1]),
+        malformed("copy that lies before the bases", 0, &[0, 11, 19, 0, 0xf7, 7, 20]),
+        malformed("place past the bases", 1537, &[0, 0x81, 8, 0x81, 8]),
+        malformed("copy of no bytes", 0, &[0, 0, 0, 0x80, 8]),
+        malformed("copy of no bytes from elsewhere", 0, &[0, 1, 2, 0, 0x80, 8]),
+        malformed("no copy behind the literals", 0, &literals(500)),
+        malformed("no distance behind the copy", 0, &[0, 0x81, 8]),
+        malformed("largest distance", 0, &[0, 0x81, 8, 0xfe, 0xff, 0xff, 0xff, 0x0f]),
+        malformed("change of the distance past 32 bits", 0, &[0, 0x81, 8, 0xff, 0xff, 0xff, 0xff, 0x1f]),
+        malformed("largest copy", 0, &[0, 0xfe, 0xff, 0xff, 0xff, 0x0f]),
+        malformed("most literals", 0, &[0xff, 0xff, 0xff, 0xff, 0x0f, 9]),
+        malformed("varint longer than needed", 0, &[0x80, 0, 0x80, 8]),
+        malformed("varint of 33 bits", 0, &[0, 0x80, 0x80, 0x80, 0x80, 0x10]),
+        malformed("byte behind the full page", 0, &[0, 0x80, 8, 0]),
+    ]
 }

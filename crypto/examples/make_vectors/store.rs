@@ -246,7 +246,7 @@ impl Story {
                 PageOp::Full(image) => page.copy_from_slice(image),
                 PageOp::Patch(patch) => {
                     let before = page.to_vec();
-                    apply_patch(&before, patch, page).unwrap();
+                    apply_patch(&before, 0, patch, page).unwrap();
                 }
                 PageOp::Zero => page.fill(0),
             }
