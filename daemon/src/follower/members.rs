@@ -254,7 +254,7 @@ fn replay(database: &mut LiveDatabase, name: &str, start: &Start, written: &Writ
             let image = match op {
                 PageOp::Full(image) => image,
                 PageOp::Zero => &zeros,
-                PageOp::Patch(_) => return Err(Fault::internal("a patch says nothing without its base")),
+                PageOp::Patch { .. } => return Err(Fault::internal("a patch says nothing without its base")),
             };
             digests.push((pgno, page_digest(&written.head.digest_key, pgno, image)));
         }
