@@ -109,6 +109,11 @@ impl PageSet {
         (count as usize).saturating_mul(self.page_size as usize)
     }
 
+    /// The first bytes of the BLAKE3 of all bases, if there are any.
+    pub fn bases_checksum(&self) -> Option<[u8; CHECKSUM_LEN]> {
+        self.bases_checksum
+    }
+
     /// Whether the set was made with these bases. A checksum against accidents: the state digest of the record proves
     /// what comes out.
     pub fn is_made_with(&self, bases: &[u8]) -> bool {

@@ -1,11 +1,11 @@
 //! The vectors of page sets and file sets.
 
-use chatkeep_format::limits::{MAX_FILE_CHUNKS, MAX_FILES, MAX_PAGES, MAX_PLAINTEXT_LEN};
+use chatkeep_format::limits::{MAX_BASES_LEN, MAX_FILE_CHUNKS, MAX_FILES, MAX_PAGES, MAX_PLAINTEXT_LEN};
 use chatkeep_format::{ChunkRef, FileOp, FileRecord, FileSet, PageSet, apply_patch};
 use serde_json::{Value, json};
 
 use crate::PAGE;
-use crate::support::json::{files_json, pages_json};
+use crate::support::json::{checksum_json, files_json, pages_json};
 
 fn malformed(name: &str, bytes: &[u8]) -> Value {
     json!({"name": name, "bytes": hex::encode(bytes), "error": "Malformed"})
@@ -19,8 +19,9 @@ fn raw_pages(page_size: u32, count: u32, index: &[u8], images: &[u8]) -> Vec<u8>
 pub(crate) fn pages() -> Value {
     let image = [7; PAGE];
     let valid = |name: &str, bytes: Vec<u8>, pages: Value| {
-        assert_eq!(pages, pages_json(&PageSet::decode(bytes.clone()).unwrap()), "{name}");
-        json!({"name": name, "bytes": hex::encode(bytes), "pages": pages})
+        let set = PageSet::decode(bytes.clone()).expect(name);
+        assert_eq!(pages, pages_json(&set), "{name}");
+        json!({"name": name, "bytes": hex::encode(bytes), "pages": pages, "bases_checksum": checksum_json(&set)})
     };
     let full = hex::encode(image);
     let zeros = |count: usize| {
@@ -28,19 +29,34 @@ pub(crate) fn pages() -> Value {
         json!([[hex::encode(head), 1], ["0100", count]])
     };
     let good = raw_pages(512, 2, &[3, 1, 0xc8, 1, 0], &image);
-    let patched = [&b"first"[..], &image, b"later"];
-    let patched =
-        raw_pages(512, 4, &[3, 2, 5, 1, 1, 1, 0, 5, 2, 5], &[patched[1], patched[0], patched[2]].concat());
+    let patched = [&b"checksum"[..], &image, b"first", b"later"].concat();
+    let patched = raw_pages(512, 4, &[3, 6, 5, 1, 1, 1, 4, 5, 2, 5], &patched);
     let (first, later) = (hex::encode("first"), hex::encode("later"));
     let one = |index: &[u8], images: &[u8]| raw_pages(512, 1, index, images);
+    let based = |rest: &[u8]| [b"checksum", rest].concat();
+    // of the largest pages, so that there are few
+    let bases = |count: usize| {
+        let head = [65_536, count as u32, count as u32 * 2].map(u32::to_le_bytes).concat();
+        json!([[hex::encode(head), 1], ["0104", count], [hex::encode("checksum"), 1]])
+    };
+    let most = MAX_BASES_LEN / 65_536;
+    let most_pages: Value = (1..=most).map(|pgno| json!([pgno, true, "zero"])).collect();
     json!({"what": "pages", "cases": [
         valid("empty", raw_pages(0, 0, &[], &[]), json!([])),
-        valid("one image, one of zeros", good.clone(), json!([[3, "image", full], [203, "zero"]])),
-        valid("highest page number", one(&[0xff, 0xff, 0xff, 0xff, 0x0f, 0], &[]), json!([[u32::MAX, "zero"]])),
-        valid("patches after the images", patched.clone(),
-            json!([[3, "patch", first], [4, "image", full], [5, "zero"], [10, "patch", later]])),
-        valid("shortest patch", one(&[1, 2, 1], &[9]), json!([[1, "patch", "09"]])),
-        valid("patch as long as a page", one(&[1, 2, 0x80, 4], &image), json!([[1, "patch", full]])),
+        valid("one image, one of zeros", good.clone(), json!([[3, false, "image", full], [203, false, "zero"]])),
+        valid("highest page number", one(&[0xff, 0xff, 0xff, 0xff, 0x0f, 0], &[]), json!([[u32::MAX, false, "zero"]])),
+        valid("patches after the images", patched.clone(), json!([
+            [3, true, "patch", first], [4, false, "image", full], [5, true, "zero"], [10, false, "patch", later]])),
+        valid("shortest patch", one(&[1, 6, 1], &based(&[9])), json!([[1, true, "patch", "09"]])),
+        valid("patch as long as a page", one(&[1, 6, 0x80, 4], &based(&image)), json!([[1, true, "patch", full]])),
+        valid("bases and no patches", raw_pages(512, 2, &[1, 4, 1, 5], &based(&image)),
+            json!([[1, true, "zero"], [2, true, "image", full]])),
+        valid("a base of another page than the patch", raw_pages(512, 2, &[1, 2, 1, 1, 5], &based(&[&image[..], &[9]].concat())),
+            json!([[1, false, "patch", "09"], [2, true, "image", full]])),
+        {"name": "as many bases as there may be", "bytes": bases(most), "pages": most_pages,
+         "bases_checksum": hex::encode("checksum")},
+        {"name": "more bases than the limit", "bytes": bases(most + 1), "error": "Malformed"},
+        {"name": "as many bases as pages", "bytes": bases(MAX_PAGES), "error": "Malformed"},
         malformed("empty, with a page size", &raw_pages(512, 0, &[], &[])),
         malformed("pages without a page size", &raw_pages(0, 1, &[1, 0], &[])),
         malformed("page size 513", &raw_pages(513, 1, &[1, 0], &[])),
@@ -53,13 +69,20 @@ pub(crate) fn pages() -> Value {
         malformed("page numbers past 32 bits", &raw_pages(512, 2, &[0xff, 0xff, 0xff, 0xff, 0x0f, 0, 1, 0], &[])),
         malformed("operation 3, with an image", &one(&[1, 3], &image)),
         malformed("operation 3, with nothing", &one(&[1, 3], &[])),
+        malformed("operation 7", &one(&[1, 7], &based(&[]))),
+        malformed("operation 8", &one(&[1, 8], &[])),
+        malformed("operation 8 and 4", &one(&[1, 12], &based(&[]))),
+        malformed("patch without bases", &one(&[1, 2, 3], b"one")),
+        malformed("patch without bases, with a checksum", &one(&[1, 2, 3], &based(b"one"))),
+        malformed("checksum without bases", &one(&[1, 0], &based(&[]))),
+        malformed("checksum cut", &one(&[1, 4], b"checksu")),
         malformed("image cut", &one(&[1, 1], &image[1..])),
         malformed("byte after the images", &one(&[1, 1], &[7; PAGE + 1])),
-        malformed("patch without a length", &one(&[1, 2], &[])),
-        malformed("patch of no bytes", &one(&[1, 2, 0], &[])),
-        malformed("patch longer than the page", &one(&[1, 2, 0x81, 4], &[7; PAGE + 1])),
-        malformed("length of a patch longer than needed", &one(&[1, 2, 0x85, 0], &[7; 5])),
-        malformed("length of a patch of 33 bits", &one(&[1, 2, 0x81, 0x80, 0x80, 0x80, 0x10], &[7])),
+        malformed("patch without a length", &one(&[1, 6], &based(&[]))),
+        malformed("patch of no bytes", &one(&[1, 6, 0], &based(&[]))),
+        malformed("patch longer than the page", &one(&[1, 6, 0x81, 4], &based(&[7; PAGE + 1]))),
+        malformed("length of a patch longer than needed", &one(&[1, 6, 0x85, 0], &based(&[7; 5]))),
+        malformed("length of a patch of 33 bits", &one(&[1, 6, 0x81, 0x80, 0x80, 0x80, 0x10], &based(&[7]))),
         malformed("patch cut", &patched[..patched.len() - 1]),
         malformed("byte after the patches", &[&patched[..], &[0]].concat()),
         malformed("byte after the index", &one(&[1, 0, 0], &[])),
@@ -223,10 +246,25 @@ fn good_patches(bases: &[u8]) -> Vec<Value> {
             &[&own[..10], b"literal", &own[10..400], &own[420..509], &[b'x'; 16]],
         ),
         valid("as long as the page", 512, &longest, &[&[9; 509], &own[509..]]),
-        valid("literals at the end", 512, &[&[0, 0x80, 4], &literals(256)[..]].concat(), &[&own[..256], &[9; 256]]),
-        valid("literals at the start", 512, &[&literals(256)[..], &[0x80, 4]].concat(), &[&[9; 256], &own[256..]]),
+        valid(
+            "literals at the end",
+            512,
+            &[&[0, 0x80, 4], &literals(256)[..]].concat(),
+            &[&own[..256], &[9; 256]],
+        ),
+        valid(
+            "literals at the start",
+            512,
+            &[&literals(256)[..], &[0x80, 4]].concat(),
+            &[&[9; 256], &own[256..]],
+        ),
         valid("halves changed over", 512, &halves, &[&own[256..], &own[..256]]),
-        valid("the distance stays", 512, &[0, 0x81, 4, 2, 0, 0xfe, 3, 1, 9], &[&own[1..257], &own[257..], &[9]]),
+        valid(
+            "the distance stays",
+            512,
+            &[0, 0x81, 4, 2, 0, 0xfe, 3, 1, 9],
+            &[&own[1..257], &own[257..], &[9]],
+        ),
         valid("a change of distance that is none", 512, &[0, 0x81, 8, 0], &[own]),
         valid("copies of one byte", 512, &[&[0, 2].repeat(100)[..], &[0, 0xb8, 6]].concat(), &[own]),
         valid("the page before", 512, &[0, 0x81, 8, 0xff, 7], &[first]),
@@ -237,7 +275,12 @@ fn good_patches(bases: &[u8]) -> Vec<Value> {
             &[1, 9, 0xfd, 7, 1, 0, 3, 0x82, 16],
             &[&[9], &first[..510], &last[511..]],
         ),
-        valid("copies across the bases of two pages", 0, &[0, 0x81, 8, 0x80, 4], &[&first[256..], &own[..256]]),
+        valid(
+            "copies across the bases of two pages",
+            0,
+            &[0, 0x81, 8, 0x80, 4],
+            &[&first[256..], &own[..256]],
+        ),
         valid("a page without base behind all", 1536, &[0, 0x81, 8, 0xff, 7], &[last]),
         valid(
             "to the first page and to the last",
