@@ -20,8 +20,8 @@ use crate::writer::Writer;
 /// the service's bound of 48 MiB; a broken upload repeats no more than this.
 const PACK_LEN: usize = 4 << 20;
 /// Pages whose images before are at hand are gathered up to this many bytes, 8 MiB: the more there are, the more of them
-/// patches find in each other (docs/decisions/0012). With as much again for the images before, and what the patches
-/// take, this is the most that the thread that reads has in memory.
+/// patches find in each other (docs/decisions/0012). They leave far less than a pack. Until then the thread that reads
+/// has as much again for the images before, and 4 MiB for the patch maker.
 const PATCHED_LEN: usize = 8 << 20;
 /// Changes up to this many bytes travel inside the entry: one object, one `put`. A restore reads up to 60 entries.
 const INLINE_LEN: usize = 2 << 20;
@@ -241,6 +241,7 @@ pub struct Collector<'a, 'scope, 'env> {
     page_size: u32,
     /// It builds on nothing.
     is_base: bool,
+    /// Images before are of use.
     patches: bool,
     /// Pages in packs of this capture, by number. In a restore, what they were at the parent is no more when the next
     /// packs are read.
@@ -286,7 +287,11 @@ impl Collector<'_, '_, '_> {
 
     /// Makes the patches here and not where packs are sealed: only one set is in memory with its bases.
     fn send_full(&mut self) -> io::Result<()> {
-        let full = self.pages.take().expect("pages were just added").finish();
+        let full = self.pages.take().expect("pages were just added");
+        let had_bases = full.bases_len() > 0;
+        let full = full.finish();
+        // Encrypted: the next ones are no better, and larger than others when they are sealed.
+        self.patches &= had_bases == full.has_bases();
         for (pgno, _) in full.iter() {
             let word = pgno as usize / 64;
             if self.sent.len() <= word {
@@ -310,8 +315,8 @@ impl PageSink for Collector<'_, '_, '_> {
         let pages = self.pages.get_or_insert_with(|| PageSet::builder(page_size));
         pages.push(pgno, image, base);
         self.done_bytes.fetch_add(image.len() as u64, Ordering::Relaxed);
-        let enough = if pages.bases_len() > 0 { PATCHED_LEN } else { PACK_LEN };
-        if pages.is_full() || pages.images_len() >= enough {
+        let whole = pages.images_len().saturating_sub(pages.bases_len());
+        if pages.is_full() || whole >= PACK_LEN || pages.images_len() >= PATCHED_LEN {
             self.send_full()?;
         }
         Ok(())
