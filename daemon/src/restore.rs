@@ -225,15 +225,15 @@ impl Source {
                 &again
             };
             let Some(record) = entry.databases.iter().find(|record| record.name == name) else { continue };
-            let bad = |pgno: u32| self.bad_page(link.seq, name, pgno);
+            let damaged = |what: &str| self.damaged_set(link.seq, name, what);
             for pack in &record.packs {
                 self.check_cancelled()?;
                 objects += 1;
                 let pages = runtime.block_on(self.archive.pack(pack.name, &self.roots))?;
-                write_pages(writer, &pages, &bad)?;
+                write_pages(writer, &pages, &damaged)?;
                 progress.tell(begun, writer, record.page_size);
             }
-            write_pages(writer, &record.inline, &bad)?;
+            write_pages(writer, &record.inline, &damaged)?;
             progress.tell(begun, writer, record.page_size);
         }
         Ok(objects)
@@ -263,9 +263,8 @@ impl Source {
         }
     }
 
-    fn bad_page(&self, seq: u64, name: &str, pgno: u32) -> Fault {
-        let what = format!("page {pgno} of {name} cannot be made from what it was before");
-        ArchiveError::Damaged { key: self.key(seq), what }.into()
+    fn damaged_set(&self, seq: u64, name: &str, what: &str) -> Fault {
+        ArchiveError::Damaged { key: self.key(seq), what: format!("what changed in {name} {what}") }.into()
     }
 }
 
@@ -288,19 +287,30 @@ fn open_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
     }
 }
 
-fn write_pages(writer: &mut RestoreWriter, pages: &PageSet, bad: &dyn Fn(u32) -> Fault) -> Result<()> {
-    let zeros = vec![0; pages.page_size() as usize];
-    for (pgno, op) in pages.iter() {
-        match op {
-            PageOp::Full(image) => writer.write_page(pgno, image)?,
-            PageOp::Zero => writer.write_page(pgno, &zeros)?,
-            PageOp::Patch(patch) => writer
-                .patch_page(pgno, |before, image| apply_patch(before, patch, image).is_ok())
-                .map_err(|error| match error {
-                    chatkeep_sqlite::RestoreError::BadPatch { pgno } => bad(pgno),
-                    other => other.into(),
-                })?,
+/// Applies a page set. Its bases are read first: it may replace them. `damaged` makes an error of what is wrong.
+fn write_pages(writer: &mut RestoreWriter, pages: &PageSet, damaged: &dyn Fn(&str) -> Fault) -> Result<()> {
+    let page_len = pages.page_size() as usize;
+    let mut bases = vec![0; pages.bases_len()];
+    for (pgno, base) in pages.bases().zip(bases.chunks_exact_mut(page_len.max(1))) {
+        if !writer.read_page(pgno, base)? {
+            return Err(damaged(&format!("builds on page {pgno}, which no entry before has")));
         }
+    }
+    if !pages.is_made_with(&bases) {
+        return Err(damaged("builds on pages other than those that were found"));
+    }
+    let (zeros, mut image) = (vec![0; page_len], vec![0; page_len]);
+    for (pgno, op) in pages.iter() {
+        let image = match op {
+            PageOp::Full(image) => image,
+            PageOp::Zero => &zeros,
+            PageOp::Patch { place, patch } => {
+                apply_patch(&bases, place, patch, &mut image)
+                    .map_err(|error| damaged(&format!("has a page {pgno} that cannot be made: {error}")))?;
+                &image
+            }
+        };
+        writer.write_page(pgno, image)?;
     }
     Ok(())
 }
