@@ -130,12 +130,14 @@ impl RestoreWriter {
         patch: impl FnOnce(&[u8], &mut [u8]) -> bool,
     ) -> Result<(), RestoreError> {
         let Some((word, bit)) = self.place_of(pgno) else { return Ok(()) };
+        if self.written[word] & bit == 0 {
+            return Err(RestoreError::NothingToPatch { pgno });
+        }
         let mut before = vec![0; self.page_size as usize];
-        let known = self.written[word] & bit != 0;
         let read = read_at(&self.file, &mut before, self.offset_of(pgno));
         read.map_err(doing("reading the restored database"))?;
         let mut image = vec![0; self.page_size as usize];
-        if !known || !patch(&before, &mut image) {
+        if !patch(&before, &mut image) {
             return Err(RestoreError::BadPatch { pgno });
         }
         self.write_page(pgno, &image)

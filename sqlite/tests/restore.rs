@@ -134,7 +134,7 @@ fn a_patch_makes_a_page_from_what_it_was_before() {
     let mut writer = source.begin(folder.path()).unwrap();
     for (pgno, image) in source.pages() {
         let error = writer.patch_page(pgno, |_, _| true).unwrap_err();
-        assert!(matches!(error, RestoreError::BadPatch { pgno: found } if found == pgno), "{error:?}");
+        assert!(matches!(error, RestoreError::NothingToPatch { pgno: found } if found == pgno), "{error:?}");
         writer.write_page(pgno, &vec![9; image.len()]).unwrap();
         let refused = writer.patch_page(pgno, |_, _| false).unwrap_err();
         assert!(matches!(refused, RestoreError::BadPatch { .. }), "{refused:?}");
