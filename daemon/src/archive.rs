@@ -297,7 +297,8 @@ impl Archive {
         StoreKey::try_from(name.store_key(&self.id)).expect("names of the format are valid keys")
     }
 
-    fn damaged(&self, name: ObjectName, what: String) -> ArchiveError {
+    /// An object that is not what was written.
+    pub fn damaged(&self, name: ObjectName, what: String) -> ArchiveError {
         ArchiveError::Damaged { key: name.store_key(&self.id), what }
     }
 
