@@ -25,6 +25,7 @@ use crate::keys::KeyStore;
 use crate::paths::Paths;
 use crate::restore::{Destination, Source};
 
+pub use drill::rehearse_in;
 pub use keys::vault_status;
 pub use stores::list_remote;
 

@@ -19,7 +19,7 @@ pub(crate) struct Slot(NonZeroU32);
 
 impl Slot {
     fn new(index: usize, spilled: bool) -> Slot {
-        let number = index as u32 + 1 | if spilled { SPILLED } else { 0 };
+        let number = (index as u32 + 1) | if spilled { SPILLED } else { 0 };
         Slot(NonZeroU32::new(number).expect("it is at least 1"))
     }
 

@@ -104,7 +104,7 @@ fn free_bytes(folder: &Path) -> std::io::Result<u64> {
 /// Restores point `seq` into `scratch`, and looks at what came out. Blocks.
 ///
 /// `free` says how much room there is in a folder.
-pub(crate) fn rehearse_in(
+pub fn rehearse_in(
     scratch: &Path,
     source: &Source,
     seq: u64,
