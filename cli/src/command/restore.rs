@@ -46,12 +46,13 @@ pub(super) async fn points(context: &Context, id: &str, limit: Option<u32>) -> R
     for point in &points {
         let kind = if flag(point, "base") { "base" } else { "increment" };
         let pinned = if flag(point, "pinned") { ", pinned" } else { "" };
+        let damaged = if flag(point, "damaged") { ", damaged" } else { "" };
         rows.push(vec![
             plain(&text(point, "id")),
             time::date_time(number(point, "time")),
             time::age(number(point, "time"), now),
             size(number(point, "size")),
-            format!("{kind}{pinned}"),
+            format!("{kind}{pinned}{damaged}"),
             time::age(number(point, "verified"), now),
         ]);
     }

@@ -253,7 +253,8 @@ impl Service {
     }
 
     fn points(&self, id: &str, filter: &PointFilter) -> Result<Vec<RecoveryPoint>, Error> {
-        let (_, opened) = self.opened_of(id)?;
+        let (number, opened) = self.opened_of(id)?;
+        let damage = &self.sources[&number].damage;
         let mut points = self.tools.catalogue.points(&opened.archive.id);
         points.reverse();
         let time = |at: i64| u64::try_from(at).unwrap_or(0);
@@ -269,6 +270,7 @@ impl Service {
             verified: point.verified_us,
             pinned: opened.log.written.pins.contains(&point.seq),
             base: point.seq == point.base_seq,
+            damaged: damage.affects(point.seq),
         });
         Ok(shown.collect())
     }
