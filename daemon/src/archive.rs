@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chatkeep_crypto::{BackupKey, DataRoots, OpenError};
-use chatkeep_format::{ArchiveId, Entry, Keyring, ObjectName, PageSet, entry_digest, limits};
+use chatkeep_format::{ArchiveId, Entry, FileSet, Keyring, ObjectName, PageSet, entry_digest, limits};
 use chatkeep_store::{PutCondition, Store, StoreError, StoreKey};
 
 /// Why an archive cannot be read or continued. Each says which of the promised kinds it is.
@@ -165,6 +165,11 @@ impl Archive {
         }
     }
 
+    /// Deletes an object.
+    pub async fn delete(&self, name: ObjectName) -> Result<(), StoreError> {
+        self.store.delete(&self.key(name)).await
+    }
+
     /// Puts a pack. Packs are named after their content: one that is there already must open to the same content.
     pub async fn put_pack(&self, id: [u8; 16], sealed: Bytes, roots: &DataRoots) -> Result<(), ArchiveError> {
         let name = ObjectName::Pack(id);
@@ -204,6 +209,14 @@ impl Archive {
         let sealed = self.get(name).await?;
         let body = self.open(name, roots, &sealed)?;
         PageSet::decode(body).map_err(|error| self.damaged(name, error.to_string()))
+    }
+
+    /// Reads and opens a pack that is a list of files.
+    pub async fn file_list(&self, id: [u8; 16], roots: &DataRoots) -> Result<FileSet, ArchiveError> {
+        let name = ObjectName::Pack(id);
+        let sealed = self.get(name).await?;
+        let body = self.open(name, roots, &sealed)?;
+        FileSet::decode(&body).map_err(|error| self.damaged(name, error.to_string()))
     }
 
     /// Reads a keyring; no key is needed to see its structure.

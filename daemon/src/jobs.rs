@@ -1,6 +1,7 @@
 //! What jobs do. Each runs in a task of its own, tells its progress, and ends with an [`Outcome`] for the loop.
 
 mod keys;
+pub mod prune;
 mod stores;
 
 use std::collections::BTreeSet;
@@ -124,6 +125,24 @@ impl Job {
                 Ok(Outcome::StoreSeen { name, usage: Some(usage) })
             }
             Work::VaultRefresh { pin, opened } => self.vault_refresh(&pin, &opened).await,
+            Work::Prune { opened, pins, policy, now_us, dry_run } => {
+                self.phase("looking for what nobody needs");
+                let (server, id) = (self.tools.server.clone(), self.id.clone());
+                let progress = move |done: usize, of: usize| {
+                    server.update_job(&id, |job| job.progress = done as f64 / of as f64);
+                };
+                let pruning = prune::Pruning {
+                    opened: &opened,
+                    catalogue: &self.tools.catalogue,
+                    pins: &pins,
+                    policy,
+                    now_us,
+                    dry_run,
+                    cancelled: &self.cancelled,
+                    progress: &progress,
+                };
+                Ok(Outcome::Pruned(Box::new(pruning.run().await?)))
+            }
         }
     }
 
