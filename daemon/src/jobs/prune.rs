@@ -11,6 +11,8 @@
 //!
 //! It can be stopped between any two calls, and begins anew the next time.
 
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,7 +20,6 @@ use std::time::Duration;
 use chatkeep_crypto::DataRoots;
 use chatkeep_format::{ObjectName, entry_digest};
 use chatkeep_ipc::Error;
-use chatkeep_planner::prune::MARKED_FOR_MIN_US;
 use chatkeep_planner::{
     KnownEntry, Level, Mark, PackName, PointInfo, Prunable, PrunePlan, RetentionPlan, RetentionPolicy,
     StoreView, plan_prune, plan_retention,
@@ -32,6 +33,8 @@ use crate::catalogue::{Catalogue, Head, Point, PruneFacts};
 use crate::event::Opened;
 use crate::fault::{Fault, Result};
 use crate::log::read_entries;
+
+pub use report::{ForgottenPoint, PruneReport};
 
 /// So many objects are deleted between two looks at the newest entry.
 const BATCH_LEN: usize = 64;
@@ -58,40 +61,6 @@ pub struct Pruning<'a> {
     pub progress: &'a (dyn Fn(usize, usize) + Sync),
 }
 
-/// What a run did, or would do.
-#[derive(Debug, Clone, Default)]
-pub struct PruneReport {
-    /// Points that were forgotten now.
-    pub newly_forgotten: usize,
-    /// Points that are forgotten and in the store, those included that were just deleted; newest first.
-    pub points: Vec<ForgottenPoint>,
-    /// Objects that were deleted, how many of them entries, and their bytes.
-    pub deleted_objects: usize,
-    /// See above.
-    pub deleted_points: usize,
-    /// See above.
-    pub deleted_bytes: u64,
-    /// Objects that wait, and their bytes.
-    pub waiting_objects: usize,
-    /// See above.
-    pub waiting_bytes: u64,
-    /// Why nothing, or not everything, was deleted.
-    pub hindrance: Option<Error>,
-    /// It was decided what stays: not so when the listing could not be believed.
-    pub planned: bool,
-}
-
-/// A point that nobody needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ForgottenPoint {
-    /// Its number.
-    pub seq: u64,
-    /// What it added to the store, in bytes.
-    pub bytes: u64,
-    /// When it is deleted at the earliest, µs since 1970; 0 for now.
-    pub until_us: i64,
-}
-
 /// What is known before anything is decided.
 struct Known {
     head: Head,
@@ -111,6 +80,17 @@ struct Plan {
     prune: PrunePlan,
 }
 
+impl Plan {
+    /// Offered points that are marked now.
+    fn to_forget(&self, known: &Known) -> Vec<u64> {
+        let marked = self.prune.mark.iter().filter_map(|(object, _)| match object {
+            Prunable::Entry(seq) => Some(*seq),
+            Prunable::Pack(_) => None,
+        });
+        marked.filter(|seq| known.points.contains_key(seq)).collect()
+    }
+}
+
 impl Pruning<'_> {
     /// Does it. An error means that the store could not be used; what was decided so far holds.
     pub async fn run(&self) -> Result<PruneReport> {
@@ -127,7 +107,7 @@ impl Pruning<'_> {
             }
         };
         let plan = self.plan(&known);
-        let mut report = self.report(&known, &plan);
+        let mut report = PruneReport::of(&known, &plan);
         if self.dry_run {
             return Ok(report);
         }
@@ -220,13 +200,11 @@ impl Pruning<'_> {
             return Ok(Err(error));
         }
         self.read_unknown(&mut known).await?;
-        match known.points.get(&known.head.seq) {
-            Some(newest) => known.newest_taken_at_us = newest.taken_at_us,
-            None => {
-                let key = ObjectName::Entry(known.head.seq).store_key(self.id());
-                return Ok(Err(Error::Corrupt(format!("the newest entry cannot be read: {key}"))));
-            }
-        }
+        let Some(newest) = known.points.get(&known.head.seq) else {
+            let key = ObjectName::Entry(known.head.seq).store_key(self.id());
+            return Ok(Err(Error::Corrupt(format!("the newest entry cannot be read: {key}"))));
+        };
+        known.newest_taken_at_us = newest.taken_at_us;
         Ok(Ok(Some(known)))
     }
 
@@ -308,7 +286,9 @@ impl Pruning<'_> {
         let all = || known.points.values().chain(known.forgotten.values());
         let infos: Vec<PointInfo> = all().filter(listed).map(|point| self.info(point)).collect();
         let retention = plan_retention(&infos, self.now_us, &self.policy);
-        let entries = all().filter(|point| !point.lists_unread).map(|point| {
+        // A forgotten one that is not listed was deleted; an offered one is on its way up.
+        let there = known.forgotten.values().filter(listed).chain(known.points.values());
+        let entries = there.filter(|point| !point.lists_unread).map(|point| {
             (point.seq, KnownEntry { parent_seq: point.parent_seq, packs: point.packs.clone() })
         });
         let objects = known.listing.entries.iter().map(|(seq, len)| (Prunable::Entry(*seq), *len));
@@ -335,50 +315,6 @@ impl Pruning<'_> {
         }
     }
 
-    /// What becomes of everything when all goes well.
-    fn report(&self, known: &Known, plan: &Plan) -> PruneReport {
-        let len = |object: &Prunable| match object {
-            Prunable::Entry(seq) => known.listing.entries.get(seq).copied().unwrap_or(0),
-            Prunable::Pack(name) => known.listing.packs.get(name).copied().unwrap_or(0),
-        };
-        let PrunePlan { mark, delete, waiting, delete_bytes, .. } = &plan.prune;
-        let new = mark.iter().map(|(object, _)| object);
-        let marked = mark.iter().copied().chain(known.marks.clone()).collect::<BTreeMap<_, _>>();
-        let deleted: BTreeSet<&Prunable> = delete.iter().collect();
-        let point = |object: &Prunable| {
-            let Prunable::Entry(seq) = object else { return None };
-            let found = known.points.get(seq).or_else(|| known.forgotten.get(seq))?;
-            let until_us = match marked.get(object) {
-                _ if deleted.contains(object) => 0,
-                Some(mark) => mark.marked_at_us.saturating_add(MARKED_FOR_MIN_US),
-                None => return None,
-            };
-            Some(ForgottenPoint { seq: *seq, bytes: found.bytes, until_us })
-        };
-        let mut points: Vec<_> = new.clone().chain(waiting).chain(delete).filter_map(point).collect();
-        points.sort_unstable_by_key(|point| std::cmp::Reverse(point.seq));
-        PruneReport {
-            newly_forgotten: self.to_forget(known, plan).len(),
-            points,
-            deleted_objects: delete.len(),
-            deleted_points: delete.iter().filter(|object| matches!(object, Prunable::Entry(_))).count(),
-            deleted_bytes: *delete_bytes,
-            waiting_objects: mark.len() + waiting.len(),
-            waiting_bytes: new.chain(waiting).map(len).sum(),
-            hindrance: None,
-            planned: true,
-        }
-    }
-
-    /// Offered points that the plan marks.
-    fn to_forget(&self, known: &Known, plan: &Plan) -> Vec<u64> {
-        let marked = plan.prune.mark.iter().filter_map(|(object, _)| match object {
-            Prunable::Entry(seq) => Some(*seq),
-            Prunable::Pack(_) => None,
-        });
-        marked.filter(|seq| known.points.contains_key(seq)).collect()
-    }
-
     /// Changes what is offered, and the marks: at no moment is something marked and offered.
     fn remember_and_forget(&self, known: &Known, plan: &Plan) -> Result<()> {
         let carry_out = || -> anyhow::Result<()> {
@@ -391,7 +327,7 @@ impl Pruning<'_> {
             for seq in known.forgotten.keys().filter(|seq| !known.listing.entries.contains_key(seq)) {
                 self.catalogue.drop_forgotten(self.id(), *seq)?;
             }
-            self.catalogue.forget(self.id(), &self.to_forget(known, plan))?;
+            self.catalogue.forget(self.id(), &plan.to_forget(known))?;
             self.catalogue.mark(self.id(), &plan.prune.mark)?;
             self.catalogue.flush();
             Ok(())
@@ -416,9 +352,8 @@ impl Pruning<'_> {
                 continue;
             }
             match self.delete_one(known, object).await {
-                Ok(true) => {}
+                Ok(true) | Err(StoreError::NotFound { .. }) => {}
                 Ok(false) => continue,
-                Err(StoreError::NotFound { .. }) => {}
                 Err(error) if error.next_step() == NextStep::Skip => {
                     debug!(%error, "an object is left for now");
                     held.extend(needs(known, object));
