@@ -29,6 +29,22 @@ impl Outcome {
     pub(crate) fn warning(&self) -> Option<String> {
         self.result.get("warning").and_then(|value| <&str>::try_from(value).ok()).map(str::to_owned)
     }
+
+    /// How many of something; 0 when it is not told.
+    pub(crate) fn count(&self, name: &str) -> u32 {
+        get(&self.result, name)
+    }
+
+    /// A size or time; 0 when it is not told.
+    pub(crate) fn number(&self, name: &str) -> u64 {
+        get(&self.result, name)
+    }
+
+    /// Of forgotten points: identifier, bytes, and when it is deleted at the earliest.
+    pub(crate) fn points(&self) -> Vec<(String, u64, u64)> {
+        let value = self.result.get("points").and_then(|value| value.try_clone().ok());
+        value.and_then(|value| Vec::try_from(value).ok()).unwrap_or_default()
+    }
 }
 
 /// A job that failed, with what it said about it.
@@ -229,22 +245,23 @@ fn message(phase: &str, state: &Properties, done: u64, total: u64) -> String {
     if parts.is_empty() { phase.to_owned() } else { format!("{phase}  {}", parts.join(", ")) }
 }
 
-/// Details for scripts: numbers, texts and truth values as such, anything else as it prints.
+/// Details for scripts: numbers, texts, truth values and lists as such, anything else as it prints.
 pub(crate) fn to_json(details: &Properties) -> Json {
-    let mut object = serde_json::Map::new();
-    for (name, value) in details {
-        let json = match &**value {
-            Value::Bool(value) => json!(value),
-            Value::U32(value) => json!(value),
-            Value::U64(value) => json!(value),
-            Value::I64(value) => json!(value),
-            Value::F64(value) => json!(value),
-            Value::Str(value) => json!(value.as_str()),
-            other => json!(other.to_string()),
-        };
-        object.insert(name.clone(), json);
+    Json::Object(details.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect())
+}
+
+fn value_to_json(value: &Value<'_>) -> Json {
+    match value {
+        Value::Bool(value) => json!(value),
+        Value::U32(value) => json!(value),
+        Value::U64(value) => json!(value),
+        Value::I64(value) => json!(value),
+        Value::F64(value) => json!(value),
+        Value::Str(value) => json!(value.as_str()),
+        Value::Array(array) => array.iter().map(value_to_json).collect(),
+        Value::Structure(fields) => fields.fields().iter().map(value_to_json).collect(),
+        other => json!(other.to_string()),
     }
-    Json::Object(object)
 }
 
 #[cfg(test)]

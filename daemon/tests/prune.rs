@@ -373,7 +373,7 @@ async fn packs_that_lists_of_files_name_stay() {
         files: 1,
         bytes: 17,
         unread: 0,
-        packs: vec![list.clone()],
+        packs: vec![list],
         inline: FileSet::default(),
     };
     let objects = vec![object, listed];

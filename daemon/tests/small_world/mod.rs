@@ -174,7 +174,9 @@ impl World {
         }
         let set = |pages: &[u32]| {
             let mut set = PageSet::builder(PAGE as u32);
-            pages.iter().for_each(|pgno| PageSetBuilder::push(&mut set, *pgno, &state[*pgno as usize - 1]));
+            for pgno in pages {
+                PageSetBuilder::push(&mut set, *pgno, &state[*pgno as usize - 1]);
+            }
             set.finish()
         };
         let pages: Vec<u32> = pages.into_iter().collect();
