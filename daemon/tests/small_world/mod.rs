@@ -1,7 +1,7 @@
 //! An archive of four pages, written entry by entry as a test says, and a store that can fail: what takes a year with a
 //! real database takes a second here. Everything but the capture itself is the daemon's own.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, dead_code, reason = "tests; not every test file uses everything")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
