@@ -73,6 +73,31 @@ pub(crate) enum Command {
         /// At most so many, the newest ones
         #[arg(long)]
         limit: Option<u32>,
+        /// Those, too, that are forgotten and not deleted yet
+        #[arg(long)]
+        all: bool,
+    },
+    /// Keep a point, whatever is forgotten
+    Pin {
+        /// The database
+        id: String,
+        /// A point from `chatkeep points`
+        point: String,
+    },
+    /// Keep a pinned point no longer than others
+    Unpin {
+        /// The database
+        id: String,
+        /// A point from `chatkeep points`
+        point: String,
+    },
+    /// Forget points as the configuration says, and delete what was forgotten a week ago
+    Prune {
+        /// The database
+        id: String,
+        /// Change nothing, show what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Restore a database into a new file
     Restore {

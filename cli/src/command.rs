@@ -4,6 +4,7 @@ mod backup;
 mod doctor;
 mod encryption;
 mod manual;
+mod points;
 mod register;
 mod restore;
 mod status;
@@ -79,7 +80,10 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Register { file, name, store } => register::register(context, &file, name, store).await?,
         Command::Unregister { id } => register::unregister(context, &id).await?,
         Command::Backup { id, all: _, wait } => backup::backup(context, id.as_deref(), wait).await?,
-        Command::Points { id, limit } => restore::points(context, &id, limit).await?,
+        Command::Points { id, limit, all } => points::points(context, &id, limit, all).await?,
+        Command::Pin { id, point } => points::pin(context, &id, &point, true).await?,
+        Command::Unpin { id, point } => points::pin(context, &id, &point, false).await?,
+        Command::Prune { id, dry_run } => points::prune(context, &id, dry_run).await?,
         Command::Restore { id, to, at, point, overwrite } => {
             let target = restore::Target { at, point, overwrite };
             restore::restore(context, &id, &to, target).await?;

@@ -32,6 +32,22 @@ impl Outcome {
     pub(crate) fn warning(&self) -> Option<String> {
         self.result.get("warning").and_then(|value| <&str>::try_from(value).ok()).map(str::to_owned)
     }
+
+    /// How many of something; 0 when it is not told.
+    pub(crate) fn count(&self, name: &str) -> u32 {
+        get(&self.result, name)
+    }
+
+    /// A size or time; 0 when it is not told.
+    pub(crate) fn number(&self, name: &str) -> u64 {
+        get(&self.result, name)
+    }
+
+    /// Of forgotten points: identifier, bytes, and when it is deleted at the earliest.
+    pub(crate) fn points(&self) -> Vec<(String, u64, u64)> {
+        let value = self.result.get("points").and_then(|value| value.try_clone().ok());
+        value.and_then(|value| Vec::try_from(value).ok()).unwrap_or_default()
+    }
 }
 
 /// A job that failed, with what it said about it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chatkeep_crypto::{BackupKey, DataRoots, OpenError};
-use chatkeep_format::{ArchiveId, Entry, Keyring, ObjectName, PageSet, entry_digest, limits};
+use chatkeep_format::{ArchiveId, Entry, FileSet, Keyring, ObjectName, PageSet, entry_digest, limits};
 use chatkeep_store::{PutCondition, Store, StoreError, StoreKey};
 
 use crate::damage::{Damage, DamageKind};
@@ -211,6 +211,11 @@ impl Archive {
         }
     }
 
+    /// Deletes an object.
+    pub async fn delete(&self, name: ObjectName) -> Result<(), StoreError> {
+        self.store.delete(&self.key(name)).await
+    }
+
     /// Puts a pack. Packs are named after their content: one that is there already must open to the same content.
     ///
     /// One that is there and damaged is taken away first: the same content is in hand, and whoever gives it keeps it until
@@ -272,6 +277,14 @@ impl Archive {
         let name = ObjectName::Pack(id);
         let sealed = self.get(name).await?;
         self.open(name, roots, &sealed)
+    }
+
+    /// Reads and opens a pack that is a list of files.
+    pub async fn file_list(&self, id: [u8; 16], roots: &DataRoots) -> Result<FileSet, ArchiveError> {
+        let name = ObjectName::Pack(id);
+        let sealed = self.get(name).await?;
+        let body = self.open(name, roots, &sealed)?;
+        FileSet::decode(&body).map_err(|error| self.damaged(name, error.to_string()))
     }
 
     /// Reads a keyring; no key is needed to see its structure.

@@ -3,6 +3,8 @@
 //! It may be deleted at any time, and is thrown away when it cannot be read: the store has the truth. The one thing
 //! it adds is memory: a store that shows less than was once seen is noticed.
 
+mod forgotten;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -14,6 +16,7 @@ use tracing::warn;
 use crate::damage::DamageReport;
 use crate::drill::Drills;
 use crate::pack_pages::PackPages;
+pub use forgotten::{PruneFacts, restorable};
 
 /// Set while the cache is opened: a panic then means damage, anywhere else it ends the service.
 pub static OPENING: AtomicBool = AtomicBool::new(false);
@@ -60,6 +63,9 @@ pub struct Point {
     pub databases: Vec<DatabaseFacts>,
     /// When it was last read back and proved, µs since 1970; 0 for never.
     pub verified_us: u64,
+    /// A list of files that it names could not be read: it needs more packs than are known.
+    #[serde(default)]
+    pub lists_unread: bool,
 }
 
 impl Point {
@@ -78,6 +84,7 @@ impl Point {
             packs: entry.pack_names(),
             databases: entry.databases.iter().map(DatabaseFacts::of).collect(),
             verified_us: 0,
+            lists_unread: false,
         }
     }
 
@@ -171,6 +178,7 @@ pub struct Facts {
 #[derive(Clone)]
 pub struct Catalogue {
     db: sled::Db,
+    deleting: forgotten::BeingDeleted,
 }
 
 impl Catalogue {
@@ -195,7 +203,7 @@ impl Catalogue {
                 open()?
             }
         };
-        Ok(Self { db })
+        Ok(Self { db, deleting: forgotten::BeingDeleted::default() })
     }
 
     /// Where the writer stands; nothing when this device never wrote or the cache was lost.
@@ -217,12 +225,7 @@ impl Catalogue {
 
     /// All known recovery points, oldest first.
     pub fn points(&self, archive: &ArchiveId) -> Vec<Point> {
-        let Ok(tree) = self.db.open_tree("points") else { return Vec::new() };
-        tree.scan_prefix(archive.0)
-            .values()
-            .flatten()
-            .filter_map(|v| serde_json::from_slice(&v).ok())
-            .collect()
+        self.points_in("points", archive)
     }
 
     /// One recovery point.
@@ -339,6 +342,12 @@ impl Catalogue {
         }
     }
 
+    fn points_in(&self, tree: &str, archive: &ArchiveId) -> Vec<Point> {
+        let Ok(tree) = self.db.open_tree(tree) else { return Vec::new() };
+        let points = tree.scan_prefix(archive.0).values().flatten();
+        points.filter_map(|value| serde_json::from_slice(&value).ok()).collect()
+    }
+
     fn get<T: for<'de> Deserialize<'de>>(&self, tree: &str, key: &[u8]) -> Option<T> {
         let value = self.db.open_tree(tree).ok()?.get(key).ok()??;
         serde_json::from_slice(&value).ok()
@@ -359,6 +368,23 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    /// A point without content.
+    pub(super) fn point(seq: u64, parent_seq: u64) -> Point {
+        Point {
+            seq,
+            digest: [8; 32],
+            parent_seq,
+            base_seq: 2,
+            level: 0,
+            taken_at_us: 7,
+            bytes: 9,
+            packs: vec![[4; 16]],
+            databases: Vec::new(),
+            verified_us: 0,
+            lists_unread: false,
+        }
+    }
+
     #[test]
     fn the_cache_remembers_and_a_broken_one_is_begun_anew() {
         let folder = tempfile::tempdir().unwrap();
@@ -376,19 +402,7 @@ mod tests {
         {
             let catalogue = Catalogue::open(&path).unwrap();
             for seq in [2, 300] {
-                let point = Point {
-                    seq,
-                    digest: [8; 32],
-                    parent_seq: 0,
-                    base_seq: 2,
-                    level: 0,
-                    taken_at_us: 7,
-                    bytes: 9,
-                    packs: vec![[4; 16]],
-                    databases: Vec::new(),
-                    verified_us: 0,
-                };
-                catalogue.advance(&archive, &head, Some(&point)).unwrap();
+                catalogue.advance(&archive, &head, Some(&point(seq, 0))).unwrap();
             }
             catalogue.update_facts(&archive, |facts| facts.drilled_us = 11);
         }

@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicBool;
 use chatkeep_crypto::BackupKey;
 use chatkeep_format::{ArchiveId, ObjectName};
 use chatkeep_ipc::{Call, JobId, KeyOut, Reply, Secret, VerifyDepth};
-use chatkeep_planner::{SourceId, UploadId};
+use chatkeep_planner::{RetentionPolicy, SourceId, UploadId};
 use chatkeep_vault_client::VaultPin;
 
 use crate::archive::Archive;
@@ -20,6 +20,7 @@ use crate::catalogue::Head;
 use crate::damage::Damage;
 use crate::fault::Fault;
 use crate::follower::{CaptureOrder, Captured, LostPack};
+use crate::jobs::prune::PruneReport;
 use crate::keyring::Keys;
 use crate::log::Log;
 use crate::spool::{Spool, Spooled};
@@ -368,6 +369,19 @@ pub enum Work {
         /// Its accounts, by what this device has open.
         opened: Vec<Arc<Opened>>,
     },
+    /// Forget what the policy lets go, and delete what was forgotten long enough ago.
+    Prune {
+        /// Where.
+        opened: Arc<Opened>,
+        /// Points that are to stay.
+        pins: Vec<u64>,
+        /// What else stays.
+        policy: RetentionPolicy,
+        /// The time, µs since 1970.
+        now_us: i64,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
 }
 
 /// What a job changed.
@@ -444,6 +458,8 @@ pub enum Outcome {
         /// How full it is, if it says.
         usage: Option<chatkeep_store::Usage>,
     },
+    /// Points were forgotten, and objects deleted.
+    Pruned(Box<PruneReport>),
 }
 
 /// What a vault said of an account.

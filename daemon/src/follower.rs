@@ -76,6 +76,8 @@ pub struct CaptureOrder {
     pub cancelled: Arc<AtomicBool>,
     /// Counts the bytes read, for progress.
     pub done_bytes: Arc<AtomicU64>,
+    /// Make an entry also when nothing changed: the log has something to say, such as a pin.
+    pub even_if_unchanged: bool,
 }
 
 /// How a capture ended.

@@ -31,6 +31,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A store that does not answer for so long (a mount that hangs) is not waited for: one object, and a whole log.
 const UPLOAD_TIMEOUT: Duration = Duration::from_mins(10);
 const OPEN_TIMEOUT: Duration = Duration::from_mins(30);
+/// Between two looks whether a pack that is being deleted is gone, so that it can be put anew.
+const DELETE_PAUSE: Duration = Duration::from_millis(50);
 /// The longest sleep of the loop.
 const SLEEP_MAX: Duration = Duration::from_mins(1);
 
@@ -292,7 +294,9 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     // Also a store that was exchanged under our hands shows: the entry before this one is not there.
     let before = order.publishes.as_ref().map_or(0, |written| written.head.seq - 1);
     if !order.log.confirmed || before > 0 && !order.archive.has(ObjectName::Entry(before)).await? {
-        stored.rebase = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?.rebase;
+        let confirmed = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?;
+        stored.rebase = confirmed.rebase;
+        catalogue.note_listing(&order.archive.id, &confirmed.listed).map_err(Fault::internal)?;
     }
     let path = order.object.path.clone();
     let sealed = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)?;
@@ -319,7 +323,12 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
         return Ok(Stored { spoiled: true, ..stored });
     }
     match name {
-        ObjectName::Pack(id) => order.archive.put_pack(id, sealed, roots).await?,
+        ObjectName::Pack(id) => {
+            while catalogue.is_being_deleted(&order.archive.id, id) {
+                tokio::time::sleep(DELETE_PAUSE).await;
+            }
+            order.archive.put_pack(id, sealed, roots).await?;
+        }
         name => order.archive.put_new(name, sealed).await?,
     }
     if let Some(written) = order.publishes {

@@ -2,6 +2,7 @@
 
 mod drill;
 mod keys;
+pub mod prune;
 mod repair;
 mod stores;
 mod verify;
@@ -129,6 +130,24 @@ impl Job {
                 Ok(Outcome::StoreSeen { name, usage: Some(usage) })
             }
             Work::VaultRefresh { pin, opened } => self.vault_refresh(&pin, &opened).await,
+            Work::Prune { opened, pins, policy, now_us, dry_run } => {
+                self.phase("looking for what nobody needs");
+                let (server, id) = (self.tools.server.clone(), self.id.clone());
+                let progress = move |done: usize, of: usize| {
+                    server.update_job(&id, |job| job.progress = done as f64 / of as f64);
+                };
+                let pruning = prune::Pruning {
+                    opened: &opened,
+                    catalogue: &self.tools.catalogue,
+                    pins: &pins,
+                    policy,
+                    now_us,
+                    dry_run,
+                    cancelled: &self.cancelled,
+                    progress: &progress,
+                };
+                Ok(Outcome::Pruned(Box::new(pruning.run().await?)))
+            }
         }
     }
 

@@ -332,8 +332,12 @@ impl Source {
     fn bad_set(&self, chain: &Chain, name: ObjectName, error: SetError) -> Fault {
         let content = |what: String| ArchiveError::Content { key: self.key(chain.newest.seq), what }.into();
         match error {
-            SetError::NoBase(pgno) => content(format!("page {pgno} is built on, and nothing says what it was before")),
-            SetError::OtherBases => content("pages were built on others than those that were found".to_owned()),
+            SetError::NoBase(pgno) => {
+                content(format!("page {pgno} is built on, and nothing says what it was before"))
+            }
+            SetError::OtherBases => {
+                content("pages were built on others than those that were found".to_owned())
+            }
             SetError::Patch(pgno) => {
                 let what = format!("page {pgno} cannot be made from what was before");
                 self.archive.malformed(name, what).into()

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use chatkeep_crypto::BackupKey;
-use chatkeep_ipc::{Call, DatabaseState, EncryptionState, JobId, JobOutcome};
+use chatkeep_ipc::{Call, DatabaseState, EncryptionState, JobId, JobOutcome, Reply};
 use chatkeep_planner::{Millis, UploadId};
 
 use crate::archive::Archive;
-use crate::catalogue::{Facts, Point};
+use crate::catalogue::{Facts, Point, PruneFacts};
 use crate::damage::DamageReport;
 use crate::drill::ProvedDrills;
 use crate::event::Opened;
@@ -132,11 +132,35 @@ pub struct Source {
     pub facts: Facts,
     /// Of all points: how many, oldest and newest time in µs, bytes.
     pub points: PointSummary,
+    /// Pins that wait for a capture, and those that one under way takes along.
+    pub pin_requests: Vec<PinRequest>,
+    /// See above.
+    pub pinning: Vec<PinRequest>,
+    /// What was last found out about what can be deleted, and how many points are forgotten and still there.
+    pub pruned: PruneFacts,
+    /// See above.
+    pub forgotten: u32,
+    /// The prune at work, and whether it changes nothing.
+    pub prune_job: Option<(JobId, bool)>,
+    /// When upkeep may be tried again, by its operation.
+    pub upkeep_again: BTreeMap<&'static str, Millis>,
+}
+
+/// Somebody wants a point kept, or no longer; answered when an entry says so.
+#[derive(Debug)]
+pub struct PinRequest {
+    /// The point.
+    pub seq: u64,
+    /// Kept, or no longer.
+    pub pinned: bool,
+    /// To whom.
+    pub reply: Reply<()>,
 }
 
 /// What is shown of the points.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PointSummary {
+    newest_seq: u64,
     count: u32,
     oldest_us: u64,
     newest_us: u64,
@@ -144,8 +168,12 @@ pub struct PointSummary {
 }
 
 impl PointSummary {
-    /// Adds a point.
+    /// Adds a point, newer than those before. One that was counted already changes nothing.
     pub fn add(&mut self, point: &Point) {
+        if point.seq <= self.newest_seq {
+            return;
+        }
+        self.newest_seq = point.seq;
         let at = u64::try_from(point.taken_at_us).unwrap_or(0);
         self.oldest_us = if self.count == 0 { at } else { self.oldest_us.min(at) };
         self.newest_us = self.newest_us.max(at);
@@ -192,6 +220,12 @@ impl Source {
             last_attempt_us: 0,
             facts: Facts::default(),
             points: PointSummary::default(),
+            pin_requests: Vec::new(),
+            pinning: Vec::new(),
+            pruned: PruneFacts::default(),
+            forgotten: 0,
+            prune_job: None,
+            upkeep_again: BTreeMap::new(),
         }
     }
 
@@ -200,6 +234,7 @@ impl Source {
         for waiter in &mut self.waiters {
             (waiter.until_seq, waiter.capture) = (None, self.captures + 1);
         }
+        self.pin_requests.append(&mut self.pinning);
     }
 
     /// Takes over what is known to be damaged.
@@ -243,6 +278,10 @@ impl Source {
             last_drill_result: self.drills.details(),
             damage: self.damage.wire(),
             delete_pending: 0,
+            last_prune: self.pruned.pruned_us,
+            last_prune_error: self.pruned.hindrance.clone().unwrap_or_default(),
+            forgotten_points: self.forgotten,
+            forgotten_bytes: self.pruned.waiting_bytes,
             current_job: self
                 .key_job
                 .clone()

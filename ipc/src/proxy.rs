@@ -211,6 +211,18 @@ pub trait Database {
     /// `DeletePending`
     #[zbus(property)]
     fn delete_pending(&self) -> zbus::Result<u64>;
+    /// `LastPrune`
+    #[zbus(property)]
+    fn last_prune(&self) -> zbus::Result<u64>;
+    /// `LastPruneError`
+    #[zbus(property)]
+    fn last_prune_error(&self) -> zbus::Result<(String, String)>;
+    /// `ForgottenPoints`
+    #[zbus(property)]
+    fn forgotten_points(&self) -> zbus::Result<u32>;
+    /// `ForgottenBytes`
+    #[zbus(property)]
+    fn forgotten_bytes(&self) -> zbus::Result<u64>;
     /// `CurrentJob`
     #[zbus(property)]
     fn current_job(&self) -> zbus::Result<OwnedObjectPath>;

@@ -84,6 +84,14 @@ pub struct DatabaseState {
     pub damage: Vec<(String, String, String, Vec<String>)>,
     /// When stored backups will be deleted, 0 for not at all.
     pub delete_pending: u64,
+    /// When it was last looked at what can be deleted from the store.
+    pub last_prune: u64,
+    /// Short error name and text: why nothing was deleted. Both empty when all is well.
+    pub last_prune_error: (String, String),
+    /// Recovery points that are forgotten and still in the store.
+    pub forgotten_points: u32,
+    /// What waits to be deleted from the store.
+    pub forgotten_bytes: u64,
     /// The job at work on it.
     pub current_job: Option<JobId>,
 }
@@ -248,6 +256,10 @@ pub struct RecoveryPoint {
     pub base: bool,
     /// Something that it needs is known to be damaged.
     pub damaged: bool,
+    /// How long a span it stands for: `entry dozen gross hour quarter-day day week month base`
+    pub level: String,
+    /// Forgotten by the policy, and not deleted yet.
+    pub forgotten: bool,
 }
 
 /// One archive found in a store.

@@ -148,6 +148,11 @@ fn judge_database(database: &Database, reasons: &mut Vec<(Verdict, String)>) {
         };
         reasons.push((verdict, format!("{id}: rehearsing a restore failed {age}: {text}")));
     }
+    let (hindrance, text) = database.state.error("LastPruneError");
+    // a store that permits no deletion may be meant so
+    if !matches!(hindrance.as_str(), "" | "AccessDenied") {
+        reasons.push((Verdict::Attention, format!("{id}: nothing is deleted: {text}")));
+    }
     let deletion = database.state.number("DeletePending");
     if deletion != 0 {
         let when = time::date_time(deletion);
@@ -188,6 +193,7 @@ fn show(view: &View, reasons: &[(Verdict, String)]) {
             }
         }
     }
+    view.databases.iter().filter_map(forgotten).for_each(|line| output::line(&line));
     if !view.stores.is_empty() {
         output::line("");
         let mut rows =
@@ -219,6 +225,18 @@ fn show(view: &View, reasons: &[(Verdict, String)]) {
     if reasons.is_empty() {
         output::line(&paint("everything is fine", Colour::Green));
     }
+}
+
+/// What is on its way out of the store, and what holds it up.
+fn forgotten(database: &Database) -> Option<String> {
+    let state = &database.state;
+    let (points, bytes) = (state.get::<u32>("ForgottenPoints"), state.number("ForgottenBytes"));
+    if points == 0 && bytes == 0 {
+        return None;
+    }
+    let (_, hindrance) = state.error("LastPruneError");
+    let why = if hindrance.is_empty() { "wait to be deleted".to_owned() } else { plain(&hindrance) };
+    Some(format!("{}: {points} forgotten points, {}: {why}", plain(&database.id()), size(bytes)))
 }
 
 fn used(store: &Object) -> String {
@@ -275,7 +293,9 @@ fn database_json(view: &View, database: &Database) -> Value {
         "next_run": state.number("NextRun"), "pending_bytes": state.number("PendingBytes"),
         "stored_bytes": state.number("RemoteBytes"), "points": state.get::<u32>("RecoveryPoints"),
         "oldest": state.number("Oldest"), "newest": state.number("Newest"),
-        "delete_pending": state.number("DeletePending"),
+        "delete_pending": state.number("DeletePending"), "last_prune": state.number("LastPrune"),
+        "last_prune_error": error_json(&state.error("LastPruneError")),
+        "forgotten_points": state.get::<u32>("ForgottenPoints"), "forgotten_bytes": state.number("ForgottenBytes"),
         "encryption": {
             "mode": encryption.text("Mode"), "state": encryption.text("State"), "key_id": encryption.text("KeyId"),
             "key_on_device": encryption.flag("KeyOnDevice"), "last_checked": encryption.number("LastChecked"),

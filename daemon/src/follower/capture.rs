@@ -83,7 +83,7 @@ impl Members {
             }
         };
         let Gathered { parts, packs, gap, unchanged, gone } = gathered;
-        if unchanged || gone {
+        if (unchanged && !order.even_if_unchanged) || gone {
             order.writer.spool.drop_entry(seq);
             self.commit(order.before.seq, &order.chain)?;
             return Ok(Captured { written: None, gap, gone });

@@ -14,7 +14,7 @@ use super::calls::is_abandoned;
 use crate::event::{Command, Event, Opened, Outcome, Stored, VaultSeen, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::Captured;
-use crate::source::{Phase, PointSummary};
+use crate::source::Phase;
 use crate::writer::Written;
 
 /// The first wait before an archive that could not be opened is tried again, in milliseconds.
@@ -143,8 +143,9 @@ impl Service {
     /// Begins to follow a source whose archive is open.
     fn take_up(&mut self, number: SourceId, opened: &Arc<Opened>) {
         let id = opened.archive.id;
-        let mut points = PointSummary::default();
-        self.tools.catalogue.points(&id).iter().for_each(|point| points.add(point));
+        let points = self.summary_of(&id);
+        let forgotten = self.tools.catalogue.forgotten(&id).len();
+        let pruned = self.tools.catalogue.prune_facts(&id);
         let facts = self.tools.catalogue.facts(&id);
         let damage = self.tools.catalogue.damage(&id);
         let drills = self.tools.catalogue.drills(&id).prove(&id, &opened.keys.roots);
@@ -154,6 +155,7 @@ impl Service {
         let Some(source) = self.sources.get_mut(&number) else { return };
         (source.points, source.facts, source.drills) = (points, facts, drills);
         source.set_damage(damage);
+        (source.forgotten, source.pruned) = (u32::try_from(forgotten).unwrap_or(u32::MAX), pruned);
         source.log = Some(opened.log.clone());
         source.opened = Some(opened.clone());
         source.store_fault.clone_from(&opened.log.blocked);
@@ -191,7 +193,8 @@ impl Service {
         };
         self.out.push(command);
         self.update(number, |source| source.following = true);
-        if !self.sources[&number].waiters.is_empty() {
+        let source = &self.sources[&number];
+        if !source.waiters.is_empty() || !source.pin_requests.is_empty() {
             self.plan(Happened::CaptureNow { source: number });
         }
     }
@@ -291,6 +294,7 @@ impl Service {
                 for waiter in source.waiters.iter_mut().filter(|waiter| waiter.capture <= count) {
                     waiter.until_seq.get_or_insert(newest);
                 }
+                source.pins_captured(written.is_some());
                 self.note_facts(number, |facts, now| facts.captured_us = now);
                 if let Some(written) = written {
                     if let Some(log) = self.sources.get_mut(&number).and_then(|source| source.log.as_mut()) {
@@ -304,6 +308,7 @@ impl Service {
             Err(fault) => {
                 debug!(database = %source.id, error = %fault.error.text(), "the capture failed");
                 let retry = fault.retry();
+                source.fail_pins(&fault.error);
                 // Once busy is bad luck, twice is an answer.
                 let patient = matches!(fault.error, Error::DatabaseBusy(_))
                     && source.waiters.iter_mut().all(|waiter| {
@@ -407,7 +412,7 @@ impl Service {
                     self.block(number, &fault);
                     return;
                 }
-                self.fail_waiters(number, &fault);
+                self.fail_backups(number, &fault);
                 let retry = if fault.retry() == Retry::Never { Retry::Backoff } else { fault.retry() };
                 self.update(number, |source| source.store_fault = Some(fault));
                 self.plan(Happened::UploadFailed { source: number, upload, retry });
@@ -426,6 +431,7 @@ impl Service {
             self.found_damage(number, fault.damage().to_vec());
         }
         let outcome = match result {
+            Ok(Outcome::Pruned(report)) => self.pruned(number, &report),
             Ok(outcome) => match self.finish(number, outcome) {
                 Ok(warning) => JobOutcome::Done(details(warning)),
                 Err(fault) => JobOutcome::Failed(fault.error.clone(), fault.wire_details()),
@@ -518,6 +524,7 @@ impl Service {
                 self.saw_store(&name, None, usage);
                 Ok(None)
             }
+            (Outcome::Pruned(_), _) => Ok(None),
             (_, None) => Err(Fault::internal("the database was unregistered meanwhile")),
         }
     }

@@ -67,6 +67,7 @@ impl DatabaseInterface {
             since: request.options.time("since")?,
             until: request.options.time("until")?,
             limit: request.options.number("limit")?,
+            forgotten: request.options.flag("forgotten")?,
         };
         let database = self.id.clone();
         let answer =
@@ -158,9 +159,10 @@ impl DatabaseInterface {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let request = self.request(connection, &header, options).await?;
+        let mut request = self.request(connection, &header, options).await?;
+        let dry_run = request.options.flag("dry-run")?;
         let database = self.id.clone();
-        request.start(move |_, job, reply| Call::Prune { database, job, reply }).await
+        request.start(move |_, job, reply| Call::Prune { database, dry_run, job, reply }).await
     }
 
     #[zbus(out_args("job"))]
@@ -337,6 +339,26 @@ impl DatabaseInterface {
     }
 
     #[zbus(property)]
+    fn last_prune(&self) -> u64 {
+        self.read(|state| state.last_prune)
+    }
+
+    #[zbus(property)]
+    fn last_prune_error(&self) -> (String, String) {
+        self.read(|state| state.last_prune_error.clone())
+    }
+
+    #[zbus(property)]
+    fn forgotten_points(&self) -> u32 {
+        self.read(|state| state.forgotten_points)
+    }
+
+    #[zbus(property)]
+    fn forgotten_bytes(&self) -> u64 {
+        self.read(|state| state.forgotten_bytes)
+    }
+
+    #[zbus(property)]
     fn current_job(&self) -> OwnedObjectPath {
         self.read(|state| state.current_job.as_ref().map_or_else(names::no_object, JobId::path))
     }
@@ -362,5 +384,7 @@ fn point_map(point: RecoveryPoint) -> HashMap<String, OwnedValue> {
         ("pinned".to_owned(), point.pinned.into()),
         ("base".to_owned(), point.base.into()),
         ("damaged".to_owned(), point.damaged.into()),
+        ("level".to_owned(), text(point.level)),
+        ("forgotten".to_owned(), point.forgotten.into()),
     ])
 }
