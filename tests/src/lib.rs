@@ -3,5 +3,6 @@
 pub mod chat;
 pub mod check;
 pub mod stack;
+pub mod stress;
 
 pub use check::{Checked, Expect, check_database, check_sqlcipher};
