@@ -123,9 +123,7 @@ impl Hands {
                 let start = Start {
                     source,
                     databases: databases.into_iter().map(live).collect(),
-                    archive: opened.archive.clone(),
-                    written: opened.log.written.clone(),
-                    waiting: opened.log.waiting.iter().cloned().collect(),
+                    written_seq: opened.log.written.seq,
                     writer: *writer,
                     rebase: opened.log.rebase,
                     links,

@@ -217,13 +217,12 @@ impl Source {
         for link in needed.iter().rev() {
             self.check_cancelled()?;
             let again;
-            let entry = match &link.entry {
-                Some(entry) => entry,
-                None => {
-                    objects += 1;
-                    again = self.read_again(link, runtime)?;
-                    &again
-                }
+            let entry = if let Some(entry) = &link.entry {
+                entry
+            } else {
+                objects += 1;
+                again = self.read_again(link, runtime)?;
+                &again
             };
             let Some(record) = entry.databases.iter().find(|record| record.name == name) else { continue };
             let bad = |pgno: u32| self.bad_page(link.seq, name, pgno);

@@ -365,7 +365,7 @@ impl LiveDatabase {
             bytes_read: self.bytes_read,
             gone: false,
         };
-        self.pending = Some(Pending { change, scanned: gap.is_some(), unchanged });
+        self.pending = Some(Pending { change, prepared: None, scanned: gap.is_some(), unchanged });
         capture
     }
 

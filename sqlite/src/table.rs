@@ -8,6 +8,9 @@
 //!
 //! Only changed slots are written. So that a crash in between costs nothing, they first go, with the new
 //! header, to a *redo* file that appears whole or not at all, and that is applied again on load.
+//!
+//! A change is *prepared* before its entry is kept, and *finished* afterwards. After a crash in between the log knows
+//! whether the entry was kept, and the table follows it ([`Table::open_at`]): nothing has to be captured again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -112,6 +115,14 @@ struct Loaded {
     file: File,
 }
 
+/// A change that is on the disk beside the table.
+pub(crate) enum Prepared {
+    /// In the next redo.
+    Redo { encoded: [u8; HEADER_LEN], changes: u64 },
+    /// As a whole new table.
+    Whole { file: File, changes: u64 },
+}
+
 pub(crate) struct Table {
     path: PathBuf,
     key_check: Digest,
@@ -153,6 +164,28 @@ impl Table {
         Ok(table)
     }
 
+    /// Loads the table, as it is at entry `seq`: a change to that entry that was prepared is finished.
+    pub(crate) fn open_at(dir: &Path, name: &str, digest_key: &[u8; 32], seq: u64) -> io::Result<Table> {
+        let mut table = Self::open(dir, name, digest_key)?;
+        let found = table.header().map(|header| header.seq);
+        if found != Some(seq) {
+            let next = table.load_redo(&table.next_redo_path())?.map(|(header, ..)| header.0.seq);
+            if found.is_some() && next == Some(seq) {
+                std::fs::rename(table.next_redo_path(), table.redo_path())?;
+            } else if table.load_from(&table.next_path())?.is_some_and(|next| next.header.seq == seq) {
+                // It stands for itself, and the redo is about the old one.
+                remove(&table.redo_path())?;
+                table.sync_dir()?;
+                std::fs::rename(table.next_path(), &table.path)?;
+            }
+            table.sync_dir()?;
+            table.loaded = table.load()?;
+        }
+        remove(&table.next_redo_path())?;
+        remove(&table.next_path())?;
+        Ok(table)
+    }
+
     pub(crate) fn header(&self) -> Option<&Header> {
         self.loaded.as_ref().map(|loaded| &loaded.header)
     }
@@ -171,11 +204,8 @@ impl Table {
     /// Throws the table away: the next capture is a base.
     pub(crate) fn drop_table(&mut self) -> io::Result<()> {
         self.loaded = None;
-        for path in [self.path.clone(), self.redo_path()] {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        for path in [self.path.clone(), self.redo_path(), self.next_path(), self.next_redo_path()] {
+            remove(&path)?;
         }
         // A table that came back after a power failure would be an old one.
         self.sync_dir()
@@ -188,22 +218,41 @@ impl Table {
 
     /// Writes the change. When this fails the table is as before, and the call can be repeated; if it is not, because
     /// the disk failed half-way, there is no table any more.
+    #[cfg(test)]
     pub(crate) fn apply(&mut self, change: &Change) -> io::Result<()> {
-        match &change.update {
+        let prepared = self.prepare(change)?;
+        self.finish(change, prepared)
+    }
+
+    /// Writes the change beside the table, durably. The table is as before.
+    pub(crate) fn prepare(&self, change: &Change) -> io::Result<Prepared> {
+        let prepared = match &change.update {
             Update::Some(slots)
                 if !change.replace
                     && self.loaded.is_some()
                     && Self::is_few(slots.len(), change.header.page_count) =>
             {
-                self.patch(change.header, slots)
+                self.prepare_redo(change.header, slots)?
             }
-            _ => self.rewrite(change),
+            _ => self.prepare_whole(change)?,
+        };
+        self.sync_dir()?;
+        Ok(prepared)
+    }
+
+    /// Takes over what was prepared for this change. When this fails the table is as before, or there is none any more.
+    pub(crate) fn finish(&mut self, change: &Change, prepared: Prepared) -> io::Result<()> {
+        match (prepared, &change.update) {
+            (Prepared::Whole { file, changes }, _) => self.finish_whole(change.header, file, changes),
+            (Prepared::Redo { encoded, changes }, Update::Some(slots)) => {
+                self.finish_redo(change.header, slots, &encoded, changes)
+            }
+            (Prepared::Redo { .. }, Update::All(_)) => Err(io::Error::other("prepared for another change")),
         }
     }
 
-    fn rewrite(&mut self, change: &Change) -> io::Result<()> {
-        let temporary = self.path.with_extension("pages-new");
-        let file = create(&temporary)?;
+    fn prepare_whole(&self, change: &Change) -> io::Result<Prepared> {
+        let file = create(&self.next_path())?;
         let mut out = BufWriter::new(&file);
         out.write_all(&[0; HEADER_LEN])?;
         let header = change.header;
@@ -227,23 +276,25 @@ impl Table {
         }
         file.write_all_at(&self.encode(&header, changes), 0)?;
         file.sync_data()?;
+        Ok(Prepared::Whole { file, changes })
+    }
+
+    fn finish_whole(&mut self, header: Header, file: File, changes: u64) -> io::Result<()> {
         // The redo must be gone before the new table is there: it may have the same seq. Until then the old table
         // depends on it, unless the table itself is on the disk.
         if let Some(old) = &self.loaded {
             old.file.sync_data()?;
         }
-        match std::fs::remove_file(self.redo_path()) {
-            Ok(()) => self.sync_dir()?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        if remove(&self.redo_path())? {
+            self.sync_dir()?;
         }
-        std::fs::rename(&temporary, &self.path)?;
+        std::fs::rename(self.next_path(), &self.path)?;
         self.sync_dir()?;
         self.loaded = Some(Loaded { header, changes, file });
         Ok(())
     }
 
-    fn patch(&mut self, header: Header, slots: &[(u32, Digest)]) -> io::Result<()> {
+    fn prepare_redo(&self, header: Header, slots: &[(u32, Digest)]) -> io::Result<Prepared> {
         let Some(loaded) = self.loaded.as_ref() else { return Err(io::Error::other("no table")) };
         let new = |digest: &Digest| Slot { digest: *digest, changed: header.seq as u32 };
         let old_count = loaded.header.page_count;
@@ -262,10 +313,23 @@ impl Table {
             write_zeros(&loaded.file, slot_offset(old_count + 1), grown)?;
         }
         let encoded = self.encode(&header, changes);
-        // The redo of the change before may be replaced only after that change is on the disk.
-        loaded.file.sync_data()?;
-        self.write_redo(&encoded, slots)?;
+        self.write_next_redo(&encoded, slots)?;
+        Ok(Prepared::Redo { encoded, changes })
+    }
 
+    fn finish_redo(
+        &mut self,
+        header: Header,
+        slots: &[(u32, Digest)],
+        encoded: &[u8; HEADER_LEN],
+        changes: u64,
+    ) -> io::Result<()> {
+        let Some(loaded) = self.loaded.as_ref() else { return Err(io::Error::other("no table")) };
+        // The redo of the change before may be replaced only after that change is on the disk. Under which of its two
+        // names a power failure leaves the new one does not matter.
+        loaded.file.sync_data()?;
+        std::fs::rename(self.next_redo_path(), self.redo_path())?;
+        let new = |digest: &Digest| Slot { digest: *digest, changed: header.seq as u32 };
         let written = (|| {
             let mut first = 0;
             while first < slots.len() {
@@ -280,7 +344,7 @@ impl Table {
                 first = next;
             }
             loaded.file.set_len(slot_offset(header.page_count + 1))?;
-            loaded.file.write_all_at(&encoded, 0)
+            loaded.file.write_all_at(encoded, 0)
         })();
         if let Err(error) = written {
             self.loaded = None;
@@ -292,10 +356,8 @@ impl Table {
         Ok(())
     }
 
-    fn write_redo(&self, header: &[u8; HEADER_LEN], slots: &[(u32, Digest)]) -> io::Result<()> {
-        let redo = self.redo_path();
-        let temporary = redo.with_extension("pages-redo-new");
-        let file = create(&temporary)?;
+    fn write_next_redo(&self, header: &[u8; HEADER_LEN], slots: &[(u32, Digest)]) -> io::Result<()> {
+        let file = create(&self.next_redo_path())?;
         let mut hasher = blake3::Hasher::new();
         let mut out = BufWriter::new(&file);
         let mut put = |bytes: &[u8]| {
@@ -311,13 +373,15 @@ impl Table {
         out.write_all(hash.as_bytes())?;
         out.flush()?;
         drop(out);
-        file.sync_data()?;
-        std::fs::rename(&temporary, &redo)?;
-        sync_dir_of(&redo)
+        file.sync_data()
     }
 
     fn load(&self) -> io::Result<Option<Loaded>> {
-        let file = match OpenOptions::new().read(true).write(true).open(&self.path) {
+        self.load_from(&self.path)
+    }
+
+    fn load_from(&self, path: &Path) -> io::Result<Option<Loaded>> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -325,7 +389,8 @@ impl Table {
         let mut head = [0; HEADER_LEN];
         let read = read_at(&file, &mut head, 0)?;
         let mut header = self.decode(&head[..read]);
-        if let Some((redo, encoded, slots)) = self.load_redo()?
+        let redo = if path == self.path { self.load_redo(&self.redo_path())? } else { None };
+        if let Some((redo, encoded, slots)) = redo
             && header.as_ref().is_none_or(|(header, _)| redo.0.seq >= header.seq)
         {
             // Idempotent, and it makes the file what the checks below are about.
@@ -356,8 +421,8 @@ impl Table {
         Ok(adds_up.then_some(Loaded { header, changes, file }))
     }
 
-    fn load_redo(&self) -> io::Result<Option<Redo>> {
-        let bytes = match std::fs::read(self.redo_path()) {
+    fn load_redo(&self, path: &Path) -> io::Result<Option<Redo>> {
+        let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -379,6 +444,16 @@ impl Table {
 
     fn redo_path(&self) -> PathBuf {
         self.path.with_extension("pages-redo")
+    }
+
+    /// A redo that was prepared.
+    fn next_redo_path(&self) -> PathBuf {
+        self.path.with_extension("pages-redo-new")
+    }
+
+    /// A whole table that was prepared.
+    fn next_path(&self) -> PathBuf {
+        self.path.with_extension("pages-new")
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -514,6 +589,15 @@ fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
 
 fn slot_offset(pgno: u32) -> u64 {
     HEADER_LEN as u64 + (u64::from(pgno) - 1) * SLOT_LEN as u64
+}
+
+/// Removes a file; `false` when there is none.
+fn remove(path: &Path) -> io::Result<bool> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes sure that names in the folder survive a power failure.

@@ -94,7 +94,7 @@ impl Members {
                 chain.retain(|point| point.seq <= written.point.parent_seq);
                 chain.insert(0, written.point.clone());
                 if let Err(error) = self.commit(seq, &chain) {
-                    // The entry is safe; a table that is behind is replayed or dropped at the next start.
+                    // The entry is safe; a table that is behind is no use.
                     warn!(%error, "the page table could not be written");
                     self.forget();
                 }
@@ -171,6 +171,10 @@ impl Members {
         let is_base = unchanged.is_empty() && parts.iter().all(|part| part.capture.is_base);
         let parent = order.chain.iter().find(|point| point.seq == plan.parent_seq).filter(|_| !is_base);
         let level = if is_base { Level::Base } else { plan.level };
+        // The tables know of the entry before it is kept: whatever crashes after it, nothing is read again.
+        for live in self.all.iter_mut().filter_map(|member| member.live.as_mut()) {
+            live.prepare(seq)?;
+        }
         let mut objects = match taken {
             Some(taken) => order.writer.spool.assign(&taken.objects, seq)?,
             None => Vec::new(),

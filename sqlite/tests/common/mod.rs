@@ -209,12 +209,16 @@ impl World {
     }
 
     pub(crate) fn open(&self) -> Result<LiveDatabase, CaptureError> {
-        LiveDatabase::open(LiveConfig {
+        LiveDatabase::open(self.config())
+    }
+
+    fn config(&self) -> LiveConfig {
+        LiveConfig {
             path: self.db(),
             digest_key: KEY,
             state_dir: self.folder.path().join("state"),
             name: "chat".to_owned(),
-        })
+        }
     }
 
     pub(crate) fn live(&mut self) -> &mut LiveDatabase {
@@ -227,6 +231,12 @@ impl World {
     /// As after a restart of the daemon.
     pub(crate) fn restart(&mut self) {
         self.live = None;
+    }
+
+    /// As after a restart of the daemon, whose log stands at entry `seq`.
+    pub(crate) fn restart_at(&mut self, seq: u64) {
+        self.live = None;
+        self.live = Some(LiveDatabase::open_at(self.config(), seq).unwrap());
     }
 
     /// The newest entry, as far as the table knows.
