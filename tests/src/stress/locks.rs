@@ -1,7 +1,7 @@
 //! Do we hold a lock on a file of the app? The kernel knows.
 
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -48,7 +48,7 @@ impl Drop for LockWatch {
     }
 }
 
-fn watch(app: &PathBuf, stop: &AtomicBool) -> Seen {
+fn watch(app: &Path, stop: &AtomicBool) -> Seen {
     let mut seen = Seen::default();
     while !stop.load(Ordering::Relaxed) {
         seen.looks += 1;

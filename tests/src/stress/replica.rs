@@ -11,7 +11,7 @@ use std::path::Path;
 use chatkeep_format::{apply_patch, make_patch};
 use chatkeep_sqlite::{
     Capture, CaptureError, Collection, Existing, Integrity, LiveDatabase, PageSink, RestoreError,
-    RestoreWriter, page_digest,
+    RestoreWriter,
 };
 
 /// Key of all page digests.
@@ -167,18 +167,6 @@ impl Replica {
             Some(base) if make_patch(base, image, &mut patch) => Ok(Op::Patch(patch)),
             _ => Ok(Op::Whole(image.to_vec())),
         }
-    }
-
-    /// Brings the table of a follower up to entry `seq`.
-    pub fn replay(&self, seq: u64, live: &mut LiveDatabase) -> io::Result<()> {
-        let entry = &self.entries[&seq];
-        let Capture { page_size, page_count, state_digest, .. } = entry.capture;
-        let digest = |pgno: u32| {
-            let image = self.image_at(seq, pgno).expect("an entry has its pages");
-            (pgno, page_digest(&DIGEST_KEY, pgno, &image))
-        };
-        let mut pages = entry.pages.keys().copied().map(digest);
-        live.replay(seq, page_size, page_count, state_digest, &mut pages)
     }
 
     /// Keeps what came as entry `seq`.

@@ -49,8 +49,8 @@ pub struct Totals {
     pub kills: u64,
     /// Followers dropped at any moment, and opened again.
     pub reopened: u64,
-    /// Entries that were brought into the table after a crash.
-    pub replayed: u64,
+    /// Crashes between an entry that was written down and its commit.
+    pub prepared: u64,
     /// Captures that were given up, or cut off.
     pub aborted: u64,
     /// Commits of the writers.
@@ -77,7 +77,7 @@ impl Totals {
             (&mut self.refused, other.refused),
             (&mut self.kills, other.kills),
             (&mut self.reopened, other.reopened),
-            (&mut self.replayed, other.replayed),
+            (&mut self.prepared, other.prepared),
             (&mut self.aborted, other.aborted),
             (&mut self.commits, other.commits),
             (&mut self.compared, other.compared),
@@ -113,6 +113,8 @@ pub struct Rig {
     collecting: Option<Collecting>,
     /// The newest entry.
     seq: u64,
+    /// It was written down before it was kept, and not committed.
+    prepared: bool,
     newest_commit: u64,
     random: Random,
     /// What happened so far.
@@ -135,6 +137,7 @@ impl Rig {
             replica: Replica::default(),
             collecting: None,
             seq: 0,
+            prepared: false,
             newest_commit: 0,
             random: Random::new(seed),
             totals: Totals::default(),
@@ -254,18 +257,13 @@ impl Rig {
         if self.live.is_none() {
             let (path, state_dir) = (self.path("app/chat.db"), self.path("state"));
             let config = LiveConfig { path, digest_key: DIGEST_KEY, state_dir, name: "chat".to_owned() };
-            let mut live = LiveDatabase::open(config).map_err(why("opening the database"))?;
-            // As the daemon does: what was kept and is not in the table is replayed, or the table is dropped.
-            let at = live.table_seq();
-            if at.is_some_and(|at| at != self.seq) {
-                let replayed = at.is_some_and(|at| at + 1 == self.seq)
-                    && self.random.below(4) > 0
-                    && self.replica.replay(self.seq, &mut live).is_ok();
-                if replayed {
-                    self.totals.replayed += 1;
-                } else {
-                    live.forget().map_err(why("dropping the table"))?;
-                }
+            let mut live = LiveDatabase::open_at(config, self.seq).map_err(why("opening the database"))?;
+            let stands_elsewhere = live.table_seq().is_some_and(|at| at != self.seq);
+            if std::mem::take(&mut self.prepared) && live.table_seq() != Some(self.seq) {
+                return Err("what was written down for the newest entry is lost".to_owned());
+            }
+            if stands_elsewhere {
+                live.forget().map_err(why("dropping the table"))?;
             }
             self.live = Some(live);
         }
@@ -396,19 +394,32 @@ impl Rig {
             // The daemon writes no entry; the newest one has to do.
             live.commit(self.seq, &[]).map_err(why("committing"))?;
             self.totals.unchanged += 1;
-        } else {
-            self.keep_entry(&capture, collecting.is_some(), insist)?;
+        } else if !self.keep_entry(&capture, collecting.is_some(), insist)? {
+            return Ok(Outcome::Nothing);
         }
         self.totals.captures += 1;
         self.check_newest(acknowledged).map(Outcome::Captured)
     }
 
+    /// `false` when a crash came before it was kept.
     fn keep_entry(
         &mut self,
         capture: &chatkeep_sqlite::Capture,
         collected: bool,
         insist: bool,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
+        let crash = if insist { 0 } else { self.random.below(60) };
+        let live = self.live.as_mut().expect("it was just captured with");
+        let prepared = crash < 57;
+        if prepared {
+            live.prepare(self.seq + 1).map_err(why("preparing"))?;
+        }
+        if crash == 1 {
+            // Killed before the entry is on the disk: it never was.
+            self.totals.prepared += 1;
+            self.drop_follower();
+            return Ok(false);
+        }
         self.totals.spans += u64::from(!capture.is_base && capture.parent < self.seq);
         self.totals.bases += u64::from(capture.is_base);
         self.totals.collected += u64::from(collected);
@@ -423,15 +434,18 @@ impl Rig {
         }
         kept.extend(self.collecting.as_ref().map(Collecting::parent));
         self.replica.forget_all_but(&kept);
-        if !insist && self.random.one_in(25) {
+        if crash == 2 || crash > 57 {
             // The entry is on the disk, the daemon is killed before the table is.
+            self.totals.prepared += 1;
+            self.prepared = prepared;
             self.drop_follower();
-            return Ok(());
+            return Ok(true);
         }
         let mut marks = kept;
         marks.retain(|_| self.random.one_in(2));
         let live = self.live.as_mut().expect("it was just captured with");
-        live.commit(self.seq, &marks).map_err(why("committing"))
+        live.commit(self.seq, &marks).map_err(why("committing"))?;
+        Ok(true)
     }
 
     /// The newest entry is whole and not older than `acknowledged`; a random older one is what it was.
