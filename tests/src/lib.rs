@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod check;
+pub mod simulation;
 pub mod stack;
 pub mod stress;
 

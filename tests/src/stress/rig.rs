@@ -495,7 +495,9 @@ impl Rig {
         self.check_writers()?;
         (0..self.processes.len()).for_each(|at| self.kill(at));
         // One that opens it, finds nothing to do, and closes it as the last one.
-        let status = self.command(&["--seconds".to_owned(), "0.000001".to_owned()]).status();
+        let status = self
+            .command(&["--seconds", "0.000001", "--busy-timeout-ms", "10000"].map(str::to_owned))
+            .status();
         if !status.map_err(why("starting the writer"))?.success() {
             return Err("the database cannot be brought to rest".to_owned());
         }

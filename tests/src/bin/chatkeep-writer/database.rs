@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use chatkeep_tests::stack::programs;
 use rusqlite::Connection;
 
 /// An open database.
@@ -23,7 +24,8 @@ impl Database {
             key.len() == 64 && key.bytes().all(|digit| digit.is_ascii_hexdigit()),
             "the key is 64 hex digits"
         );
-        let mut child = Command::new("sqlcipher")
+        // Killed with us: the one that holds the locks is the one to be killed.
+        let mut child = programs::leashed(Path::new("sqlcipher"))
             .args(["-batch", "-bail"])
             .arg(path)
             .stdin(Stdio::piped())

@@ -5,12 +5,13 @@
 
 mod database;
 mod options;
+mod serve;
 
 use std::fs::File;
 use std::io::Write;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use chatkeep_tests::chat;
 use chatkeep_tests::stack::random::Random;
 use clap::Parser;
@@ -26,6 +27,12 @@ const CHECKPOINTS: [&str; 4] = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"];
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    if options.serve {
+        return match open(&options)? {
+            Database::Plain(connection) => serve::serve(connection),
+            Database::Cipher { .. } => bail!("only of SQLite itself"),
+        };
+    }
     let mut app = App::start(&options)?;
     if options.visitor { app.visit() } else { app.write() }?;
     app.database.close()
@@ -70,14 +77,13 @@ impl<'a> App<'a> {
             if self.is_over() {
                 break;
             }
-            self.database.run("BEGIN IMMEDIATE;").context("begin")?;
-            n = if options.shared { self.database.number(&newest)? } else { n } + 1;
-            let body = if options.any { chat::statements_any(seed, n) } else { chat::statements(seed, n) };
-            self.database.run(&body).with_context(|| format!("commit {n}"))?;
-            if options.dawdle_ms > 0 {
-                std::thread::sleep(Duration::from_millis(options.dawdle_ms));
+            if !self.run("BEGIN IMMEDIATE;").context("begin")? {
+                continue;
             }
-            self.database.run("COMMIT;").with_context(|| format!("commit {n}"))?;
+            n = if options.shared { self.database.number(&newest)? } else { n } + 1;
+            if !self.commit(seed, n).with_context(|| format!("commit {n}"))? {
+                continue;
+            }
             if let Some(ack) = &mut ack {
                 let now_us = SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros();
                 ack.write_all(format!("{n} {now_us}\n").as_bytes())?;
@@ -89,6 +95,24 @@ impl<'a> App<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Writes commit `n` into the transaction that was begun; `false` when others were in the way.
+    fn commit(&mut self, seed: u64, n: u64) -> Result<bool> {
+        let any = self.options.any;
+        let body = if any { chat::statements_any(seed, n) } else { chat::statements(seed, n) };
+        if !self.run(&body)? {
+            return Ok(false);
+        }
+        if self.options.dawdle_ms > 0 {
+            std::thread::sleep(Duration::from_millis(self.options.dawdle_ms));
+        }
+        self.run("COMMIT;")
+    }
+
+    /// Runs what nobody else is in the way of, unless others are there; `false` when they were.
+    fn run(&mut self, sql: &str) -> Result<bool> {
+        if self.options.shared { self.database.try_run(sql) } else { self.database.run(sql).map(|()| true) }
     }
 
     /// What this app does between commits.
@@ -141,10 +165,8 @@ impl<'a> App<'a> {
         }
     }
 
-    /// Runs what nobody else is in the way of, unless others are there.
     fn maintain(&mut self, sql: &str) -> Result<()> {
-        if self.options.shared { self.database.try_run(sql).map(|_| ()) } else { self.database.run(sql) }
-            .with_context(|| sql.to_owned())
+        self.run(sql).map(|_| ()).with_context(|| sql.to_owned())
     }
 
     fn checkpoint(&mut self, mode: &str) -> Result<()> {
@@ -165,12 +187,12 @@ impl<'a> App<'a> {
                     let mode = *self.random.pick(&CHECKPOINTS);
                     self.checkpoint(mode)?;
                 }
-                4 => drop(self.database.try_run("SELECT count(*) FROM sqlite_schema;")?),
+                4 => self.maintain("SELECT count(*) FROM sqlite_schema;")?,
                 5 => {
                     // A reader that stays: checkpoints cannot finish meanwhile.
-                    self.database.try_run("BEGIN; SELECT count(*) FROM sqlite_schema;")?;
+                    self.maintain("BEGIN; SELECT count(*) FROM sqlite_schema;")?;
                     std::thread::sleep(Duration::from_millis(self.random.below(60)));
-                    self.database.try_run("COMMIT;")?;
+                    self.maintain("COMMIT;")?;
                 }
                 6 => self.reopen()?,
                 _ => {}
@@ -196,36 +218,23 @@ fn open(options: &Options) -> Result<Database> {
         _ => Database::plain(&options.database)?,
     };
     database.run(&format!("PRAGMA busy_timeout = {};", options.busy_timeout_ms))?;
-    if options.exclusive {
-        database.run("PRAGMA locking_mode = EXCLUSIVE;")?;
-    }
-    // Of a new database only: before its first page is written.
-    if let Some(size) = options.page_size {
-        database.run(&format!("PRAGMA page_size = {size};"))?;
-    }
-    if let Some(kind) = options.auto_vacuum {
-        database.run(&format!("PRAGMA auto_vacuum = {};", kind as u8))?;
-    }
-    if let Some(megabytes) = options.mmap_mb {
-        database.run(&format!("PRAGMA mmap_size = {};", u64::from(megabytes) << 20))?;
-    }
-    if let Some(pages) = options.cache_pages {
-        database.run(&format!("PRAGMA cache_size = {pages};"))?;
-    }
-    if let Some(journal) = options.journal.filter(|_| !options.visitor) {
-        let sql = format!("PRAGMA journal_mode = {};", word(journal));
-        // Somebody may have the database open in another one.
+    let journal = options.journal.filter(|_| !options.visitor);
+    let sync = options.sync.or((options.journal == Some(Journal::Wal)).then_some(Sync::Normal));
+    let settings = [
+        options.exclusive.then(|| "locking_mode = EXCLUSIVE".to_owned()),
+        // These two of a new database only: before its first page is written.
+        options.page_size.map(|size| format!("page_size = {size}")),
+        options.auto_vacuum.map(|kind| format!("auto_vacuum = {}", kind as u8)),
+        options.mmap_mb.map(|megabytes| format!("mmap_size = {}", u64::from(megabytes) << 20)),
+        options.cache_pages.map(|pages| format!("cache_size = {pages}")),
+        journal.map(|journal| format!("journal_mode = {}", word(journal))),
+        sync.map(|sync| format!("synchronous = {}", sync as u8)),
+        options.autocheckpoint.map(|pages| format!("wal_autocheckpoint = {pages}")),
+    ];
+    for setting in settings.into_iter().flatten() {
+        let sql = format!("PRAGMA {setting};");
+        // Somebody may have the database open in another journal mode, or be rolling it back.
         if options.shared { database.try_run(&sql).map(|_| ()) } else { database.run(&sql) }?;
-    }
-    let sync = options.sync.or(match options.journal {
-        Some(Journal::Wal) => Some(Sync::Normal),
-        _ => None,
-    });
-    if let Some(sync) = sync {
-        database.run(&format!("PRAGMA synchronous = {};", sync as u8))?;
-    }
-    if let Some(pages) = options.autocheckpoint {
-        database.run(&format!("PRAGMA wal_autocheckpoint = {pages};"))?;
     }
     Ok(database)
 }
@@ -241,11 +250,16 @@ fn prepare(database: &mut Database, options: &Options) -> Result<u64> {
         Database::Cipher { .. } => database.number("SELECT sqlite_compileoption_used('ENABLE_FTS5')")? == 1,
     };
     let seed = options.seed;
-    database.run(&format!(
+    let schema = format!(
         "BEGIN IMMEDIATE; {} {} INSERT OR IGNORE INTO meta VALUES ('seed', '{seed}'); COMMIT;",
         chat::SCHEMA,
         if full_text { chat::SCHEMA_FTS } else { "" }
-    ))?;
+    );
+    if options.shared {
+        while !database.try_run(&schema)? {}
+    } else {
+        database.run(&schema)?;
+    }
     let seed = database.number("SELECT value FROM meta WHERE key = 'seed'")?;
     let mut rows = database.number("SELECT coalesce(max(id), 0) FROM history")?;
     // Not the file's length: without checkpoints it does not grow.

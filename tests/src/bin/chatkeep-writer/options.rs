@@ -113,6 +113,9 @@ pub(crate) struct Options {
     /// Write nothing: read, checkpoint, open and close.
     #[arg(long, requires = "shared")]
     pub(crate) visitor: bool,
+    /// Run the lines of standard input.
+    #[arg(long)]
+    pub(crate) serve: bool,
     /// Write into one table of our own in whatever database this is.
     #[arg(long)]
     pub(crate) any: bool,
