@@ -307,11 +307,12 @@ impl Body {
 
     /// Tells that there is something to follow (again).
     fn found(&mut self, members: &Members) {
-        if !members.are_new() {
-            return;
-        }
+        // Always: the one whose waker it was may have gone.
         if let Ok(mut waker) = self.waker.lock() {
             *waker = members.waker();
+        }
+        if !members.are_new() {
+            return;
         }
         self.told = Told::default();
         self.fault = None;
