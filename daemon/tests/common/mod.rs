@@ -127,6 +127,7 @@ impl World {
     /// Captures and uploads; the number of the new point.
     pub(crate) async fn back_up(&mut self) -> u64 {
         self.follower.capture(CaptureOrder {
+            even_if_unchanged: false,
             before: self.log.written.clone(),
             chain: self.log.chain.clone(),
             clock: Clock::default(),
