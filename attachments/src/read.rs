@@ -125,7 +125,8 @@ impl Reading {
         while self.left > 0 && self.buffer.len() < self.buffer.capacity() {
             let count = retry_on_intr(|| rustix::io::read(&self.file, spare_capacity(&mut self.buffer)))?;
             // shorter or longer than it was found
-            self.left = self.left.checked_sub(count as u64).filter(|_| count > 0).ok_or(ReadError::Changed)?;
+            self.left =
+                self.left.checked_sub(count as u64).filter(|_| count > 0).ok_or(ReadError::Changed)?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chatkeep_crypto::{BackupKey, DataRoots, OpenError};
-use chatkeep_format::{ArchiveId, Entry, Keyring, ObjectName, PageSet, entry_digest, limits};
+use chatkeep_format::{ArchiveId, Entry, FileSet, Keyring, ObjectName, PageSet, entry_digest, limits};
 use chatkeep_store::{PutCondition, Store, StoreError, StoreKey};
 
 /// Why an archive cannot be read or continued. Each says which of the promised kinds it is.
@@ -62,6 +62,20 @@ pub enum ArchiveError {
         /// Newest entry listed now.
         found: u64,
     },
+}
+
+impl ArchiveError {
+    /// The object that it is about.
+    pub fn key(&self) -> Option<&str> {
+        match self {
+            Self::Missing { key }
+            | Self::Damaged { key, .. }
+            | Self::NewerFormat { key, .. }
+            | Self::Swapped { key }
+            | Self::WriterFenced { key } => Some(key),
+            Self::Store(_) | Self::WrongKey | Self::RolledBack { .. } => None,
+        }
+    }
 }
 
 impl From<StoreError> for ArchiveError {
@@ -204,6 +218,31 @@ impl Archive {
         let sealed = self.get(name).await?;
         let body = self.open(name, roots, &sealed)?;
         PageSet::decode(body).map_err(|error| self.damaged(name, error.to_string()))
+    }
+
+    /// Reads and opens a list of files.
+    pub async fn file_set(&self, id: [u8; 16], roots: &DataRoots) -> Result<FileSet, ArchiveError> {
+        let sealed = self.get(ObjectName::Pack(id)).await?;
+        self.open_file_set(id, roots, &sealed)
+    }
+
+    /// Opens the bytes of a list of files.
+    pub fn open_file_set(
+        &self,
+        id: [u8; 16],
+        roots: &DataRoots,
+        sealed: &[u8],
+    ) -> Result<FileSet, ArchiveError> {
+        let name = ObjectName::Pack(id);
+        let body = self.open(name, roots, sealed)?;
+        FileSet::decode(&body).map_err(|error| self.damaged(name, error.to_string()))
+    }
+
+    /// Reads and opens a blob: what is in files.
+    pub async fn blob(&self, id: [u8; 16], roots: &DataRoots) -> Result<Vec<u8>, ArchiveError> {
+        let name = ObjectName::Pack(id);
+        let sealed = self.get(name).await?;
+        self.open(name, roots, &sealed)
     }
 
     /// Reads a keyring; no key is needed to see its structure.

@@ -11,6 +11,8 @@ use chatkeep_planner::{ChainLink, Level};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::known::KnownFiles;
+
 /// Set while the cache is opened: a panic then means damage, anywhere else it ends the service.
 pub static OPENING: AtomicBool = AtomicBool::new(false);
 
@@ -256,6 +258,11 @@ impl Catalogue {
             warn!(%error, "the cache cannot be written");
         }
         facts
+    }
+
+    /// What is known of the files of an archive.
+    pub fn known_files(&self, archive: &ArchiveId) -> anyhow::Result<KnownFiles> {
+        KnownFiles::open(&self.db, archive)
     }
 
     /// Writes everything out.

@@ -3,6 +3,7 @@
 use std::io;
 
 use chatkeep_crypto::DigitsError;
+use chatkeep_format::ObjectName;
 use chatkeep_ipc::{Details, Error};
 use chatkeep_planner::Retry;
 use chatkeep_sqlite::{CaptureError, RestoreError};
@@ -28,6 +29,8 @@ struct Extra {
     details: Vec<(&'static str, u64)>,
     /// When trying again makes sense.
     retry: Retry,
+    /// The pack that it is about.
+    pack: Option<[u8; 16]>,
 }
 
 /// What parts of the daemon return.
@@ -36,12 +39,17 @@ pub type Result<T, E = Fault> = std::result::Result<T, E>;
 impl Fault {
     /// A fault with a time to try again.
     pub fn new(error: Error, retry: Retry) -> Self {
-        Self { error, extra: Box::new(Extra { details: Vec::new(), retry }) }
+        Self { error, extra: Box::new(Extra { details: Vec::new(), retry, pack: None }) }
     }
 
     /// When trying again makes sense.
     pub fn retry(&self) -> Retry {
         self.extra.retry
+    }
+
+    /// The pack that is damaged or missing.
+    pub fn pack(&self) -> Option<[u8; 16]> {
+        self.extra.pack
     }
 
     /// A mistake of ours.
@@ -88,7 +96,11 @@ impl From<Error> for Fault {
 impl From<ArchiveError> for Fault {
     fn from(error: ArchiveError) -> Self {
         let text = error.to_string();
-        match error {
+        let pack = error.key().and_then(ObjectName::parse).and_then(|(_, name)| match name {
+            ObjectName::Pack(pack) => Some(pack),
+            _ => None,
+        });
+        let mut fault: Self = match error {
             ArchiveError::Store(error) => error.into(),
             ArchiveError::WrongKey => Error::WrongSecret(text).into(),
             ArchiveError::Missing { .. } => Error::ObjectMissing(text).into(),
@@ -96,7 +108,9 @@ impl From<ArchiveError> for Fault {
             ArchiveError::NewerFormat { .. } => Error::NewerFormat(text).into(),
             ArchiveError::WriterFenced { .. } => Error::WriterFenced(text).into(),
             ArchiveError::RolledBack { .. } => Error::RollbackDetected(text).into(),
-        }
+        };
+        fault.extra.pack = pack;
+        fault
     }
 }
 
@@ -178,6 +192,20 @@ impl From<RestoreError> for Fault {
             RestoreError::InUse { .. } => Error::DatabaseInUse(text).into(),
             RestoreError::Exists => Error::InvalidArgument(format!("{text}; nothing was written")).into(),
             RestoreError::DigestMismatch | RestoreError::MissingPages { .. } => Error::Corrupt(text).into(),
+            RestoreError::Io { source, .. } => with_text(&Self::from(source).error, &text).into(),
+            _ => Self::internal(text),
+        }
+    }
+}
+
+impl From<chatkeep_attachments::RestoreError> for Fault {
+    fn from(error: chatkeep_attachments::RestoreError) -> Self {
+        use chatkeep_attachments::RestoreError;
+        let text = with_causes(&error);
+        match error {
+            RestoreError::Busy => Error::Busy(text).into(),
+            RestoreError::Exists | RestoreError::InTheWay => Error::InvalidArgument(text).into(),
+            RestoreError::Length | RestoreError::Reserved => Error::Corrupt(text).into(),
             RestoreError::Io { source, .. } => with_text(&Self::from(source).error, &text).into(),
             _ => Self::internal(text),
         }

@@ -75,9 +75,7 @@ impl Job {
 
     async fn carry_out(&mut self, work: Work) -> Result<Outcome> {
         match work {
-            Work::Restore { opened, seq, folder, file_name, overwrite } => {
-                self.restore(&opened, seq, folder, file_name, overwrite).await
-            }
+            Work::Restore { opened, seq, destination } => self.restore(&opened, seq, destination).await,
             Work::Verify { opened, depth } => self.verify(&opened, depth).await,
             Work::EnablePassword { archive, pin, password } => {
                 self.enable_password(&archive, pin, &password).await
@@ -161,22 +159,9 @@ impl Job {
         }
     }
 
-    async fn restore(
-        &self,
-        opened: &Opened,
-        seq: u64,
-        folder: OwnedFd,
-        file_name: String,
-        overwrite: bool,
-    ) -> Result<Outcome> {
+    async fn restore(&self, opened: &Opened, seq: u64, destination: Destination) -> Result<Outcome> {
         self.phase("restoring");
         let source = self.source(opened);
-        let destination = Destination {
-            folder,
-            file_name: Some(file_name),
-            existing: if overwrite { Existing::KeepBeside } else { Existing::Refuse },
-            label: format!("restore-{}", crate::clock::now_us() / 1_000_000),
-        };
         let runtime = Handle::current();
         let report = blocking(move || source.restore(seq, destination, &runtime)).await?;
         tracing::info!(seq, pages = report.pages, objects = report.objects, "restored and proved");
@@ -200,7 +185,7 @@ impl Job {
         self.phase("reading the log");
         let listing = archive.list().await?;
         let oldest = points.iter().map(|point| point.base_seq).min().unwrap_or(1);
-        let mut packs = BTreeSet::new();
+        let (mut packs, mut pages) = (BTreeSet::new(), BTreeSet::new());
         let mut newer_prev = None;
         for seq in (oldest..=newest.seq).rev() {
             self.check_cancelled()?;
@@ -211,7 +196,10 @@ impl Job {
                 );
             }
             newer_prev = Some(entry.prev);
-            packs.extend(entry.databases.iter().flat_map(|database| &database.packs).map(|pack| pack.name));
+            let own = entry.databases.iter().flat_map(|database| &database.packs).map(|pack| pack.name);
+            pages.extend(own);
+            packs.extend(entry.pack_names());
+            packs.extend(crate::known::listed_packs(archive, &opened.keys.roots, &entry).await?);
         }
         if let Some(missing) = packs.iter().find(|pack| !listing.packs.contains_key(*pack)) {
             return Err(
@@ -223,7 +211,11 @@ impl Job {
             let total = packs.len();
             for (done, pack) in packs.into_iter().enumerate() {
                 self.check_cancelled()?;
-                archive.pack(pack, &opened.keys.roots).await?;
+                if pages.contains(&pack) {
+                    archive.pack(pack, &opened.keys.roots).await?;
+                } else {
+                    archive.blob(pack, &opened.keys.roots).await?;
+                }
                 self.tools.server.update_job(&self.id, |job| job.progress = (done + 1) as f64 / total as f64);
             }
         }
@@ -239,6 +231,7 @@ impl Job {
         let destination = Destination {
             folder,
             file_name: Some(format!("{}.db", opened.archive.id)),
+            in_place: false,
             existing: Existing::Refuse,
             label: String::new(),
         };

@@ -24,6 +24,7 @@ pub mod clock;
 pub mod courier;
 pub mod keyring;
 pub mod keys;
+pub mod known;
 pub mod log;
 pub mod registry;
 pub mod spool;

@@ -5,7 +5,7 @@
 //! by another installation, which this one must not write past. A device that knows nothing (a new machine, a deleted
 //! cache) takes the newest entry as the head, and continues as a new writer with the next writer epoch.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chatkeep_crypto::DataRoots;
 use chatkeep_format::{Entry, ObjectName, entry_digest};
@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::archive::{Archive, ArchiveError};
 use crate::catalogue::{Catalogue, Head, Point};
 use crate::fault::{Fault, Result};
+use crate::known::listed_packs;
 use crate::spool::{Spool, Spooled};
 use crate::writer::Written;
 
@@ -56,14 +57,16 @@ pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, s
         {
             (head.writer_id, head.writer_epoch) = (entry.0.writer_id, entry.0.writer_epoch);
         }
-        let log = continue_spool(archive, roots, head, spooled, spool).with_chain(archive, catalogue);
+        let log =
+            continue_spool(archive, roots, head, (spooled, spool), catalogue).with_chain(archive, catalogue);
         let rebase = rebase || log.rebase;
         if blocked.is_none() {
             catalogue.advance(&archive.id, &log.stored, None).map_err(Fault::internal)?;
         }
         return Ok(Log { confirmed: true, rebase, blocked, ..log });
     };
-    let mut log = continue_spool(archive, roots, head, spool.list()?, spool).with_chain(archive, catalogue);
+    let mut log = continue_spool(archive, roots, head, (spool.list()?, spool), catalogue)
+        .with_chain(archive, catalogue);
     match confirm(archive, roots, &log).await {
         Ok(confirmed) => (log.confirmed, log.rebase) = (true, log.rebase || confirmed.rebase),
         Err(ArchiveError::Store(error)) => {
@@ -112,8 +115,8 @@ fn continue_spool(
     archive: &Archive,
     roots: &DataRoots,
     head: Head,
-    spooled: Vec<Spooled>,
-    spool: &Spool,
+    (spooled, spool): (Vec<Spooled>, &Spool),
+    catalogue: &Catalogue,
 ) -> Log {
     let mut by_entry: BTreeMap<u64, Vec<Spooled>> = BTreeMap::new();
     for object in spooled {
@@ -128,12 +131,18 @@ fn continue_spool(
         rebase: false,
         blocked: None,
     };
+    // Packs that are in the store, or on their way there.
+    let mut stored = BTreeSet::new();
+    if by_entry.keys().any(|seq| *seq > log.written.seq) {
+        stored.extend(catalogue.points(&archive.id).into_iter().flat_map(|point| point.packs));
+    }
     for (seq, objects) in by_entry {
         // Those up to the head are in the store: the note of it came before the removal.
-        let continued =
-            (seq > log.written.seq).then(|| continue_with(archive, roots, &log.written, seq, &objects));
+        let continued = (seq > log.written.seq)
+            .then(|| continue_with(archive, roots, &log.written, seq, &objects, &stored));
         if let Some(Some(written)) = continued {
             log.written = written.head.clone();
+            stored.extend(written.point.packs.iter().copied());
             log.waiting.push_back(written);
             continue;
         }
@@ -159,18 +168,28 @@ fn continue_with(
     after: &Head,
     seq: u64,
     objects: &[Spooled],
+    stored: &BTreeSet<[u8; 16]>,
 ) -> Option<Written> {
     let spooled = objects.iter().find(|object| object.name == ObjectName::Entry(seq))?;
     let (entry, digest) = read_spooled(archive, roots, spooled)?;
     let continues = seq == after.seq + 1 && entry.prev == after.digest && entry.writer_id == after.writer_id;
-    let mut packs = entry.databases.iter().flat_map(|database| &database.packs);
-    let whole = packs.all(|pack| objects.iter().any(|object| object.name == ObjectName::Pack(pack.name)));
+    let mut listed = Vec::new();
+    for list in entry.folders.iter().flat_map(|folder| &folder.packs) {
+        let spooled = objects.iter().find(|object| object.name == ObjectName::Pack(list.name))?;
+        let sealed = std::fs::read(&spooled.path).ok()?;
+        listed.extend(archive.open_file_set(list.name, roots, &sealed).ok()?.packs());
+    }
+    let mut point = Point::of(&entry, digest, spooled.len);
+    point.bytes = objects.iter().map(|object| object.len).sum();
+    point.refer_to(listed);
+    // What is in files may have come with an entry before this one.
+    let is_there = |pack: &[u8; 16]| {
+        objects.iter().any(|object| object.name == ObjectName::Pack(*pack)) || stored.contains(pack)
+    };
+    let whole = point.packs.iter().all(is_there);
     (continues && whole).then(|| Written {
         head: Head { seq, digest, base_seq: entry.base_seq, pins: entry.pins.clone(), ..after.clone() },
-        point: Point {
-            bytes: objects.iter().map(|object| object.len).sum(),
-            ..Point::of(&entry, digest, spooled.len)
-        },
+        point,
         objects: objects.to_vec(),
     })
 }
@@ -221,9 +240,10 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
 async fn list_newer_points(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, after: u64) {
     let Ok(listing) = archive.list().await else { return };
     for seq in listing.entries.range(after + 1..).map(|(seq, _)| *seq) {
-        if let Ok((entry, digest, len)) = archive.entry(seq, roots).await
-            && let Err(error) = catalogue.put_point(&archive.id, &Point::of(&entry, digest, len))
-        {
+        let Ok((entry, digest, len)) = archive.entry(seq, roots).await else { continue };
+        let mut point = Point::of(&entry, digest, len);
+        point.refer_to(listed_packs(archive, roots, &entry).await.unwrap_or_default());
+        if let Err(error) = catalogue.put_point(&archive.id, &point) {
             warn!(%error, "the cache cannot be written");
         }
     }
@@ -265,7 +285,8 @@ async fn rebuild(
         if head.is_none() {
             head = Some(next_writer(&entry, digest));
         }
-        let point = Point::of(&entry, digest, len);
+        let mut point = Point::of(&entry, digest, len);
+        point.refer_to(listed_packs(archive, roots, &entry).await?);
         catalogue.put_point(&archive.id, &point).map_err(Fault::internal)?;
     }
     let head = head.unwrap_or_else(|| {

@@ -10,12 +10,14 @@ use chatkeep_ipc::{
     RestoreOptions, RestoreTarget,
 };
 use chatkeep_planner::{Event as Happened, SourceId, Target, choose_point};
+use chatkeep_sqlite::Existing;
 
 use super::{Pause, Service};
 use crate::archive::Archive;
 use crate::event::{Command, Opened, Work};
 use crate::fault::Result;
 use crate::registry::Registration;
+use crate::restore::Destination;
 use crate::source::{Phase, Waiter};
 
 /// Calls that wait for one archive to be opened; more are told that it is busy.
@@ -299,8 +301,14 @@ impl Service {
             Target::Newest => Error::NotFound("there is no recovery point yet".to_owned()),
             _ => Error::NotFound("there is no such recovery point".to_owned()),
         })?;
-        let overwrite = options.overwrite;
-        let work = Work::Restore { opened, seq, folder, file_name, overwrite };
+        let destination = Destination {
+            folder,
+            file_name: Some(file_name),
+            in_place: false,
+            existing: if options.overwrite { Existing::KeepBeside } else { Existing::Refuse },
+            label: restore_label(),
+        };
+        let work = Work::Restore { opened, seq, destination };
         Ok(self.run(job, "restore", Some(number), false, work))
     }
 
@@ -571,6 +579,11 @@ fn looks_like_a_database(file: &OwnedFd, path: &Path) -> Result<(), Error> {
         return Err(no("its length is not a multiple of a page"));
     }
     Ok(())
+}
+
+/// Tells what is kept beside from what comes in its place.
+pub(super) fn restore_label() -> String {
+    format!("restore-{}", crate::clock::now_us() / 1_000_000)
 }
 
 fn check_file_name(name: &str) -> Result<(), Error> {
