@@ -279,12 +279,22 @@ impl Archive {
         self.open(name, roots, &sealed)
     }
 
-    /// Reads and opens a pack that is a list of files.
-    pub async fn file_list(&self, id: [u8; 16], roots: &DataRoots) -> Result<FileSet, ArchiveError> {
+    /// Reads and opens a list of files.
+    pub async fn file_set(&self, id: [u8; 16], roots: &DataRoots) -> Result<FileSet, ArchiveError> {
+        let sealed = self.get(ObjectName::Pack(id)).await?;
+        self.open_file_set(id, roots, &sealed)
+    }
+
+    /// Opens the bytes of a list of files.
+    pub fn open_file_set(
+        &self,
+        id: [u8; 16],
+        roots: &DataRoots,
+        sealed: &[u8],
+    ) -> Result<FileSet, ArchiveError> {
         let name = ObjectName::Pack(id);
-        let sealed = self.get(name).await?;
-        let body = self.open(name, roots, &sealed)?;
-        FileSet::decode(&body).map_err(|error| self.damaged(name, error.to_string()))
+        let body = self.open(name, roots, sealed)?;
+        FileSet::decode(&body).map_err(|error| self.malformed(name, error.to_string()))
     }
 
     /// Reads a keyring; no key is needed to see its structure.

@@ -15,6 +15,7 @@ use tracing::warn;
 
 use crate::damage::DamageReport;
 use crate::drill::Drills;
+use crate::known::KnownFiles;
 use crate::pack_pages::PackPages;
 pub use forgotten::{PruneFacts, restorable};
 
@@ -333,6 +334,11 @@ impl Catalogue {
             warn!(%error, "the cache cannot be written");
         }
         self.flush();
+    }
+
+    /// What is known of the files of an archive.
+    pub fn known_files(&self, archive: &ArchiveId) -> anyhow::Result<KnownFiles> {
+        KnownFiles::open(&self.db, archive)
     }
 
     /// Writes everything out.

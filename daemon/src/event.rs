@@ -4,7 +4,6 @@
 //! it does nothing itself that may wait: what takes time is a command, and its end is an event.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -137,6 +136,8 @@ pub enum Command {
         source: SourceId,
         /// Its databases.
         databases: Vec<PathBuf>,
+        /// Its folders of attachments.
+        attachments: Vec<PathBuf>,
         /// What was opened.
         opened: Arc<Opened>,
         /// How its entries are made.
@@ -153,6 +154,8 @@ pub enum Command {
     Rebase {
         /// Which source.
         source: SourceId,
+        /// Packs that are damaged or missing: what is in them is stored again, where it still is there.
+        bad_packs: BTreeSet<[u8; 16]>,
     },
     /// Make packs again from the live database; the answer is [`Event::Rebuilt`].
     Rebuild {
@@ -252,11 +255,7 @@ pub enum Work {
         /// Which entry.
         seq: u64,
         /// Where to.
-        folder: OwnedFd,
-        /// The file's name.
-        file_name: String,
-        /// Keep an existing file beside instead of refusing.
-        overwrite: bool,
+        destination: crate::restore::Destination,
     },
     /// Check what is stored.
     Verify {

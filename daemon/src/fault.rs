@@ -223,6 +223,20 @@ impl From<RestoreError> for Fault {
     }
 }
 
+impl From<chatkeep_attachments::RestoreError> for Fault {
+    fn from(error: chatkeep_attachments::RestoreError) -> Self {
+        use chatkeep_attachments::RestoreError;
+        let text = with_causes(&error);
+        match error {
+            RestoreError::Busy => Error::Busy(text).into(),
+            RestoreError::Exists | RestoreError::InTheWay => Error::InvalidArgument(text).into(),
+            RestoreError::Length | RestoreError::Reserved => Error::Corrupt(text).into(),
+            RestoreError::Io { source, .. } => with_text(&Self::from(source).error, &text).into(),
+            _ => Self::internal(text),
+        }
+    }
+}
+
 impl From<DigitsError> for Fault {
     fn from(error: DigitsError) -> Self {
         Error::InvalidSecret(error.to_string()).into()

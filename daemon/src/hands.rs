@@ -19,7 +19,7 @@ use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
 use crate::event::{Command, Event, Opened, Stored, UploadOrder, Work};
 use crate::fault::{Fault, Result};
-use crate::follower::{Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
+use crate::follower::{Attachments, Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
 use crate::jobs::{Job, Tools, list_remote, vault_status};
 use crate::keyring::Ring;
 use crate::pack_pages::PackPages;
@@ -113,7 +113,7 @@ impl Hands {
                     Event::Opened { source, result }
                 });
             }
-            Command::Follow { source, databases, opened, writer, links } => {
+            Command::Follow { source, databases, attachments, opened, writer, links } => {
                 let tables = table_folder(&self.tools.paths.state);
                 let name = table_name(&opened.archive.id, opened.head());
                 sweep_tables(&tables, &opened.archive.id, &name);
@@ -123,9 +123,17 @@ impl Hands {
                     digest_key: opened.head().digest_key,
                     state_dir: tables.clone(),
                 };
+                let known = self.tools.catalogue.known_files(&opened.archive.id);
+                let known = known.inspect_err(|error| warn!(%error, "attachments cannot be backed up"));
+                let attachments = known.ok().map(|known| Attachments {
+                    folders: attachments,
+                    known,
+                    digest_key: opened.head().digest_key,
+                });
                 let start = Start {
                     source,
                     databases: databases.into_iter().map(live).collect(),
+                    attachments,
                     written_seq: opened.log.written.seq,
                     writer: *writer,
                     rebase: opened.log.rebase,
@@ -147,9 +155,9 @@ impl Hands {
                     Event::Unfollowed { source }
                 });
             }
-            Command::Rebase { source } => {
+            Command::Rebase { source, bad_packs } => {
                 if let Some(follower) = self.followers.get(&source) {
-                    follower.forget();
+                    follower.forget(bad_packs);
                 }
             }
             Command::Rebuild { source, packs } => match self.followers.get(&source) {
@@ -277,6 +285,9 @@ async fn open(
     }
     let spool = Spool::open(&tools.paths.state, &archive.id)?;
     let log = crate::log::open(&archive, &keys.roots, &tools.catalogue, &spool).await?;
+    let known = tools.catalogue.known_files(&archive.id).map_err(Fault::internal)?;
+    let queue = (&log, spool.list()?);
+    crate::known::bring_up_to_date(&known, &archive, &keys.roots, &tools.catalogue, queue).await?;
     let vault = match keys.password_slot().and_then(|slot| crate::keyring::pin_of(pins, slot)) {
         Some(pin) => {
             // The number of attempts left is nice to know; an archive does not wait for a vault.

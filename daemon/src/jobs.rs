@@ -7,13 +7,11 @@ mod repair;
 mod stores;
 mod verify;
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use chatkeep_format::Keyslot;
 use chatkeep_ipc::{Error, JobId, Server, VerifyDepth};
-use chatkeep_sqlite::Existing;
 use chatkeep_vault_client::{Transport, VaultPin};
 use tokio::runtime::Handle;
 
@@ -79,9 +77,7 @@ impl Job {
 
     async fn carry_out(&mut self, work: Work) -> Result<Outcome> {
         match work {
-            Work::Restore { opened, seq, folder, file_name, overwrite } => {
-                self.restore(&opened, seq, folder, file_name, overwrite).await
-            }
+            Work::Restore { opened, seq, destination } => self.restore(&opened, seq, destination).await,
             Work::Verify { opened, depth: VerifyDepth::Restore } => self.drill(&opened).await,
             Work::Verify { opened, depth } => self.verify(&opened, depth).await,
             Work::Repair { opened, packs } => self.repair(&opened, packs).await,
@@ -194,22 +190,9 @@ impl Job {
         }
     }
 
-    async fn restore(
-        &self,
-        opened: &Opened,
-        seq: u64,
-        folder: OwnedFd,
-        file_name: String,
-        overwrite: bool,
-    ) -> Result<Outcome> {
+    async fn restore(&self, opened: &Opened, seq: u64, destination: Destination) -> Result<Outcome> {
         self.phase("restoring");
         let source = self.source(opened);
-        let destination = Destination {
-            folder,
-            file_name: Some(file_name),
-            existing: if overwrite { Existing::KeepBeside } else { Existing::Refuse },
-            label: format!("restore-{}", crate::clock::now_us() / 1_000_000),
-        };
         let runtime = Handle::current();
         let report = blocking(move || source.restore(seq, destination, &runtime)).await?;
         tracing::info!(seq, pages = report.pages, objects = report.objects, "restored and proved");

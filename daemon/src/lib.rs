@@ -27,6 +27,7 @@ pub mod damage;
 pub mod drill;
 pub mod keyring;
 pub mod keys;
+pub mod known;
 pub mod log;
 pub mod pack_pages;
 pub mod registry;

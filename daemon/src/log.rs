@@ -10,7 +10,7 @@ mod read;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chatkeep_crypto::DataRoots;
-use chatkeep_format::{Entry, FileSet, ObjectName, entry_digest};
+use chatkeep_format::{Entry, ObjectName, entry_digest};
 use rand_core::{OsRng, RngCore};
 use tracing::{info, warn};
 
@@ -63,13 +63,15 @@ pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, s
         {
             (head.writer_id, head.writer_epoch) = (entry.0.writer_id, entry.0.writer_epoch);
         }
-        let log = continue_spool(archive, roots, head, spooled, spool).with_chain(archive, catalogue);
+        let log =
+            continue_spool(archive, roots, head, (spooled, spool), catalogue).with_chain(archive, catalogue);
         if blocked.is_none() {
             catalogue.advance(&archive.id, &log.stored, None).map_err(Fault::internal)?;
         }
         return Ok(Log { confirmed: true, blocked, ..log });
     };
-    let mut log = continue_spool(archive, roots, head, spool.list()?, spool).with_chain(archive, catalogue);
+    let mut log = continue_spool(archive, roots, head, (spool.list()?, spool), catalogue)
+        .with_chain(archive, catalogue);
     match confirm(archive, roots, &log).await {
         Ok(confirmed) => {
             (log.confirmed, log.rebase) = (true, log.rebase || confirmed.rebase);
@@ -121,8 +123,8 @@ fn continue_spool(
     archive: &Archive,
     roots: &DataRoots,
     head: Head,
-    spooled: Vec<Spooled>,
-    spool: &Spool,
+    (spooled, spool): (Vec<Spooled>, &Spool),
+    catalogue: &Catalogue,
 ) -> Log {
     let mut by_entry: BTreeMap<u64, Vec<Spooled>> = BTreeMap::new();
     for object in spooled {
@@ -137,12 +139,18 @@ fn continue_spool(
         rebase: false,
         blocked: None,
     };
+    // Packs that are in the store, or on their way there.
+    let mut stored = BTreeSet::new();
+    if by_entry.keys().any(|seq| *seq > log.written.seq) {
+        stored.extend(catalogue.points(&archive.id).into_iter().flat_map(|point| point.packs));
+    }
     for (seq, objects) in by_entry {
         // Those up to the head are in the store: the note of it came before the removal.
-        let continued =
-            (seq > log.written.seq).then(|| continue_with(archive, roots, &log.written, seq, &objects));
+        let continued = (seq > log.written.seq)
+            .then(|| continue_with(archive, roots, &log.written, seq, &objects, &stored));
         if let Some(Some(written)) = continued {
             log.written = written.head.clone();
+            stored.extend(written.point.packs.iter().copied());
             log.waiting.push_back(written);
             continue;
         }
@@ -168,24 +176,26 @@ fn continue_with(
     after: &Head,
     seq: u64,
     objects: &[Spooled],
+    stored: &BTreeSet<[u8; 16]>,
 ) -> Option<Written> {
     let spooled = objects.iter().find(|object| object.name == ObjectName::Entry(seq))?;
     let (entry, digest) = read_spooled(archive, roots, spooled)?;
     let continues = seq == after.seq + 1 && entry.prev == after.digest && entry.writer_id == after.writer_id;
-    let pack = |name| objects.iter().find(|object| object.name == ObjectName::Pack(name));
-    let mut packs = entry.databases.iter().flat_map(|database| &database.packs);
-    let whole = packs.all(|named| pack(named.name).is_some());
-    if !continues || !whole {
-        return None;
+    let mut listed = Vec::new();
+    for list in entry.folders.iter().flat_map(|folder| &folder.packs) {
+        let spooled = objects.iter().find(|object| object.name == ObjectName::Pack(list.name))?;
+        let sealed = std::fs::read(&spooled.path).ok()?;
+        listed.extend(archive.open_file_set(list.name, roots, &sealed).ok()?.packs());
     }
     let mut point = Point::of(&entry, digest, spooled.len);
     point.bytes = objects.iter().map(|object| object.len).sum();
-    for list in entry.folders.iter().flat_map(|folder| &folder.packs) {
-        let sealed = std::fs::read(&pack(list.name)?.path).ok()?;
-        let body = chatkeep_crypto::open(&archive.id, ObjectName::Pack(list.name), roots, &sealed).ok()?;
-        point.refer_to(FileSet::decode(&body).ok()?.packs().collect());
-    }
-    Some(Written {
+    point.refer_to(listed);
+    // What is in files may have come with an entry before this one.
+    let is_there = |pack: &[u8; 16]| {
+        objects.iter().any(|object| object.name == ObjectName::Pack(*pack)) || stored.contains(pack)
+    };
+    let whole = point.packs.iter().all(is_there);
+    (continues && whole).then(|| Written {
         head: Head { seq, digest, base_seq: entry.base_seq, pins: entry.pins.clone(), ..after.clone() },
         point,
         objects: objects.to_vec(),

@@ -1,4 +1,9 @@
 //! From a recovery point to proven files: the entries of its chain, applied from the oldest to the newest.
+//!
+//! Databases here, attachments in [`folders`]. Attachments come first: while a database is not there, the restore is
+//! not done, and can be begun again to go on.
+
+mod folders;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -13,6 +18,8 @@ use chatkeep_planner::{ChainError, follows, next_of_chain};
 use chatkeep_sqlite::{Existing, Integrity, Kind, RestoreError, RestoreWriter, Restored};
 use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
+
+pub use folders::RestoredFolder;
 
 use crate::archive::{Archive, ArchiveError};
 use crate::fault::{Fault, Result};
@@ -39,6 +46,8 @@ pub struct Destination {
     /// The file's name in it; `None` for that of the database. A source of several databases, or with attachments, makes
     /// a folder of this name, or goes right into `folder`.
     pub file_name: Option<String>,
+    /// `folder` is where the files belong: several go right into it, too, and `file_name` is that of the only database.
+    pub in_place: bool,
     /// What becomes of a file that is there.
     pub existing: Existing,
     /// Names the file that is kept beside.
@@ -50,6 +59,8 @@ pub struct Destination {
 pub struct Report {
     /// The databases.
     pub databases: Vec<Restored>,
+    /// The folders of attachments.
+    pub folders: Vec<RestoredFolder>,
     /// The point.
     pub seq: u64,
     /// When it was captured, µs since 1970.
@@ -70,7 +81,13 @@ impl Report {
             let warning = warning_of(&database.integrity)?;
             Some(if several { format!("{}: {warning}", database.path_name) } else { warning })
         });
-        let warnings: Vec<_> = warnings.collect();
+        let unread: u64 = self.folders.iter().map(|folder| u64::from(folder.unread)).sum();
+        let unread = (unread > 0).then(|| {
+            format!(
+                "{unread} files of attachments were not read yet, or could not be, when this point was made"
+            )
+        });
+        let warnings: Vec<_> = warnings.chain(unread).collect();
         (!warnings.is_empty()).then(|| warnings.join("; "))
     }
 }
@@ -196,8 +213,9 @@ impl Source {
             let parent = next_of_chain(seq, entry.parent_seq).map_err(|error| self.unplanned(seq, error))?;
             next = parent.map(|parent| (parent, Some(entry.parent_digest)));
             // Its pages, unpacked, may be more; the bound is about the sum.
-            kept +=
-                (len as usize).max(entry.databases.iter().map(|database| database.inline.byte_len()).sum());
+            let pages: usize = entry.databases.iter().map(|database| database.inline.byte_len()).sum();
+            let files: usize = entry.folders.iter().map(|folder| folder.inline.byte_len()).sum();
+            kept += (len as usize).max(pages + files);
             let records =
                 entry.databases.iter().map(|record| (record.name.clone(), Has::of(record))).collect();
             links.push(Link { seq, digest, records, entry: (kept <= KEPT_MAX).then_some(entry) });
@@ -217,14 +235,16 @@ impl Source {
         let present = |record: &&DatabaseRecord| record.state == DatabaseState::Present;
         let databases: Vec<DatabaseRecord> =
             chain.newest.databases.iter().filter(present).map(DatabaseRecord::clone).collect();
-        let Destination { folder, file_name, existing, label } = destination;
         let single = databases.len() == 1 && chain.newest.folders.is_empty();
-        let (folder, name) = match file_name {
-            Some(name) if !single => (open_folder(&folder, &name)?, None),
-            name => (folder, name),
+        let (folder, name) = match &destination.file_name {
+            Some(name) if !single && !destination.in_place => (open_folder(&destination.folder, name)?, None),
+            // Several have their own names.
+            name => (destination.folder.try_clone()?, name.clone().filter(|_| databases.len() == 1)),
         };
+        let file_name = |database: &DatabaseRecord| name.clone().unwrap_or_else(|| database.name.clone());
         let mut report = Report {
             databases: Vec::new(),
+            folders: Vec::new(),
             seq,
             taken_at_us: chain.newest.taken_at_us,
             pages: databases.iter().map(|database| u64::from(database.page_count)).sum(),
@@ -232,9 +252,21 @@ impl Source {
             entries: chain.len() as u32,
         };
         let size = |database: &DatabaseRecord| u64::from(database.page_count) * u64::from(database.page_size);
-        let mut progress = Progress { source: self, done: 0, total: databases.iter().map(size).sum() };
+        let files: u64 = chain.newest.folders.iter().map(|folder| folder.bytes).sum();
+        let total = files + databases.iter().map(size).sum::<u64>();
+        if !single && destination.existing == Existing::Refuse {
+            // Before gigabytes are written for nothing.
+            for database in &databases {
+                refuse_if_there(&folder, &file_name(database))?;
+            }
+        }
+        let restored = self.restore_folders(&chain, (&folder, &destination), total, runtime)?;
+        report.folders = restored.0;
+        report.objects += restored.1;
+        let Destination { existing, label, .. } = destination;
+        let mut progress = Progress { source: self, done: files, total };
         for database in &databases {
-            let file_name = name.clone().unwrap_or_else(|| database.name.clone());
+            let file_name = file_name(database);
             let folder = folder.try_clone()?;
             let mut writer = RestoreWriter::create(
                 folder,
@@ -365,6 +397,13 @@ pub fn broken_rule(record: &DatabaseRecord, pages: &PageSet) -> Option<&'static 
         Some("a base builds on nothing")
     } else {
         None
+    }
+}
+
+fn refuse_if_there(folder: &OwnedFd, name: &str) -> Result<()> {
+    match rustix::fs::statat(folder.as_fd(), name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Err(chatkeep_sqlite::RestoreError::Exists.into()),
+        Err(_) => Ok(()),
     }
 }
 

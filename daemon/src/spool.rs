@@ -39,11 +39,15 @@ pub struct Spooled {
 }
 
 impl Spool {
+    /// The queue of `archive` under `state`, which is open already.
+    pub fn at(state: &Path, archive: &ArchiveId) -> Self {
+        Self { folder: state.join("spool").join(archive.to_string()) }
+    }
+
     /// Opens the queue of `archive` under `state`, and sweeps what a crash left half done.
     pub fn open(state: &Path, archive: &ArchiveId) -> io::Result<Self> {
-        let folder = state.join("spool").join(archive.to_string());
-        std::fs::create_dir_all(&folder)?;
-        let spool = Self { folder };
+        let spool = Self::at(state, archive);
+        std::fs::create_dir_all(&spool.folder)?;
         for entry in std::fs::read_dir(&spool.folder)? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "tmp") {
@@ -65,11 +69,11 @@ impl Spool {
         Ok(self.describe(seq, ObjectName::Pack(name), position, sealed.len()))
     }
 
-    /// Gives packs of an entry that was still to come (their seq is 0) to entry `seq`, from position 0 on.
-    pub fn assign(&self, objects: &[Spooled], seq: u64) -> io::Result<Vec<Spooled>> {
+    /// Gives packs of an entry that was still to come (their seq is 0) to entry `seq`, from position `first` on.
+    pub fn assign(&self, objects: &[Spooled], seq: u64, first: u32) -> io::Result<Vec<Spooled>> {
         let mut assigned = Vec::with_capacity(objects.len());
-        for (position, object) in objects.iter().enumerate() {
-            let described = self.describe(seq, object.name, position as u32, object.len as usize);
+        for (position, object) in (first..).zip(objects) {
+            let described = self.describe(seq, object.name, position, object.len as usize);
             std::fs::rename(&object.path, &described.path)?;
             assigned.push(described);
         }
@@ -227,7 +231,7 @@ mod tests {
         let spool = Spool::open(state.path(), &ARCHIVE).unwrap();
         let ahead: Vec<_> =
             (0..2).map(|i| spool.put_pack(0, 10 + i, [i as u8; 16], b"pack").unwrap()).collect();
-        let assigned = spool.assign(&ahead, 4).unwrap();
+        let assigned = spool.assign(&ahead, 4, 0).unwrap();
         spool.put_pack(0, 12, [9; 16], b"pack").unwrap();
         let entry = spool.put_entry(4, b"entry").unwrap();
         let listed = Spool::open(state.path(), &ARCHIVE).unwrap().list().unwrap();

@@ -108,6 +108,7 @@ impl World {
                 state_dir: self.state().join("tables"),
                 name: archive.id.to_string(),
             }],
+            attachments: None,
             written_seq: log.written.seq,
             writer: writer.clone(),
             rebase: log.rebase,
@@ -190,6 +191,7 @@ impl World {
         let destination = Destination {
             folder: std::fs::File::open(target.path()).unwrap().into(),
             file_name: None,
+            in_place: false,
             existing: Existing::Refuse,
             label: String::new(),
         };

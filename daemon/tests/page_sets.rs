@@ -57,6 +57,7 @@ async fn restore_to(
     let destination = Destination {
         folder: std::fs::File::open(folder).unwrap().into(),
         file_name: None,
+        in_place: false,
         existing: Existing::Refuse,
         label: String::new(),
     };

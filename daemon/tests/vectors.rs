@@ -71,6 +71,7 @@ impl Vectors {
         let destination = Destination {
             folder: OwnedFd::from(std::fs::File::open(target.path()).unwrap()),
             file_name: None,
+            in_place: false,
             existing: Existing::Refuse,
             label: String::new(),
         };

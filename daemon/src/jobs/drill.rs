@@ -129,6 +129,7 @@ pub fn rehearse_in(
     let destination = Destination {
         folder: folder.try_clone()?,
         file_name: None,
+        in_place: false,
         existing: Existing::Refuse,
         label: String::new(),
     };

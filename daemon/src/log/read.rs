@@ -81,7 +81,7 @@ async fn read_lists(
 ) -> Result<(), ArchiveError> {
     point.lists_unread = false;
     for list in entry.folders.iter().flat_map(|folder| &folder.packs) {
-        match archive.file_list(list.name, roots).await {
+        match archive.file_set(list.name, roots).await {
             Ok(files) => point.refer_to(files.packs().collect()),
             Err(ArchiveError::Store(error)) => return Err(error.into()),
             Err(error) => {

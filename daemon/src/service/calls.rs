@@ -11,6 +11,7 @@ use chatkeep_ipc::{
     RestoreOptions, RestoreTarget,
 };
 use chatkeep_planner::{Event as Happened, Level, SourceId, Target, choose_point};
+use chatkeep_sqlite::Existing;
 
 use super::{Pause, Service};
 use crate::archive::Archive;
@@ -18,6 +19,7 @@ use crate::catalogue::{Point, restorable};
 use crate::event::{Command, Opened, Work};
 use crate::fault::Result;
 use crate::registry::Registration;
+use crate::restore::Destination;
 use crate::source::{Phase, Waiter};
 
 /// Calls that wait for one archive to be opened; more are told that it is busy.
@@ -331,8 +333,14 @@ impl Service {
             Target::Newest => Error::NotFound("there is no recovery point yet".to_owned()),
             _ => Error::NotFound("there is no such recovery point".to_owned()),
         })?;
-        let overwrite = options.overwrite;
-        let work = Work::Restore { opened, seq, folder, file_name, overwrite };
+        let destination = Destination {
+            folder,
+            file_name: Some(file_name),
+            in_place: false,
+            existing: if options.overwrite { Existing::KeepBeside } else { Existing::Refuse },
+            label: restore_label(),
+        };
+        let work = Work::Restore { opened, seq, destination };
         Ok(self.run(job, "restore", Some(number), false, work))
     }
 
@@ -620,6 +628,11 @@ fn level_word(level: u8) -> &'static str {
         Some(Level::Month) => "month",
         Some(Level::Base) | None => "base",
     }
+}
+
+/// Tells what is kept beside from what comes in its place.
+pub(super) fn restore_label() -> String {
+    format!("restore-{}", crate::clock::now_us() / 1_000_000)
 }
 
 fn check_file_name(name: &str) -> Result<(), Error> {

@@ -157,7 +157,12 @@ impl Service {
         };
         if log.chain.iter().any(broken) {
             log.confirmed = false;
-            self.out.push(Command::Rebase { source: number });
+            let pack = |name: &ObjectName| match name {
+                ObjectName::Pack(pack) => Some(*pack),
+                _ => None,
+            };
+            let bad_packs = damaged.iter().filter_map(pack).collect();
+            self.out.push(Command::Rebase { source: number, bad_packs });
             self.plan(Happened::CaptureNow { source: number });
         }
     }

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use chatkeep_ipc::{Details, Error, JobOutcome};
 use chatkeep_planner::{Event as Happened, Millis, Retry, SourceId, UploadId};
+use chatkeep_sqlite::Existing;
 use tracing::{debug, info, warn};
 use zbus::zvariant::{OwnedValue, Value};
 
 use super::Service;
-use super::calls::is_abandoned;
+use super::calls::{is_abandoned, restore_label};
 use crate::event::{Command, Event, Opened, Outcome, Stored, VaultSeen, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::Captured;
+use crate::restore::Destination;
 use crate::source::Phase;
 use crate::writer::Written;
 
@@ -187,6 +189,7 @@ impl Service {
         let command = Command::Follow {
             source: number,
             databases: source.registration.databases(),
+            attachments: source.registration.attachments.clone(),
             opened: opened.clone(),
             writer: Box::new(writer),
             links: source.configured,
@@ -284,14 +287,15 @@ impl Service {
         };
         source.capturing = None;
         match result {
-            Ok(Captured { written, gone, .. }) => {
+            Ok(Captured { written, gone, more, .. }) => {
                 source.pending_bytes = 0;
                 source.capture_fault = None;
                 source.found = !gone;
                 let newest = written.as_ref().map(|written| written.head.seq);
                 let newest = newest.or_else(|| source.log.as_ref().map(|log| log.written.seq)).unwrap_or(0);
                 let count = source.captures;
-                for waiter in source.waiters.iter_mut().filter(|waiter| waiter.capture <= count) {
+                // Whoever waits for a backup waits for the attachments, too.
+                for waiter in source.waiters.iter_mut().filter(|waiter| waiter.capture <= count && !more) {
                     waiter.until_seq.get_or_insert(newest);
                 }
                 source.pins_captured(written.is_some());
@@ -365,7 +369,7 @@ impl Service {
                 if rebase {
                     // What just went up builds on what is not there: only the base that follows is a point to rely on.
                     source.wait_anew();
-                    self.out.push(Command::Rebase { source: number });
+                    self.out.push(Command::Rebase { source: number, bad_packs: BTreeSet::new() });
                     self.plan(Happened::CaptureNow { source: number });
                 }
                 let Some(source) = self.sources.get_mut(&number) else { return };
@@ -573,13 +577,14 @@ impl Service {
                 return;
             }
         };
-        let work = Work::Restore {
-            opened,
-            seq: log.stored.seq,
+        let destination = Destination {
             folder,
-            file_name: name.to_string_lossy().into_owned(),
-            overwrite: false,
+            file_name: Some(name.to_string_lossy().into_owned()),
+            in_place: true,
+            existing: Existing::Refuse,
+            label: restore_label(),
         };
+        let work = Work::Restore { opened, seq: log.stored.seq, destination };
         self.run(job, "restore", Some(number), false, work);
     }
 

@@ -216,6 +216,7 @@ impl World {
         let destination = Destination {
             folder: std::fs::File::open(target.path()).unwrap().into(),
             file_name: None,
+            in_place: false,
             existing: Existing::Refuse,
             label: String::new(),
         };

@@ -349,6 +349,7 @@ impl World {
         let destination = Destination {
             folder: std::fs::File::open(target.path()).unwrap().into(),
             file_name: Some("messages.db".to_owned()),
+            in_place: false,
             existing: Existing::Refuse,
             label: String::new(),
         };
