@@ -172,6 +172,11 @@ pub(crate) enum Command {
         #[arg(long, default_value = "chunks", value_parser = ["manifest", "chunks", "restore"])]
         depth: String,
     },
+    /// Rehearse a restore: the newest point and an older one, in full, checked, counted and thrown away
+    Drill {
+        /// The database
+        id: String,
+    },
     /// Look for what could be wrong
     Doctor,
     /// Print a completion script

@@ -9,6 +9,7 @@ mod register;
 mod restore;
 mod status;
 mod vault;
+mod verify;
 
 use clap::CommandFactory as _;
 use serde_json::json;
@@ -99,7 +100,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Store(StoreCommand::Test { store }) => vault::test_store(context, &store).await?,
         Command::Pause { duration, reason } => backup::pause(context, duration.as_deref(), &reason).await?,
         Command::Resume => backup::resume(context).await?,
-        Command::Verify { id, depth } => backup::verify(context, &id, &depth).await?,
+        Command::Verify { id, depth } => verify::verify(context, &id, &depth).await?,
+        Command::Drill { id } => verify::drill(context, &id).await?,
         Command::Doctor | Command::Completions { .. } | Command::Man => unreachable!("carried out above"),
     }
     Ok(0)

@@ -19,6 +19,9 @@ use crate::time;
 
 type Properties = HashMap<String, OwnedValue>;
 
+/// An object that is damaged: its key, how, what it holds, points that it costs.
+pub(crate) type Damage = (String, String, String, Vec<String>);
+
 /// How a job that did not fail ended.
 pub(crate) struct Outcome {
     result: Properties,
@@ -52,6 +55,8 @@ pub(crate) struct Ended {
     pub(crate) failure: Failure,
     pub(crate) attempts_left: Option<u32>,
     pub(crate) retry_after: Option<u64>,
+    /// What a verification found.
+    pub(crate) damage: Vec<Damage>,
 }
 
 impl From<Ended> for Failure {
@@ -62,7 +67,7 @@ impl From<Ended> for Failure {
 
 impl From<Failure> for Ended {
     fn from(failure: Failure) -> Self {
-        Self { failure, attempts_left: None, retry_after: None }
+        Self { failure, attempts_left: None, retry_after: None, damage: Vec::new() }
     }
 }
 
@@ -155,6 +160,7 @@ fn ending(state: &Properties) -> Option<Result<Outcome, Ended>> {
                     .get("retry-after")
                     .and_then(|at| u64::try_from(at).ok())
                     .filter(|at| *at != 0),
+                damage: get(&result, "damage"),
             }))
         }
         _ => None,
@@ -245,12 +251,12 @@ fn message(phase: &str, state: &Properties, done: u64, total: u64) -> String {
     if parts.is_empty() { phase.to_owned() } else { format!("{phase}  {}", parts.join(", ")) }
 }
 
-/// Details for scripts: numbers, texts, truth values and lists as such, anything else as it prints.
+/// Details for scripts: numbers, texts, truth values and lists of them as such, anything else as it prints.
 pub(crate) fn to_json(details: &Properties) -> Json {
-    Json::Object(details.iter().map(|(name, value)| (name.clone(), value_to_json(value))).collect())
+    details.iter().map(|(name, value)| (name.clone(), value_json(value))).collect()
 }
 
-fn value_to_json(value: &Value<'_>) -> Json {
+fn value_json(value: &Value<'_>) -> Json {
     match value {
         Value::Bool(value) => json!(value),
         Value::U32(value) => json!(value),
@@ -258,8 +264,8 @@ fn value_to_json(value: &Value<'_>) -> Json {
         Value::I64(value) => json!(value),
         Value::F64(value) => json!(value),
         Value::Str(value) => json!(value.as_str()),
-        Value::Array(array) => array.iter().map(value_to_json).collect(),
-        Value::Structure(fields) => fields.fields().iter().map(value_to_json).collect(),
+        Value::Array(values) => values.iter().map(value_json).collect(),
+        Value::Structure(fields) => fields.fields().iter().map(value_json).collect(),
         other => json!(other.to_string()),
     }
 }

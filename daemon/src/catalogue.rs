@@ -14,6 +14,9 @@ use chatkeep_planner::{ChainLink, Level};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::damage::DamageReport;
+use crate::drill::Drills;
+use crate::pack_pages::PackPages;
 pub use forgotten::{PruneFacts, restorable};
 
 /// Set while the cache is opened: a panic then means damage, anywhere else it ends the service.
@@ -280,6 +283,76 @@ impl Catalogue {
             warn!(%error, "the cache cannot be written");
         }
         facts
+    }
+
+    /// What is known to be damaged, located among the points that there are.
+    pub fn damage(&self, archive: &ArchiveId) -> DamageReport {
+        let mut report: DamageReport = self.get("damage", &archive.0).unwrap_or_default();
+        if !report.is_empty() {
+            report.locate(&self.points(archive));
+        }
+        report
+    }
+
+    /// Changes what is known to be damaged. Returns it, located.
+    pub fn update_damage(
+        &self,
+        archive: &ArchiveId,
+        update: impl FnOnce(&mut DamageReport, &[Point]),
+    ) -> DamageReport {
+        let points = self.points(archive);
+        let mut report: DamageReport = self.get("damage", &archive.0).unwrap_or_default();
+        update(&mut report, &points);
+        report.locate(&points);
+        if let Err(error) = self.put("damage", &archive.0, &report) {
+            warn!(%error, "the cache cannot be written");
+        }
+        self.flush();
+        report
+    }
+
+    /// Which pages a pack holds, if they are whole ones and this device wrote or read it.
+    pub fn pack_pages(&self, archive: &ArchiveId, pack: &[u8; 16]) -> Option<PackPages> {
+        let value = self.db.open_tree("packs").ok()?.get([archive.0, *pack].concat()).ok()??;
+        PackPages::decode(&value)
+    }
+
+    /// Remembers which pages a pack holds.
+    pub fn put_pack_pages(
+        &self,
+        archive: &ArchiveId,
+        pack: &[u8; 16],
+        pages: &PackPages,
+    ) -> anyhow::Result<()> {
+        self.db.open_tree("packs")?.insert([archive.0, *pack].concat(), pages.encode())?;
+        Ok(())
+    }
+
+    /// Forgets the pages of packs that are no more.
+    pub fn retain_packs(&self, archive: &ArchiveId, keep: impl Fn(&[u8; 16]) -> bool) -> anyhow::Result<()> {
+        let tree = self.db.open_tree("packs")?;
+        for key in tree.scan_prefix(archive.0).keys() {
+            let key = key?;
+            if key.last_chunk().is_some_and(|pack| !keep(pack)) {
+                tree.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What rehearsals found, as it was written: not proved yet.
+    pub fn drills(&self, archive: &ArchiveId) -> Drills {
+        self.get("drills", &archive.0).unwrap_or_default()
+    }
+
+    /// Changes what rehearsals found.
+    pub fn update_drills(&self, archive: &ArchiveId, update: impl FnOnce(&mut Drills)) {
+        let mut drills = self.drills(archive);
+        update(&mut drills);
+        if let Err(error) = self.put("drills", &archive.0, &drills) {
+            warn!(%error, "the cache cannot be written");
+        }
+        self.flush();
     }
 
     /// Writes everything out.

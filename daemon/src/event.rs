@@ -10,15 +10,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use chatkeep_crypto::BackupKey;
-use chatkeep_format::ArchiveId;
+use chatkeep_format::{ArchiveId, ObjectName};
 use chatkeep_ipc::{Call, JobId, KeyOut, Reply, Secret, VerifyDepth};
 use chatkeep_planner::{RetentionPolicy, SourceId, UploadId};
 use chatkeep_vault_client::VaultPin;
 
 use crate::archive::Archive;
 use crate::catalogue::Head;
+use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::follower::{CaptureOrder, Captured};
+use crate::follower::{CaptureOrder, Captured, LostPack};
 use crate::jobs::prune::PruneReport;
 use crate::keyring::Keys;
 use crate::log::Log;
@@ -69,6 +70,15 @@ pub enum Event {
         source: SourceId,
         /// What came of it.
         result: Result<Captured, Fault>,
+    },
+    /// Packs were made again from the live database, or could not be.
+    Rebuilt {
+        /// Which source.
+        source: SourceId,
+        /// In the spool.
+        packs: Vec<Spooled>,
+        /// How many could not be made.
+        lost: usize,
     },
     /// An upload ended.
     Uploaded {
@@ -143,6 +153,13 @@ pub enum Command {
     Rebase {
         /// Which source.
         source: SourceId,
+    },
+    /// Make packs again from the live database; the answer is [`Event::Rebuilt`].
+    Rebuild {
+        /// Which source.
+        source: SourceId,
+        /// Which packs.
+        packs: Vec<LostPack>,
     },
     /// Look at it now.
     Look {
@@ -247,6 +264,13 @@ pub enum Work {
         opened: Arc<Opened>,
         /// How deep.
         depth: VerifyDepth,
+    },
+    /// Put packs that were made again into the store.
+    Repair {
+        /// Where.
+        opened: Arc<Opened>,
+        /// In the spool.
+        packs: Vec<Spooled>,
     },
     /// Encrypt with a password: a new archive.
     EnablePassword {
@@ -401,6 +425,22 @@ pub enum Outcome {
         depth: VerifyDepth,
         /// Which points.
         points: Vec<u64>,
+        /// What is wrong with objects that they need.
+        damages: Vec<Damage>,
+    },
+    /// A restore was rehearsed.
+    Drilled {
+        /// Points that were restored and proved, the newest first; it may be none.
+        points: Vec<u64>,
+        /// Why not all of them were.
+        failure: Option<Fault>,
+    },
+    /// Objects were made again.
+    Repaired {
+        /// These are what they should be now.
+        objects: Vec<ObjectName>,
+        /// Why not all of them are.
+        failure: Option<Fault>,
     },
     /// An archive was found.
     Adopted {

@@ -8,6 +8,7 @@
 mod ahead;
 mod capture;
 mod members;
+mod rebuild;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +29,9 @@ use crate::fault::{Fault, Result};
 use crate::writer::{Writer, Written};
 use ahead::Ahead;
 use members::Members;
+use rebuild::Rebuilding;
+
+pub use rebuild::LostPack;
 
 /// Between two looks: what a database that is written without a pause costs us is bounded by it (capture.md, 2.4).
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
@@ -53,6 +57,7 @@ const FAILED_PAUSE: Duration = Duration::from_millis(250);
 /// What the thread is told.
 enum Order {
     Capture(Box<CaptureOrder>),
+    Rebuild(Vec<LostPack>),
     Look,
     Forget,
 }
@@ -126,6 +131,7 @@ impl Follower {
             quiet_looks: 0,
             fault: None,
             caution: None,
+            rebuilding: Rebuilding::default(),
         };
         let thread = std::thread::Builder::new()
             .name(format!("follow-{}", start.source.0))
@@ -141,6 +147,11 @@ impl Follower {
     /// Drops the table of page digests: the store lacks something, so the next capture is a base.
     pub fn forget(&self) {
         self.send(Order::Forget);
+    }
+
+    /// Makes packs again; the answer is [`Event::Rebuilt`].
+    pub fn rebuild(&self, packs: Vec<LostPack>) {
+        self.send(Order::Rebuild(packs));
     }
 
     /// Something happened in its folder.
@@ -189,6 +200,7 @@ struct Body {
     fault: Option<Fault>,
     /// What the loop was told about doubts and delays.
     caution: Option<String>,
+    rebuilding: Rebuilding,
 }
 
 impl Body {
@@ -218,6 +230,7 @@ impl Body {
                         ahead.drop_all(&start.writer);
                         members.forget();
                     }
+                    Ok(Order::Rebuild(packs)) => self.rebuilding.add(packs),
                     Ok(Order::Look) => {}
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
@@ -262,6 +275,11 @@ impl Body {
                 Ok(Order::Look) if pause == MISSING_LOOK || self.stopped() => return true,
                 Ok(Order::Look) => {}
                 Ok(Order::Forget) => members.forget(),
+                Ok(Order::Rebuild(packs)) => {
+                    self.rebuilding.add(packs);
+                    let (packs, lost) = self.rebuilding.end();
+                    self.tell(Event::Rebuilt { source: self.source, packs, lost });
+                }
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
@@ -293,6 +311,12 @@ impl Body {
         self.caution(members.caution());
         if ahead.has_work() {
             ahead.read_slice(members, writer);
+            timeout = Duration::ZERO;
+        }
+        if self.rebuilding.has_work() {
+            if let Some((packs, lost)) = self.rebuilding.next(members, writer) {
+                self.tell(Event::Rebuilt { source: self.source, packs, lost });
+            }
             timeout = Duration::ZERO;
         }
         let happened = members

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chatkeep_format::{ObjectName, entry_digest};
+use chatkeep_format::{ObjectName, PageSet, entry_digest};
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::LiveConfig;
 use notify::{RecursiveMode, Watcher};
@@ -22,6 +22,7 @@ use crate::fault::{Fault, Result};
 use crate::follower::{Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
 use crate::jobs::{Job, Tools, list_remote, vault_status};
 use crate::keyring::Ring;
+use crate::pack_pages::PackPages;
 use crate::service::Service;
 use crate::spool::Spool;
 
@@ -151,6 +152,13 @@ impl Hands {
                     follower.forget();
                 }
             }
+            Command::Rebuild { source, packs } => match self.followers.get(&source) {
+                Some(follower) => follower.rebuild(packs),
+                None => {
+                    let lost = packs.len();
+                    self.spawn(async move { Event::Rebuilt { source, packs: Vec::new(), lost } });
+                }
+            },
             Command::Look { source } => {
                 if let Some(follower) = self.followers.get(&source) {
                     follower.look();
@@ -303,7 +311,13 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     let (roots, name) = (&order.keys.roots, order.object.name);
     let whole = match &order.publishes {
         Some(written) => entry_digest(&sealed) == written.head.digest,
-        None => chatkeep_crypto::open(&order.archive.id, name, roots, &sealed).is_ok(),
+        None => match chatkeep_crypto::open(&order.archive.id, name, roots, &sealed) {
+            Ok(body) => {
+                remember_pages(catalogue, &order, body);
+                true
+            }
+            Err(_) => false,
+        },
     };
     if !whole {
         return Ok(Stored { spoiled: true, ..stored });
@@ -332,6 +346,18 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
         .map_err(Fault::internal)??;
     }
     Ok(stored)
+}
+
+/// Which pages a pack holds: should the store lose it, it can be made again from them. A pack of something else is either
+/// no page set, or one by chance, which does no harm: what is made again has to have the name.
+fn remember_pages(catalogue: &Catalogue, order: &UploadOrder, body: Vec<u8>) {
+    let ObjectName::Pack(name) = order.object.name else { return };
+    let pages = PageSet::decode(body).ok().and_then(|pages| PackPages::of(&pages, order.object.seq));
+    if let Some(pages) = pages
+        && let Err(error) = catalogue.put_pack_pages(&order.archive.id, &name, &pages)
+    {
+        warn!(%error, "the cache cannot be written");
+    }
 }
 
 /// Keeps the compiler's eye on what crosses threads.

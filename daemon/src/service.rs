@@ -1,6 +1,7 @@
 //! The loop: state, and one function from events to commands.
 
 mod calls;
+mod damage;
 mod encryption;
 mod events;
 mod pins;

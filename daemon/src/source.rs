@@ -10,6 +10,8 @@ use chatkeep_planner::{Millis, UploadId};
 
 use crate::archive::Archive;
 use crate::catalogue::{Facts, Point, PruneFacts};
+use crate::damage::DamageReport;
+use crate::drill::ProvedDrills;
 use crate::event::Opened;
 use crate::fault::Fault;
 use crate::log::Log;
@@ -116,8 +118,12 @@ pub struct Source {
     pub capture_fault: Option<Fault>,
     /// What is wrong with the store or the archive.
     pub store_fault: Option<Fault>,
-    /// What a verification or a restore found damaged or missing in the store, until one finds everything right.
-    pub damage: Option<Fault>,
+    /// What a verification or a restore found damaged or missing in the store, until one finds it right.
+    pub damage: DamageReport,
+    /// The same as a fault.
+    pub damage_fault: Option<Fault>,
+    /// What rehearsals of a restore found.
+    pub drills: ProvedDrills,
     /// Changed and not captured.
     pub pending_bytes: u64,
     /// When an upload was last tried, µs.
@@ -207,7 +213,9 @@ impl Source {
             caution: None,
             capture_fault: None,
             store_fault: None,
-            damage: None,
+            damage: DamageReport::default(),
+            damage_fault: None,
+            drills: ProvedDrills::default(),
             pending_bytes: 0,
             last_attempt_us: 0,
             facts: Facts::default(),
@@ -229,9 +237,15 @@ impl Source {
         self.pin_requests.append(&mut self.pinning);
     }
 
+    /// Takes over what is known to be damaged.
+    pub fn set_damage(&mut self, report: DamageReport) {
+        let fault = (!report.is_empty()).then(|| Fault::of_damage(report.damages.clone()));
+        (self.damage, self.damage_fault) = (report, fault);
+    }
+
     /// The more important of its faults: what endangers the backup before what delays it.
     pub fn fault(&self) -> Option<&Fault> {
-        self.store_fault.as_ref().or(self.damage.as_ref()).or(self.capture_fault.as_ref())
+        self.store_fault.as_ref().or(self.damage_fault.as_ref()).or(self.capture_fault.as_ref())
     }
 
     /// The properties of its object.
@@ -260,7 +274,9 @@ impl Source {
             oldest: self.points.oldest_us,
             newest: self.points.newest_us,
             last_verified: self.facts.verified_us,
-            last_drill: self.facts.drilled_us,
+            last_drill: self.drills.newest.as_ref().map_or(0, |record| record.drilled_us),
+            last_drill_result: self.drills.details(),
+            damage: self.damage.wire(),
             delete_pending: 0,
             last_prune: self.pruned.pruned_us,
             last_prune_error: self.pruned.hindrance.clone().unwrap_or_default(),

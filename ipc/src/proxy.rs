@@ -202,6 +202,12 @@ pub trait Database {
     /// `LastDrill`
     #[zbus(property)]
     fn last_drill(&self) -> zbus::Result<u64>;
+    /// `LastDrillResult`
+    #[zbus(property)]
+    fn last_drill_result(&self) -> zbus::Result<Details>;
+    /// `Damage`
+    #[zbus(property)]
+    fn damage(&self) -> zbus::Result<Vec<(String, String, String, Vec<String>)>>;
     /// `DeletePending`
     #[zbus(property)]
     fn delete_pending(&self) -> zbus::Result<u64>;

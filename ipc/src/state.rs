@@ -78,6 +78,10 @@ pub struct DatabaseState {
     pub last_verified: u64,
     /// When a restore was last rehearsed in full.
     pub last_drill: u64,
+    /// What that rehearsal found, and the last one that failed; see docs/dbus.md, "Rehearsals".
+    pub last_drill_result: Details,
+    /// Objects in the store that are not what was written: key, kind of damage, what it holds, points it costs.
+    pub damage: Vec<(String, String, String, Vec<String>)>,
     /// When stored backups will be deleted, 0 for not at all.
     pub delete_pending: u64,
     /// When it was last looked at what can be deleted from the store.
@@ -250,6 +254,8 @@ pub struct RecoveryPoint {
     pub pinned: bool,
     /// Holds every page; otherwise an increment.
     pub base: bool,
+    /// Something that it needs is known to be damaged.
+    pub damaged: bool,
     /// How long a span it stands for: `entry dozen gross hour quarter-day day week month base`
     pub level: String,
     /// Forgotten by the policy, and not deleted yet.

@@ -59,7 +59,7 @@ fn kind(point: &Map) -> String {
         ("", false) => "increment".to_owned(),
         (level, false) => level.to_owned(),
     };
-    for (key, word) in [("pinned", ", pinned"), ("forgotten", ", forgotten")] {
+    for (key, word) in [("pinned", ", pinned"), ("forgotten", ", forgotten"), ("damaged", ", damaged")] {
         if flag(key) {
             kind.push_str(word);
         }

@@ -122,8 +122,9 @@ impl Members {
                     continue;
                 };
                 let collected = taken.map(|taken| &taken.parts[at].0);
-                // What was read ahead is whole: a patch after it would be applied to it.
-                let mut collector = sealing.collector(&order.done_bytes, taken.is_none());
+                // What was read ahead comes first in a restore: what pages were before is no more then.
+                let patches = taken.is_none() && !is_opaque(order, &member.name);
+                let mut collector = sealing.collector(&order.done_bytes, patches);
                 let build = Build { parent: plan.parent_seq, collected };
                 let capture = live.capture(build, &mut collector, &cancelled)?;
                 let inline = collector.finish(capture.page_count)?;
@@ -208,6 +209,12 @@ impl Members {
         }
         result
     }
+}
+
+/// Whether the newest entry has it encrypted.
+fn is_opaque(order: &CaptureOrder, name: &str) -> bool {
+    let newest = order.chain.first();
+    newest.is_some_and(|point| point.databases.iter().any(|facts| facts.opaque && facts.name == name))
 }
 
 /// The entries that a later one may build on: for each level, the newest of at least that level.

@@ -260,6 +260,7 @@ impl Service {
 
     fn points(&self, id: &str, filter: &PointFilter) -> Result<Vec<RecoveryPoint>, Error> {
         let (number, opened) = self.opened_of(id)?;
+        let damage = &self.sources[&number].damage;
         let forgotten =
             if filter.forgotten { self.tools.catalogue.forgotten(&opened.archive.id) } else { Vec::new() };
         let is_forgotten: BTreeSet<u64> = forgotten.iter().map(|point| point.seq).collect();
@@ -279,6 +280,7 @@ impl Service {
             verified: point.verified_us,
             pinned: pins.contains(&point.seq),
             base: point.seq == point.base_seq,
+            damaged: damage.affects(point.seq),
             level: level_word(point.level).to_owned(),
             forgotten: is_forgotten.contains(&point.seq),
         });

@@ -175,7 +175,7 @@ impl World {
         let set = |pages: &[u32]| {
             let mut set = PageSet::builder(PAGE as u32);
             for pgno in pages {
-                PageSetBuilder::push(&mut set, *pgno, &state[*pgno as usize - 1]);
+                PageSetBuilder::push(&mut set, *pgno, &state[*pgno as usize - 1], None);
             }
             set.finish()
         };

@@ -13,7 +13,8 @@ use crate::options::{Options, RawOptions};
 use crate::request::{Request, Result, Rights, secret};
 use crate::shared::Shared;
 use crate::{
-    Call, DatabaseState, Error, JobId, PointFilter, RecoveryPoint, RestoreOptions, RestoreTarget, VerifyDepth,
+    Call, DatabaseState, Details, Error, JobId, PointFilter, RecoveryPoint, RestoreOptions, RestoreTarget,
+    VerifyDepth,
 };
 
 pub(crate) struct DatabaseInterface {
@@ -323,6 +324,16 @@ impl DatabaseInterface {
     }
 
     #[zbus(property)]
+    fn last_drill_result(&self) -> Details {
+        self.read(|state| state.last_drill_result.clone())
+    }
+
+    #[zbus(property)]
+    fn damage(&self) -> Vec<(String, String, String, Vec<String>)> {
+        self.read(|state| state.damage.clone())
+    }
+
+    #[zbus(property)]
     fn delete_pending(&self) -> u64 {
         self.read(|state| state.delete_pending)
     }
@@ -372,6 +383,7 @@ fn point_map(point: RecoveryPoint) -> HashMap<String, OwnedValue> {
         ("verified".to_owned(), point.verified.into()),
         ("pinned".to_owned(), point.pinned.into()),
         ("base".to_owned(), point.base.into()),
+        ("damaged".to_owned(), point.damaged.into()),
         ("level".to_owned(), text(point.level)),
         ("forgotten".to_owned(), point.forgotten.into()),
     ])
