@@ -488,6 +488,32 @@ async fn points_without_their_parent_are_not_offered() {
     }
 }
 
+/// A verification found a pack lost: what it costs stays, and everything else goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_to_be_lost_does_not_end_all_pruning() {
+    let mut world = two_days().await;
+    let id = world.archive().id;
+    let pack = world.start().await.catalogue.point(&id, 5).unwrap().packs[0];
+    let name = ObjectName::Pack(pack);
+    let key = StoreKey::try_from(name.store_key(&id)).unwrap();
+    world.store.inner().delete(&key).await.unwrap();
+    let marked_at_us = BEGIN_US + 2 * DAY_US;
+    assert!(world.prune(NOTHING, marked_at_us).await.unwrap().hindrance.is_some());
+    let lost = chatkeepd::damage::damage(&id, name, chatkeepd::damage::DamageKind::Missing, "gone");
+    let running = world.start().await;
+    running.catalogue.update_damage(&id, |report, _| report.add(vec![lost]));
+    drop(running);
+    let report = world.prune(NOTHING, marked_at_us).await.unwrap();
+    assert_eq!((report.hindrance, report.newly_forgotten), (None, 3));
+    assert_eq!(world.offered().await, [1, 4, 5, 6, 8, 9], "5 may be mended, and needs 4");
+    world.write(&[Level::Entry, Level::Entry], marked_at_us).await;
+    let report = world.prune(NOTHING, marked_at_us + WEEK_US).await.unwrap();
+    assert_eq!((report.hindrance, report.deleted_points), (None, 3));
+    for seq in [1, 4, 6, 8, 9, 11] {
+        world.assert_restores(seq, "beside a damaged point").await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prune_stops_when_it_is_told() {
     let (world, now_us) = ripe().await;
