@@ -7,6 +7,7 @@ mod forgotten;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use chatkeep_format::{ArchiveId, DatabaseKind, DatabaseRecord, DatabaseState, Entry, PageSet};
 use chatkeep_planner::{ChainLink, Level};
@@ -21,6 +22,15 @@ pub use forgotten::{PruneFacts, restorable};
 
 /// Set while the cache is opened: a panic then means damage, anywhere else it ends the service.
 pub static OPENING: AtomicBool = AtomicBool::new(false);
+
+/// A cache that was just closed is held for a moment by threads of the library.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether somebody has the cache open: nothing is wrong with it. The library has no kind of error for that.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
 
 /// Where the writer of an archive stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -186,6 +196,15 @@ impl Catalogue {
     /// Opens the cache in `folder`; one that is damaged is moved away and begun anew.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let open = || sled::Config::new().path(folder).cache_capacity(4 << 20).flush_every_ms(None).open();
+        let open = || {
+            for _ in 1..LOCK_TRIES {
+                match open() {
+                    Err(error) if is_locked(&error) => std::thread::sleep(LOCK_PAUSE),
+                    opened => return opened,
+                }
+            }
+            open()
+        };
         // The library panics on some kinds of damage.
         OPENING.store(true, Ordering::SeqCst);
         let opened = std::panic::catch_unwind(open);
@@ -194,6 +213,7 @@ impl Catalogue {
             Ok(Ok(db)) => db,
             // A full disk or too many open files pass: what is whole is not thrown away for them.
             Ok(Err(sled::Error::Io(error))) if error.raw_os_error().is_some() => return Err(error.into()),
+            Ok(Err(error)) if is_locked(&error) => return Err(error.into()),
             damaged => {
                 let error =
                     damaged.ok().and_then(Result::err).map_or("it panicked".to_owned(), |e| e.to_string());
@@ -389,6 +409,19 @@ mod tests {
             verified_us: 0,
             lists_unread: false,
         }
+    }
+
+    #[test]
+    fn a_cache_that_somebody_has_open_is_waited_for_and_not_thrown_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = ArchiveId([5; 16]);
+        let catalogue = Catalogue::open(folder.path()).unwrap();
+        catalogue.put_point(&archive, &point(1, 0)).unwrap();
+        let path = folder.path().to_owned();
+        let second = std::thread::spawn(move || Catalogue::open(&path).unwrap());
+        std::thread::sleep(LOCK_PAUSE);
+        drop(catalogue);
+        assert_eq!(second.join().unwrap().points(&archive).len(), 1);
     }
 
     #[test]

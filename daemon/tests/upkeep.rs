@@ -109,7 +109,7 @@ async fn what_is_due_is_done_one_after_the_other_from_15_minutes_on() {
     assert!(tick(&mut service, 18).is_none(), "one thing at a time");
     let (job, what) = end(&mut service, job, Ok(Outcome::Pruned(Box::default())), 20).unwrap();
     assert_eq!(what, "drill");
-    let drilled = Outcome::Verified { depth: VerifyDepth::Restore, points: vec![2] };
+    let drilled = Outcome::Drilled { points: vec![2], failure: None };
     let (job, what) = end(&mut service, job, Ok(drilled), 24).unwrap();
     assert_eq!(what, "verify");
     let fault: Fault = Error::StoreUnreachable("no answer".to_owned()).into();
@@ -119,7 +119,11 @@ async fn what_is_due_is_done_one_after_the_other_from_15_minutes_on() {
     let (job, what) = tick(&mut service, 77).unwrap();
     assert_eq!(what, "prune");
     assert!(end(&mut service, job, Ok(Outcome::Pruned(Box::default())), 78).is_none());
-    assert_eq!(tick(&mut service, 90).unwrap().1, "verify");
+    let (job, what) = tick(&mut service, 140).unwrap();
+    assert_eq!(what, "prune");
+    assert!(end(&mut service, job, Err(Error::Cancelled(String::new()).into()), 24 * 60).is_some());
+    let begun: Vec<_> = (24 * 60 + 1..26 * 60).filter_map(|minute| tick(&mut service, minute)).collect();
+    assert_eq!(begun, [], "the prune is at work");
 }
 
 #[tokio::test]

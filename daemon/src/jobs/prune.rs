@@ -3,7 +3,8 @@
 //! What stays and what goes is decided by the planner ([`plan_retention`], [`plan_prune`]); here is what has to hold before
 //! its plans are believed, and the order in which they are carried out:
 //!
-//! - a listing that lacks what is known to be there, or shows what somebody else wrote, plans nothing;
+//! - a listing that lacks what is known to be there, or shows what somebody else wrote, plans nothing. (What a
+//!   verification missed is known not to be there; the points it costs stay, and stand in for no others);
 //! - a point is not offered any more before its entry is marked, and so long before anything of it is deleted;
 //! - before every few deletions it is looked whether the newest entry is still there: a log that went back deletes nothing;
 //! - a pack that a capture just made again is left alone;
@@ -30,6 +31,7 @@ use tracing::{debug, info, warn};
 
 use crate::archive::{Archive, ArchiveError, Listing};
 use crate::catalogue::{Catalogue, Head, Point, PruneFacts};
+use crate::damage::{Damage, DamageReport};
 use crate::event::Opened;
 use crate::fault::{Fault, Result};
 use crate::log::read_entries;
@@ -70,6 +72,8 @@ struct Known {
     points: BTreeMap<u64, Point>,
     forgotten: BTreeMap<u64, Point>,
     marks: BTreeMap<Prunable, Mark>,
+    /// What a verification or a restore found damaged or missing.
+    damage: DamageReport,
     /// Packs that wait in the queue, or whose entry does.
     packs_in_use: BTreeSet<PackName>,
 }
@@ -179,6 +183,7 @@ impl Pruning<'_> {
             points: by_seq(self.catalogue.points(self.id())),
             forgotten: by_seq(self.catalogue.forgotten(self.id())),
             marks: self.catalogue.marks(self.id()),
+            damage: self.catalogue.damage(self.id()),
             packs_in_use: packs_of(&queue),
             listing,
             head,
@@ -222,11 +227,14 @@ impl Pruning<'_> {
         self.catalogue.note_listing(self.id(), &listed).map_err(Fault::internal)?;
         let packs: BTreeSet<PackName> = offered().flat_map(|point| point.packs.iter().copied()).collect();
         let packs = packs.into_iter().filter(|name| !known.listing.packs.contains_key(name));
-        let missing: Vec<ObjectName> = entries.chain(packs.map(ObjectName::Pack)).collect();
+        // Of what was asked for and not found the listing cannot be blamed.
+        let lost: BTreeSet<ObjectName> = known.damage.damages.iter().filter_map(Damage::name).collect();
+        let missing = entries.chain(packs.map(ObjectName::Pack)).filter(|name| !lost.contains(name));
+        let missing: Vec<ObjectName> = missing.collect();
         if let Some(first) = missing.first() {
             let text = format!(
                 "the store does not list {} of the objects that recovery points need, such as {}; nothing is deleted \
-                 until it does",
+                 until it does, or a verification finds that they are lost",
                 missing.len(),
                 first.store_key(self.id())
             );
@@ -283,8 +291,10 @@ impl Pruning<'_> {
     fn plan(&self, known: &Known) -> Plan {
         let listed =
             |point: &&Point| point.seq <= known.head.seq && known.listing.entries.contains_key(&point.seq);
-        let all = || known.points.values().chain(known.forgotten.values());
-        let infos: Vec<PointInfo> = all().filter(listed).map(|point| self.info(point)).collect();
+        // A point that is damaged stays, should it be mended, and stands in for no other.
+        let sound = |point: &&Point| listed(point) && !known.damage.affects(point.seq);
+        let judged = known.points.values().chain(known.forgotten.values()).filter(sound);
+        let infos: Vec<PointInfo> = judged.map(|point| self.info(point)).collect();
         let retention = plan_retention(&infos, self.now_us, &self.policy);
         // A forgotten one that is not listed was deleted; an offered one is on its way up.
         let there = known.forgotten.values().filter(listed).chain(known.points.values());

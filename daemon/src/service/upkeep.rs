@@ -19,8 +19,10 @@ use crate::source::{Phase, PointSummary, Source};
 const FIRST_AFTER_MS: u64 = 15 * 60_000;
 /// Between two looks at what is due, in milliseconds.
 const LOOK_EVERY_MS: u64 = 60_000;
-/// What did not succeed, or has to be done again at once, is not tried again for so long, in milliseconds.
-const AGAIN_AFTER_MS: u64 = 3_600_000;
+/// A prune that did not come to a plan is tried again after so long, in milliseconds.
+const PRUNE_AGAIN_MS: u64 = 3_600_000;
+/// What reads much, and found something wrong or did not come to an end, is: as often as once a day it costs what it is worth.
+const READ_AGAIN_MS: u64 = 24 * 3_600_000;
 /// At most so many points are named in the result of a prune; the numbers are of all.
 const POINTS_TOLD_MAX: usize = 1000;
 
@@ -30,6 +32,8 @@ struct Chore {
     every: fn(&config::Upkeep) -> Period,
     /// When it was last done, µs since 1970; 0 for never.
     last_us: fn(&Source) -> u64,
+    /// How long it is not tried again when it was not done, in milliseconds.
+    again_ms: u64,
     work: fn(&Service, &Source, Arc<Opened>) -> Work,
 }
 
@@ -39,18 +43,21 @@ const CHORES: [Chore; 3] = [
         operation: "prune",
         every: |upkeep| upkeep.prune_every,
         last_us: |source| source.pruned.pruned_us,
+        again_ms: PRUNE_AGAIN_MS,
         work: |service, source, opened| service.prune_work(source, opened, false),
     },
     Chore {
         operation: "drill",
         every: |upkeep| upkeep.drill_every,
         last_us: |source| source.facts.drilled_us,
+        again_ms: READ_AGAIN_MS,
         work: |_, _, opened| Work::Verify { opened, depth: VerifyDepth::Restore },
     },
     Chore {
         operation: "verify",
         every: |upkeep| upkeep.verify_every,
         last_us: |source| source.facts.verified_us,
+        again_ms: READ_AGAIN_MS,
         work: |_, _, opened| Work::Verify { opened, depth: VerifyDepth::Chunks },
     },
 ];
@@ -96,7 +103,7 @@ impl Service {
         let work = (chore.work)(self, source, opened);
         let job = NewJob { id: self.tools.server.new_job_id(), started_by: "schedule".to_owned() };
         self.upkeep.job = Some(job.id.clone());
-        let again = Millis(self.now.0 + AGAIN_AFTER_MS);
+        let again = Millis(self.now.0 + chore.again_ms);
         let prune = matches!(work, Work::Prune { .. });
         let operation = if matches!(work, Work::Verify { .. }) { "verify" } else { chore.operation };
         self.update(number, |source| {
