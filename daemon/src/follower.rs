@@ -22,7 +22,6 @@ use chatkeep_ipc::Error;
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::{CaptureError, LiveConfig, Waker};
 
-use crate::archive::Archive;
 use crate::catalogue::{Head, Point};
 use crate::clock::Clock;
 use crate::event::Event;
@@ -96,13 +95,9 @@ pub struct Start {
     pub source: SourceId,
     /// Its databases.
     pub databases: Vec<LiveConfig>,
-    /// Its archive and keys, to read what waits in the spool.
-    pub archive: Archive,
-    /// Where the log stands.
-    pub written: Head,
-    /// What waits in the spool, oldest first.
-    pub waiting: Vec<Written>,
-    /// Opens and seals.
+    /// The newest entry written.
+    pub written_seq: u64,
+    /// Seals.
     pub writer: Writer,
     /// The chain of entries in the store is broken: begin with a base.
     pub rebase: bool,
@@ -336,11 +331,12 @@ impl Body {
 
     /// Tells that there is something to follow (again).
     fn found(&mut self, members: &Members) {
-        if !members.are_new() {
-            return;
-        }
+        // Always: the one whose waker it was may have gone.
         if let Ok(mut waker) = self.waker.lock() {
             *waker = members.waker();
+        }
+        if !members.are_new() {
+            return;
         }
         self.told = Told::default();
         self.fault = None;

@@ -124,9 +124,7 @@ impl Hands {
                 let start = Start {
                     source,
                     databases: databases.into_iter().map(live).collect(),
-                    archive: opened.archive.clone(),
-                    written: opened.log.written.clone(),
-                    waiting: opened.log.waiting.iter().cloned().collect(),
+                    written_seq: opened.log.written.seq,
                     writer: *writer,
                     rebase: opened.log.rebase,
                     links,
@@ -152,13 +150,14 @@ impl Hands {
                     follower.forget();
                 }
             }
-            Command::Rebuild { source, packs } => match self.followers.get(&source) {
-                Some(follower) => follower.rebuild(packs),
-                None => {
+            Command::Rebuild { source, packs } => {
+                if let Some(follower) = self.followers.get(&source) {
+                    follower.rebuild(packs);
+                } else {
                     let lost = packs.len();
                     self.spawn(async move { Event::Rebuilt { source, packs: Vec::new(), lost } });
                 }
-            },
+            }
             Command::Look { source } => {
                 if let Some(follower) = self.followers.get(&source) {
                     follower.look();

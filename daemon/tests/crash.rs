@@ -31,6 +31,8 @@ struct World {
     store: Arc<ChaosStore<MemoryStore>>,
     keys: Keys,
     rows: u64,
+    /// What its clock shows, µs since 1970; 0 for the real one.
+    clock_us: u64,
     /// Rows that an announced point must have, by its number.
     announced: Vec<(u64, u64)>,
 }
@@ -50,7 +52,7 @@ impl World {
             slots: vec![Keyslot::Raw],
             secret: None,
         };
-        let mut world = Self { folder, store, keys, rows: 0, announced: Vec::new() };
+        let mut world = Self { folder, store, keys, rows: 0, clock_us: 0, announced: Vec::new() };
         world.write(6000);
         world
     }
@@ -106,9 +108,7 @@ impl World {
                 state_dir: self.state().join("tables"),
                 name: archive.id.to_string(),
             }],
-            archive: archive.clone(),
-            written: log.written.clone(),
-            waiting: log.waiting.iter().cloned().collect(),
+            written_seq: log.written.seq,
             writer: writer.clone(),
             rebase: log.rebase,
             links: true,
@@ -117,7 +117,10 @@ impl World {
         follower.capture(CaptureOrder {
             before: log.written.clone(),
             chain: log.chain.clone(),
-            clock: Clock::default(),
+            clock: match self.clock_us {
+                0 => Clock::default(),
+                now_us => Clock::new(move || now_us),
+            },
             writer,
             cancelled: Arc::new(AtomicBool::new(false)),
             done_bytes: Arc::new(AtomicU64::new(0)),
@@ -310,6 +313,35 @@ async fn a_damaged_queue_is_not_announced() {
         world.assert_every_recovery_point_restores().await;
         let newest = world.announced.last().unwrap().0;
         assert_eq!(world.restore(newest).await, world.rows, "a damaged {what}");
+    }
+}
+
+/// Months of a life: entries that stand for hours, days and months come, nothing needs long to restore, and every point
+/// of the history is what it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_point_of_a_long_history_restores() {
+    let mut world = World::new();
+    world.clock_us = 1_700_000_000_000_000;
+    let mut levels = std::collections::BTreeMap::new();
+    for step in 0_u64..250 {
+        // Minutes, then hours, then days.
+        world.clock_us += [60, 3_600, 90_000][step as usize * 3 / 250] * 1_000_000;
+        world.write(1 + step % 3);
+        world.back_up().await.unwrap();
+    }
+    let points = {
+        let catalogue = Catalogue::open(&world.state().join("cache")).unwrap();
+        catalogue.points(&world.archive().id)
+    };
+    for point in &points {
+        *levels.entry(point.level).or_insert(0) += 1;
+    }
+    assert!((1..=7).all(|level| level == 2 || levels.contains_key(&level)), "{levels:?}");
+    assert!(levels[&0] > 50, "{levels:?}");
+    let small = points.iter().filter(|point| point.bytes < 10_000).count();
+    assert!(small > 100, "{small} of {} points are patches", points.len());
+    for (seq, rows) in world.announced.clone() {
+        assert_eq!(world.restore(seq).await, rows, "point {seq}");
     }
 }
 

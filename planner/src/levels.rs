@@ -398,6 +398,22 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_goes_forth_and_back_makes_nothing_due() {
+        let mut links = chain(&[(Level::Entry, 2)], 100 * DAY_US);
+        links[1].taken_at_us = 50 * DAY_US;
+        // two hours after the entry before the newest, days before the newest
+        check(&links, 50 * DAY_US + 2 * HOUR_US, Level::Entry, 3);
+    }
+
+    #[test]
+    fn levels_that_fall_down_a_chain_count_as_the_highest_before() {
+        let mut links = chain(&[(Level::Day, 1), (Level::Entry, 5)], 0);
+        check(&links, 5, Level::Entry, 7);
+        links.splice(1..1, std::iter::repeat_n(links[1], 5));
+        check(&links, 5, Level::Week, 1);
+    }
+
+    #[test]
     fn an_entry_from_a_wrong_future_does_not_stop_the_hours() {
         let mut links = chain(&[(Level::Entry, 2)], 1000 * DAY_US);
         links[0].taken_at_us = HOUR_US;

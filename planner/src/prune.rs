@@ -174,10 +174,11 @@ impl Unneeded {
         for (seq, entry) in view.entries {
             if staying.contains(seq) {
                 unneeded.entries.remove(seq);
-                entry.packs.iter().for_each(|name| drop(unneeded.packs.remove(name)));
+                for name in &entry.packs {
+                    unneeded.packs.remove(name);
+                }
             } else if view.objects.contains_key(&Prunable::Entry(*seq)) {
-                let of_parent = unneeded.entries.get_mut(&entry.parent_seq);
-                of_parent.into_iter().for_each(|children| children.push(*seq));
+                unneeded.entries.entry(entry.parent_seq).and_modify(|children| children.push(*seq));
                 for name in &entry.packs {
                     unneeded.packs.entry(*name).and_modify(|named_by| named_by.push(*seq));
                 }

@@ -1,8 +1,8 @@
 //! Which recovery points to keep, and which to forget. What forgetting deletes from a store is decided in [`crate::prune`].
 //!
 //! A point is kept by its age: everything for two days, an hour's point for two weeks, a day's for three months, a
-//! month's for ever. A point is an hour's when its level is at least [`Level::Hour`] and it is the first such point of
-//! its hour; so of several bases within one month, one stays for ever. A point is also kept by its rank, whatever any
+//! month's for ever. A point is an hour's when its level is at least [`Level::Hour`] and it is the highest, or first of
+//! the highest, of its hour; so of several bases within one month, one stays for ever. A point is also kept by its rank, whatever any
 //! clock says: a device that was off for a year, or whose clock stands at 1970, keeps its latest points.
 //!
 //! A kept point needs its parents down to its base; they are carried. The newest point is always kept, and so its
@@ -113,9 +113,9 @@ pub fn plan_retention(points: &[PointInfo], now_us: i64, policy: &RetentionPolic
 /// Points that have all their parents.
 fn whole_points(points: &BTreeMap<u64, PointInfo>) -> BTreeSet<u64> {
     let mut whole = BTreeSet::new();
+    // oldest first: a parent that is not older than its child is never among them
     for point in points.values() {
-        let older = point.parent_seq < point.seq;
-        if point.parent_seq == 0 || (older && whole.contains(&point.parent_seq)) {
+        if point.parent_seq == 0 || whole.contains(&point.parent_seq) {
             whole.insert(point.seq);
         }
     }
@@ -154,28 +154,28 @@ fn by_age<'a>(
         (Level::Month, policy.monthly_for_ms),
     ];
     let everything = Some(policy.everything_for_ms);
-    let firsts = classes.map(|(level, _)| first_of_each_span(points, whole, level));
+    let of_spans = classes.map(|(level, _)| one_of_each_span(points, whole, level));
     points.values().filter_map(move |point| {
         let is_young = |for_ms| is_younger(point.taken_at_us, now_us, for_ms);
         let broken = !whole.contains(&point.seq);
-        let by_class = classes.iter().zip(&firsts).any(|((level, for_ms), firsts)| {
-            point.level >= *level && (broken || firsts.contains(&point.seq)) && is_young(*for_ms)
+        let by_class = classes.iter().zip(&of_spans).any(|((level, for_ms), of_spans)| {
+            point.level >= *level && (broken || of_spans.contains(&point.seq)) && is_young(*for_ms)
         });
         (by_class || is_young(everything)).then_some(point.seq)
     })
 }
 
-/// Of the points of at least this level, the first one of each hour (day, month).
-fn first_of_each_span(
-    points: &BTreeMap<u64, PointInfo>,
-    whole: &BTreeSet<u64>,
-    level: Level,
-) -> BTreeSet<u64> {
-    let mut firsts = BTreeMap::new();
+/// Of the points of at least this level, one of each hour (day, month): of the highest level, which most others need as
+/// a parent anyhow, and of these the first, so that it does not change from day to day.
+fn one_of_each_span(points: &BTreeMap<u64, PointInfo>, whole: &BTreeSet<u64>, level: Level) -> BTreeSet<u64> {
+    let mut best: BTreeMap<Option<i64>, PointInfo> = BTreeMap::new();
     for point in whole.iter().map(|seq| points[seq]).filter(|point| point.level >= level) {
-        firsts.entry(level.bucket(point.taken_at_us)).or_insert(point.seq);
+        let of_span = best.entry(level.bucket(point.taken_at_us)).or_insert(point);
+        if point.level > of_span.level {
+            *of_span = point;
+        }
     }
-    firsts.into_values().collect()
+    best.into_values().map(|point| point.seq).collect()
 }
 
 /// Whether a point is not older than this. `None` is for ever, and what is dated in the future is not old.
@@ -269,6 +269,18 @@ mod tests {
     }
 
     #[test]
+    fn a_base_stands_for_its_month_rather_than_the_month_itself() {
+        let points = [
+            point(1, 0, Level::Base, 0),
+            point(2, 1, Level::Month, 28 * DAY_US),
+            point(3, 0, Level::Base, 40 * DAY_US),
+            point(4, 3, Level::Month, 56 * DAY_US),
+        ];
+        let policy = RetentionPolicy { monthly_for_ms: None, ..NOTHING };
+        check(&points, 9999 * DAY_US, policy, [&[4, 3, 1], &[], &[2]]);
+    }
+
+    #[test]
     fn counts_hold_whatever_the_clock_says() {
         let points: Vec<PointInfo> = (1..=9)
             .map(|seq| {
@@ -316,6 +328,26 @@ mod tests {
         ];
         check(&points, DAY_US, policy, [&[7, 6, 5, 2, 1], &[], &[]]);
         check(&points, DAY_US + 1, policy, [&[7, 2, 1], &[], &[6, 5]]);
+    }
+
+    #[test]
+    fn a_point_without_its_parent_is_kept_for_as_long_as_its_level_says() {
+        let policy = RetentionPolicy { hourly_for_ms: DAY_MS, ..NOTHING };
+        let points = [
+            point(1, 0, Level::Base, 0),
+            point(3, 2, Level::Entry, 0),
+            point(4, 2, Level::Hour, 0),
+            point(5, 0, Level::Base, DAY_US),
+        ];
+        check(&points, DAY_US, policy, [&[5, 4, 1], &[], &[3]]);
+        check(&points, DAY_US + 1, policy, [&[5], &[], &[4, 3, 1]]);
+    }
+
+    #[test]
+    fn the_newest_that_restores_is_kept_beside_the_newest() {
+        let points =
+            [point(1, 0, Level::Base, 0), point(2, 1, Level::Entry, 0), point(4, 3, Level::Entry, 0)];
+        check(&points, DAY_US, NOTHING, [&[4, 2], &[1], &[]]);
     }
 
     #[test]

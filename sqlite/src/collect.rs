@@ -8,7 +8,7 @@ use crate::capture::{SINK, TABLE};
 use crate::digest::lock_byte_page;
 use crate::error::{CaptureError, doing};
 use crate::live::LiveDatabase;
-use crate::table::Slots;
+use crate::slots::Slots;
 use crate::types::{Build, PageSink};
 
 /// Which pages were collected for a capture, and as of when.

@@ -168,18 +168,6 @@ pub enum RestoreError {
         /// How many.
         count: u32,
     },
-    /// A patch that does not fit the page it is to be applied to: not written by us, or a bug.
-    #[error("page {pgno} cannot be made from what it was before")]
-    BadPatch {
-        /// Which page.
-        pgno: u32,
-    },
-    /// A patch of a page that no entry before gave: damage.
-    #[error("page {pgno} is to be changed, and nothing says what it was before")]
-    NothingToPatch {
-        /// Which page.
-        pgno: u32,
-    },
     /// Name, page size or a page cannot be. A bug, or a damaged recovery point.
     #[error("not restorable: {reason}")]
     Invalid {

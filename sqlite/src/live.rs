@@ -5,16 +5,17 @@
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::digest::{Digest, Facts, lock_byte_page, xor};
+use crate::digest::Digest;
 use crate::dirty::Dirty;
 use crate::error::{CaptureError, GapReason, doing};
 use crate::images::{Known, Log};
-use crate::os::{Identity, Paths, Stat, open_read, unsuitable_file_system};
+use crate::os::{Identity, Paths, Stat, caution_about, open_read};
 use crate::rest::{HeldLog, Rest};
-use crate::table::{Change, Header, Position, Slots, Table, Update};
+use crate::slots::Change;
+use crate::table::{Position, Prepared, Table};
 use crate::tail::Tail;
 use crate::tracker::Tracker;
 use crate::types::{Build, Capture, LiveConfig, Look, Mode, PageSink};
@@ -41,6 +42,8 @@ pub struct LiveDatabase {
     pub(crate) dirty: Dirty,
     /// What pages were at the entries that later captures may be built on.
     pub(crate) versions: Versions,
+    /// Where the digests of a large database are while it is read.
+    pub(crate) digests_path: PathBuf,
     pub(crate) tracker: Tracker,
     /// Held, so that its inode number is not given to another file.
     pub(crate) db: Option<(File, Identity)>,
@@ -63,6 +66,10 @@ pub struct LiveDatabase {
     /// When the whole file may be read again.
     pub(crate) scan_due: Instant,
     pub(crate) bytes_read: u64,
+    /// Why it is only read when nobody wrote for a while.
+    pub(crate) caution: Option<&'static str>,
+    /// With caution: the files as they are, and since when.
+    pub(crate) quiet_since: Option<(Rest, Instant)>,
     /// Off only to show that the tests would notice.
     pub(crate) proof: bool,
 }
@@ -82,6 +89,8 @@ pub(crate) enum Source {
 /// A capture between `capture()` and `commit()`.
 pub(crate) struct Pending {
     pub(crate) change: Change,
+    /// What was written down of it, and for which entry.
+    pub(crate) prepared: Option<(u64, Prepared)>,
     pub(crate) scanned: bool,
     pub(crate) unchanged: bool,
 }
@@ -93,6 +102,19 @@ impl LiveDatabase {
     /// in the path later is not: then the database is [`Unsupported`](CaptureError::Unsupported), and has to be opened
     /// again.
     pub fn open(config: LiveConfig) -> Result<Self, CaptureError> {
+        Self::open_with(config, Table::open)
+    }
+
+    /// Opens the database for a log that stands at entry `seq`: a capture that was [prepared](Self::prepare) for it
+    /// counts as committed.
+    pub fn open_at(config: LiveConfig, seq: u64) -> Result<Self, CaptureError> {
+        Self::open_with(config, |dir, name, key| Table::open_at(dir, name, key, seq))
+    }
+
+    fn open_with(
+        config: LiveConfig,
+        open_table: impl FnOnce(&Path, &str, &[u8; 32]) -> io::Result<Table>,
+    ) -> Result<Self, CaptureError> {
         // SQLite keeps a log beside the file a symbolic link points to.
         let path = match std::fs::canonicalize(&config.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(CaptureError::Missing),
@@ -101,15 +123,13 @@ impl LiveDatabase {
         let LiveConfig { path: given, digest_key, state_dir, name } = config;
         let paths = Paths::new(&path);
         let db = open_read(&paths.db).map_err(doing("opening the database"))?.ok_or(CaptureError::Missing)?;
-        if let Some(name) = unsuitable_file_system(&db).map_err(doing("asking for the file system"))? {
-            return Err(CaptureError::Unsupported { reason: format!("the database is on {name}") });
-        }
+        let caution = caution_about(&db).map_err(doing("asking for the file system"))?;
         let watch = match Watch::new(&paths.db) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(CaptureError::Missing),
             other => other.map_err(doing("watching the folder"))?,
         };
         std::fs::create_dir_all(&state_dir).map_err(doing("creating the state folder"))?;
-        let table = Table::open(&state_dir, &name, &digest_key);
+        let table = open_table(&state_dir, &name, &digest_key);
         let table = table.map_err(doing("loading the page table"))?;
         let identity = Stat::of_file(&db).map_err(doing("opening the database"))?.identity;
         let header = table.header().copied();
@@ -123,6 +143,7 @@ impl LiveDatabase {
         Ok(LiveDatabase {
             dirty: Dirty::new(state_dir.join(format!("{name}.spill")), DIRTY_MEMORY_MAX),
             versions: Versions::new(state_dir.join(format!("{name}.versions"))),
+            digests_path: state_dir.join(format!("{name}.digests")),
             linked: given != path,
             given,
             paths,
@@ -143,6 +164,8 @@ impl LiveDatabase {
             pending: None,
             scan_due: Instant::now(),
             bytes_read: 0,
+            caution,
+            quiet_since: None,
             proof: true,
         })
     }
@@ -151,6 +174,13 @@ impl LiveDatabase {
     #[doc(hidden)]
     pub fn disable_proof(&mut self) {
         self.proof = false;
+    }
+
+    /// As if it were on a file system that other machines can write to: for tests.
+    #[doc(hidden)]
+    pub fn be_cautious(&mut self) {
+        self.caution = Some("a test");
+        self.lose(GapReason::Replaced);
     }
 
     /// Makes [`wait`](Self::wait) return.
@@ -190,7 +220,8 @@ impl LiveDatabase {
             _ => Mode::AtRest,
         };
         let pending_bytes = pending_pages * u64::from(page_size);
-        Ok(Look { pending_pages, pending_bytes, changed, mode, gap: self.gap, commits: u64::from(commits) })
+        let (gap, caution, commits) = (self.gap, self.caution, u64::from(commits));
+        Ok(Look { pending_pages, pending_bytes, changed, mode, gap, caution, commits })
     }
 
     /// Gives the pages of one consistent committed state, at least as new as everything acknowledged before the call.
@@ -221,6 +252,16 @@ impl LiveDatabase {
         if self.gone { self.capture_gone(sink) } else { self.scan(&build, sink, cancelled) }
     }
 
+    /// Writes down what [`commit`](Self::commit) of entry `seq` will change, durably: from here on the entry may be kept.
+    ///
+    /// After a crash before the commit, [`open_at`](Self::open_at) finds it. Costs nothing twice: the commit takes it.
+    pub fn prepare(&mut self, seq: u64) -> io::Result<()> {
+        let Some(pending) = &mut self.pending else { return Ok(()) };
+        pending.change.becomes(seq);
+        pending.prepared = Some((seq, self.table.prepare(&pending.change)?));
+        Ok(())
+    }
+
     /// The captured state is safely kept as entry `seq`.
     ///
     /// `marks` are the entries that later captures may be built on, beside this one: for these, images for patches are
@@ -229,8 +270,15 @@ impl LiveDatabase {
         let Some(mut pending) = self.pending.take() else { return Ok(()) };
         pending.change.becomes(seq);
         self.versions.set_marks(marks);
-        let kept = self.keep_versions(&pending.change);
-        if let Err(error) = kept.and_then(|()| self.table.apply(&pending.change)) {
+        let prepared = pending.prepared.take().filter(|(prepared, _)| *prepared == seq);
+        let written = self.keep_versions(&pending.change).and_then(|()| {
+            let prepared = match prepared {
+                Some((_, prepared)) => prepared,
+                None => self.table.prepare(&pending.change)?,
+            };
+            self.table.finish(&pending.change, prepared)
+        });
+        if let Err(error) = written {
             self.pending = Some(pending);
             return Err(error);
         }
@@ -262,72 +310,6 @@ impl LiveDatabase {
     /// The entry the table on disk stands at; `None` when there is no table.
     pub fn table_seq(&self) -> Option<u64> {
         self.table.header().map(|header| header.seq)
-    }
-
-    /// Brings the table up to entry `seq`, which was kept but not committed here before a crash.
-    ///
-    /// `expected` is the entry's state digest; `pages` are all pages that the entry has, whatever it was built on.
-    /// Fails when the entry does not join on to the table, or does not make it that state: then
-    /// [`forget`](Self::forget).
-    pub fn replay(
-        &mut self,
-        seq: u64,
-        page_size: u32,
-        page_count: u32,
-        expected: Digest,
-        pages: &mut dyn Iterator<Item = (u32, [u8; 16])>,
-    ) -> io::Result<()> {
-        let lock_page = if page_size == 0 { 0 } else { lock_byte_page(page_size) };
-        let wanted = |pgno: u32| pgno > 0 && pgno <= page_count && pgno != lock_page;
-        let mut changed: Vec<_> = pages.filter(|(pgno, _)| wanted(*pgno)).collect();
-        // Of two images of a page the later one counts.
-        changed.reverse();
-        changed.sort_by_key(|(pgno, _)| *pgno);
-        changed.dedup_by_key(|(pgno, _)| *pgno);
-        let all = page_count - u32::from((1..=page_count).contains(&lock_page));
-        let old = self.table.header().copied();
-        let joins = old.is_some_and(|old| old.page_size == page_size && !old.gone && old.seq < seq);
-        if !joins && changed.len() != all as usize {
-            return Err(invalid("the entry does not join on to the page table"));
-        }
-        let mut state = [0; 16];
-        let mut slots = Slots::default();
-        let mut next = changed.iter().peekable();
-        for pgno in 1..=page_count {
-            let digest = match next.next_if(|(number, _)| *number == pgno) {
-                Some((_, digest)) => *digest,
-                None => slots.get(&self.table, pgno)?.unwrap_or_default().digest,
-            };
-            xor(&mut state, &digest);
-        }
-        if state != expected {
-            return Err(invalid("the page table and the entry are not the state that was captured"));
-        }
-        if joins {
-            // An entry built on an older one has pages that did not change now: their last change stays.
-            let mut slots = Slots::default();
-            let mut failed = None;
-            changed.retain(|(pgno, digest)| match slots.get(&self.table, *pgno) {
-                Ok(slot) => slot.is_none_or(|slot| slot.digest != *digest),
-                Err(error) => {
-                    failed = Some(error);
-                    false
-                }
-            });
-            failed.map_or(Ok(()), Err)?;
-        }
-        let facts = old.map_or(Facts::EMPTY, |old| old.facts);
-        // The entry of a deleted database; one that is only empty costs a needless entry.
-        let gone = page_count == 0;
-        let since = old.map_or(seq, |old| old.since);
-        let header = Header { seq, since, page_size, page_count, state, facts, gone, position: None };
-        let mut change = Change { header, update: Update::Some(changed), replace: !joins };
-        change.becomes(seq);
-        self.table.apply(&change)?;
-        self.table_number += u64::from(!joins);
-        self.resume = None;
-        self.lose(GapReason::Restarted);
-        Ok(())
     }
 
     /// Throws the table away: the next capture is a base.
@@ -371,8 +353,4 @@ impl LiveDatabase {
         self.resume = None;
         self.read_to_end = false;
     }
-}
-
-fn invalid(reason: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason)
 }

@@ -208,10 +208,10 @@ mod tests {
     fn pages_larger_than_a_block_of_memory_is_long_have_room() {
         let mut pool = Pool::new("nowhere/spill".into(), 20 * 65536, 0);
         pool.clear(65536);
-        let slots: Vec<Slot> = (0..20).map(|fill| pool.put(&[fill; 65536]).unwrap()).collect();
+        let slots: Vec<Slot> = (0..20).map(|fill| pool.put(&vec![fill; 65536]).unwrap()).collect();
         let mut image = vec![0; 65536];
         pool.read(slots[17], &mut image).unwrap();
-        assert_eq!(image, [17; 65536]);
+        assert!(image.iter().all(|byte| *byte == 17));
         pool.put(&image).unwrap_err();
     }
 }

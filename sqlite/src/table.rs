@@ -8,6 +8,9 @@
 //!
 //! Only changed slots are written. So that a crash in between costs nothing, they first go, with the new
 //! header, to a *redo* file that appears whole or not at all, and that is applied again on load.
+//!
+//! A change is *prepared* before its entry is kept, and *finished* afterwards. After a crash in between the log knows
+//! whether the entry was kept, and the table follows it ([`Table::open_at`]): nothing has to be captured again.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -16,13 +19,14 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::{Digest, Facts, Kind, xor};
 use crate::os::{Identity, read_at};
+use crate::slots::{
+    Change, SLOT_LEN, Slot, Slots, Update, decode_slot, encode_slot, last_change_sum, read_slots,
+    slot_offset, write_zeros,
+};
 use crate::wal::{Chain, Checksum};
 
-const HEADER_LEN: usize = 192;
-const SLOT_LEN: usize = 20;
+pub(crate) const HEADER_LEN: usize = 192;
 const MAGIC: &[u8; 8] = b"CKPAGES2";
-/// Neighbouring slots are read so many at a time (80 KiB).
-const SLOTS_AT_ONCE: u32 = 4096;
 
 /// Where following can be taken up again after a restart, for the state the table describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,62 +50,10 @@ pub(crate) struct Header {
     pub(crate) position: Option<Position>,
 }
 
-/// What the table says about one page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Slot {
-    pub(crate) digest: Digest,
-    /// Low 32 bits of the number of the entry that last changed the page: see [`Header::entry_of`].
-    pub(crate) changed: u32,
-}
-
 impl Header {
     /// The entry that last changed a page.
     pub(crate) fn entry_of(&self, slot: &Slot) -> u64 {
         self.seq.saturating_sub(u64::from((self.seq as u32).wrapping_sub(slot.changed)))
-    }
-}
-
-/// New digests.
-pub(crate) enum Update {
-    /// Of the pages that changed, sorted by page number.
-    Some(Vec<(u32, Digest)>),
-    /// Of all pages, the first one's first.
-    All(Vec<Digest>),
-}
-
-impl Update {
-    /// The new digest of a page; `None` when it did not change.
-    fn digest(&self, pgno: u32) -> Option<&Digest> {
-        match self {
-            Update::Some(slots) => {
-                let at = slots.binary_search_by_key(&pgno, |(number, _)| *number).ok()?;
-                Some(&slots[at].1)
-            }
-            Update::All(digests) => digests.get(pgno as usize - 1),
-        }
-    }
-}
-
-/// A step from one state to the next.
-pub(crate) struct Change {
-    pub(crate) header: Header,
-    pub(crate) update: Update,
-    /// Nothing of the old table stays.
-    pub(crate) replace: bool,
-}
-
-impl Change {
-    /// The new digest of a page, if it is another one than `old`.
-    pub(crate) fn changes(&self, pgno: u32, old: &Slot) -> bool {
-        self.update.digest(pgno).is_some_and(|new| *new != old.digest)
-    }
-
-    /// The entry that this change becomes.
-    pub(crate) fn becomes(&mut self, seq: u64) {
-        self.header.seq = seq;
-        if self.replace {
-            self.header.since = seq;
-        }
     }
 }
 
@@ -112,35 +64,18 @@ struct Loaded {
     file: File,
 }
 
+/// A change that is on the disk beside the table.
+pub(crate) enum Prepared {
+    /// In the next redo.
+    Redo { encoded: [u8; HEADER_LEN], changes: u64 },
+    /// As a whole new table.
+    Whole { file: File, changes: u64 },
+}
+
 pub(crate) struct Table {
     path: PathBuf,
     key_check: Digest,
     loaded: Option<Loaded>,
-}
-
-/// Reads slots in about the order of their pages.
-#[derive(Default)]
-pub(crate) struct Slots {
-    first: u32,
-    slots: Vec<Slot>,
-}
-
-impl Slots {
-    /// What the table says of a page; `None` when it has no such page. The table must be the same in every call.
-    pub(crate) fn get(&mut self, table: &Table, pgno: u32) -> io::Result<Option<Slot>> {
-        let at = |first: u32| pgno.checked_sub(first).map_or(usize::MAX, |at| at as usize);
-        if self.slots.get(at(self.first)).is_none() {
-            self.first = pgno;
-            let Some(loaded) = &table.loaded else { return Ok(None) };
-            let end = loaded.header.page_count.min(pgno.saturating_add(SLOTS_AT_ONCE - 1));
-            if pgno == 0 || pgno > end {
-                return Ok(None);
-            }
-            self.slots.clear();
-            read_slots(&loaded.file, pgno, end, &mut |_, slot| self.slots.push(slot))?;
-        }
-        Ok(self.slots.get(at(self.first)).copied())
-    }
 }
 
 impl Table {
@@ -150,6 +85,28 @@ impl Table {
         key_check.copy_from_slice(&blake3::keyed_hash(digest_key, b"chatkeep page table").as_bytes()[..16]);
         let mut table = Table { path: dir.join(format!("{name}.pages")), key_check, loaded: None };
         table.loaded = table.load()?;
+        Ok(table)
+    }
+
+    /// Loads the table, as it is at entry `seq`: a change to that entry that was prepared is finished.
+    pub(crate) fn open_at(dir: &Path, name: &str, digest_key: &[u8; 32], seq: u64) -> io::Result<Table> {
+        let mut table = Self::open(dir, name, digest_key)?;
+        let found = table.header().map(|header| header.seq);
+        if found != Some(seq) {
+            let next = table.load_redo(&table.next_redo_path())?.map(|(header, ..)| header.0.seq);
+            if found.is_some() && next == Some(seq) {
+                std::fs::rename(table.next_redo_path(), table.redo_path())?;
+            } else if table.load_from(&table.next_path())?.is_some_and(|next| next.header.seq == seq) {
+                // It stands for itself, and the redo is about the old one.
+                remove(&table.redo_path())?;
+                table.sync_dir()?;
+                std::fs::rename(table.next_path(), &table.path)?;
+            }
+            table.sync_dir()?;
+            table.loaded = table.load()?;
+        }
+        remove(&table.next_redo_path())?;
+        remove(&table.next_path())?;
         Ok(table)
     }
 
@@ -168,14 +125,18 @@ impl Table {
         Ok(Some(decode_slot(&bytes)))
     }
 
+    /// Slots from this page on, at most so many.
+    pub(crate) fn read_slots(&self, first: u32, count: u32, each: &mut dyn FnMut(Slot)) -> io::Result<()> {
+        let Some(loaded) = &self.loaded else { return Ok(()) };
+        let last = loaded.header.page_count.min(first.saturating_add(count - 1));
+        if first == 0 { Ok(()) } else { read_slots(&loaded.file, first, last, &mut |_, slot| each(slot)) }
+    }
+
     /// Throws the table away: the next capture is a base.
     pub(crate) fn drop_table(&mut self) -> io::Result<()> {
         self.loaded = None;
-        for path in [self.path.clone(), self.redo_path()] {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
+        for path in [self.path.clone(), self.redo_path(), self.next_path(), self.next_redo_path()] {
+            remove(&path)?;
         }
         // A table that came back after a power failure would be an old one.
         self.sync_dir()
@@ -188,33 +149,53 @@ impl Table {
 
     /// Writes the change. When this fails the table is as before, and the call can be repeated; if it is not, because
     /// the disk failed half-way, there is no table any more.
+    #[cfg(test)]
     pub(crate) fn apply(&mut self, change: &Change) -> io::Result<()> {
-        match &change.update {
+        let prepared = self.prepare(change)?;
+        self.finish(change, prepared)
+    }
+
+    /// Writes the change beside the table, durably. The table is as before.
+    pub(crate) fn prepare(&self, change: &Change) -> io::Result<Prepared> {
+        let prepared = match &change.update {
             Update::Some(slots)
                 if !change.replace
                     && self.loaded.is_some()
                     && Self::is_few(slots.len(), change.header.page_count) =>
             {
-                self.patch(change.header, slots)
+                self.prepare_redo(change.header, slots)?
             }
-            _ => self.rewrite(change),
+            _ => self.prepare_whole(change)?,
+        };
+        self.sync_dir()?;
+        Ok(prepared)
+    }
+
+    /// Takes over what was prepared for this change. When this fails the table is as before, or there is none any more.
+    pub(crate) fn finish(&mut self, change: &Change, prepared: Prepared) -> io::Result<()> {
+        match (prepared, &change.update) {
+            (Prepared::Whole { file, changes }, _) => self.finish_whole(change.header, file, changes),
+            (Prepared::Redo { encoded, changes }, Update::Some(slots)) => {
+                self.finish_redo(change.header, slots, &encoded, changes)
+            }
+            (Prepared::Redo { .. }, Update::All(_)) => Err(io::Error::other("prepared for another change")),
         }
     }
 
-    fn rewrite(&mut self, change: &Change) -> io::Result<()> {
-        let temporary = self.path.with_extension("pages-new");
-        let file = create(&temporary)?;
+    fn prepare_whole(&self, change: &Change) -> io::Result<Prepared> {
+        let file = create(&self.next_path())?;
         let mut out = BufWriter::new(&file);
         out.write_all(&[0; HEADER_LEN])?;
         let header = change.header;
-        let (mut old, mut state, mut changes) = (Slots::default(), Digest::default(), 0);
+        let (mut old, mut new) = (Slots::default(), change.new_digests());
+        let (mut state, mut changes) = (Digest::default(), 0);
         for pgno in 1..=header.page_count {
             let before = if change.replace { None } else { old.get(self, pgno)? };
             let mut slot = before.unwrap_or_default();
-            if let Some(new) = change.update.digest(pgno)
-                && *new != slot.digest
+            if let Some(digest) = new.get(pgno)?
+                && digest != slot.digest
             {
-                slot = Slot { digest: *new, changed: header.seq as u32 };
+                slot = Slot { digest, changed: header.seq as u32 };
             }
             xor(&mut state, &slot.digest);
             changes ^= last_change_sum(pgno, &slot);
@@ -227,23 +208,25 @@ impl Table {
         }
         file.write_all_at(&self.encode(&header, changes), 0)?;
         file.sync_data()?;
+        Ok(Prepared::Whole { file, changes })
+    }
+
+    fn finish_whole(&mut self, header: Header, file: File, changes: u64) -> io::Result<()> {
         // The redo must be gone before the new table is there: it may have the same seq. Until then the old table
         // depends on it, unless the table itself is on the disk.
         if let Some(old) = &self.loaded {
             old.file.sync_data()?;
         }
-        match std::fs::remove_file(self.redo_path()) {
-            Ok(()) => self.sync_dir()?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+        if remove(&self.redo_path())? {
+            self.sync_dir()?;
         }
-        std::fs::rename(&temporary, &self.path)?;
+        std::fs::rename(self.next_path(), &self.path)?;
         self.sync_dir()?;
         self.loaded = Some(Loaded { header, changes, file });
         Ok(())
     }
 
-    fn patch(&mut self, header: Header, slots: &[(u32, Digest)]) -> io::Result<()> {
+    fn prepare_redo(&self, header: Header, slots: &[(u32, Digest)]) -> io::Result<Prepared> {
         let Some(loaded) = self.loaded.as_ref() else { return Err(io::Error::other("no table")) };
         let new = |digest: &Digest| Slot { digest: *digest, changed: header.seq as u32 };
         let old_count = loaded.header.page_count;
@@ -262,10 +245,23 @@ impl Table {
             write_zeros(&loaded.file, slot_offset(old_count + 1), grown)?;
         }
         let encoded = self.encode(&header, changes);
-        // The redo of the change before may be replaced only after that change is on the disk.
-        loaded.file.sync_data()?;
-        self.write_redo(&encoded, slots)?;
+        self.write_next_redo(&encoded, slots)?;
+        Ok(Prepared::Redo { encoded, changes })
+    }
 
+    fn finish_redo(
+        &mut self,
+        header: Header,
+        slots: &[(u32, Digest)],
+        encoded: &[u8; HEADER_LEN],
+        changes: u64,
+    ) -> io::Result<()> {
+        let Some(loaded) = self.loaded.as_ref() else { return Err(io::Error::other("no table")) };
+        // The redo of the change before may be replaced only after that change is on the disk. Under which of its two
+        // names a power failure leaves the new one does not matter.
+        loaded.file.sync_data()?;
+        std::fs::rename(self.next_redo_path(), self.redo_path())?;
+        let new = |digest: &Digest| Slot { digest: *digest, changed: header.seq as u32 };
         let written = (|| {
             let mut first = 0;
             while first < slots.len() {
@@ -280,7 +276,7 @@ impl Table {
                 first = next;
             }
             loaded.file.set_len(slot_offset(header.page_count + 1))?;
-            loaded.file.write_all_at(&encoded, 0)
+            loaded.file.write_all_at(encoded, 0)
         })();
         if let Err(error) = written {
             self.loaded = None;
@@ -292,10 +288,8 @@ impl Table {
         Ok(())
     }
 
-    fn write_redo(&self, header: &[u8; HEADER_LEN], slots: &[(u32, Digest)]) -> io::Result<()> {
-        let redo = self.redo_path();
-        let temporary = redo.with_extension("pages-redo-new");
-        let file = create(&temporary)?;
+    fn write_next_redo(&self, header: &[u8; HEADER_LEN], slots: &[(u32, Digest)]) -> io::Result<()> {
+        let file = create(&self.next_redo_path())?;
         let mut hasher = blake3::Hasher::new();
         let mut out = BufWriter::new(&file);
         let mut put = |bytes: &[u8]| {
@@ -311,13 +305,15 @@ impl Table {
         out.write_all(hash.as_bytes())?;
         out.flush()?;
         drop(out);
-        file.sync_data()?;
-        std::fs::rename(&temporary, &redo)?;
-        sync_dir_of(&redo)
+        file.sync_data()
     }
 
     fn load(&self) -> io::Result<Option<Loaded>> {
-        let file = match OpenOptions::new().read(true).write(true).open(&self.path) {
+        self.load_from(&self.path)
+    }
+
+    fn load_from(&self, path: &Path) -> io::Result<Option<Loaded>> {
+        let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -325,7 +321,8 @@ impl Table {
         let mut head = [0; HEADER_LEN];
         let read = read_at(&file, &mut head, 0)?;
         let mut header = self.decode(&head[..read]);
-        if let Some((redo, encoded, slots)) = self.load_redo()?
+        let redo = if path == self.path { self.load_redo(&self.redo_path())? } else { None };
+        if let Some((redo, encoded, slots)) = redo
             && header.as_ref().is_none_or(|(header, _)| redo.0.seq >= header.seq)
         {
             // Idempotent, and it makes the file what the checks below are about.
@@ -356,8 +353,8 @@ impl Table {
         Ok(adds_up.then_some(Loaded { header, changes, file }))
     }
 
-    fn load_redo(&self) -> io::Result<Option<Redo>> {
-        let bytes = match std::fs::read(self.redo_path()) {
+    fn load_redo(&self, path: &Path) -> io::Result<Option<Redo>> {
+        let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -379,6 +376,16 @@ impl Table {
 
     fn redo_path(&self) -> PathBuf {
         self.path.with_extension("pages-redo")
+    }
+
+    /// A redo that was prepared.
+    fn next_redo_path(&self) -> PathBuf {
+        self.path.with_extension("pages-redo-new")
+    }
+
+    /// A whole table that was prepared.
+    fn next_path(&self) -> PathBuf {
+        self.path.with_extension("pages-new")
     }
 
     fn sync_dir(&self) -> io::Result<()> {
@@ -457,63 +464,13 @@ impl Table {
 /// A redo: its header and the sum over last changes, the same as bytes, and its slots.
 type Redo = ((Header, u64), [u8; HEADER_LEN], Vec<(u32, Digest)>);
 
-fn encode_slot(slot: &Slot) -> [u8; SLOT_LEN] {
-    let mut bytes = [0; SLOT_LEN];
-    bytes[..16].copy_from_slice(&slot.digest);
-    bytes[16..].copy_from_slice(&slot.changed.to_le_bytes());
-    bytes
-}
-
-fn decode_slot(bytes: &[u8; SLOT_LEN]) -> Slot {
-    let (digest, changed) = bytes.split_first_chunk::<16>().expect("a slot has 20 bytes");
-    Slot {
-        digest: *digest,
-        changed: u32::from_le_bytes(*changed.first_chunk().expect("a slot has 20 bytes")),
+/// Removes a file; `false` when there is none.
+fn remove(path: &Path) -> io::Result<bool> {
+    match std::fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
-}
-
-/// One term of a sum (XOR) over all slots that finds last changes that are not what was written: a page left out of an
-/// increment because of them would cost a recovery point. Against accidents, not against people (the finalizer of
-/// splitmix64, a bijection).
-fn last_change_sum(pgno: u32, slot: &Slot) -> u64 {
-    if *slot == Slot::default() {
-        // The page of the locks, which is in no change.
-        return 0;
-    }
-    let mut x = (u64::from(pgno) << 32 | u64::from(slot.changed)).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-/// Slots of pages `first` to `last`. Fails when they are not all there.
-fn read_slots(file: &File, first: u32, last: u32, each: &mut dyn FnMut(u32, Slot)) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    let mut next = first;
-    while next <= last {
-        let count = (last - next + 1).min(SLOTS_AT_ONCE);
-        bytes.resize(count as usize * SLOT_LEN, 0);
-        file.read_exact_at(&mut bytes, slot_offset(next))?;
-        for (pgno, slot) in (next..).zip(bytes.as_chunks::<SLOT_LEN>().0) {
-            each(pgno, decode_slot(slot));
-        }
-        next += count;
-    }
-    Ok(())
-}
-
-fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
-    let zeros = [0; 8192];
-    while len > 0 {
-        let count = len.min(zeros.len() as u64);
-        file.write_all_at(&zeros[..count as usize], offset)?;
-        (offset, len) = (offset + count, len - count);
-    }
-    Ok(())
-}
-
-fn slot_offset(pgno: u32) -> u64 {
-    HEADER_LEN as u64 + (u64::from(pgno) - 1) * SLOT_LEN as u64
 }
 
 /// Makes sure that names in the folder survive a power failure.
@@ -529,6 +486,7 @@ fn create(path: &Path) -> io::Result<File> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::slots::SLOTS_AT_ONCE;
 
     const KEY: [u8; 32] = [7; 32];
 
@@ -563,7 +521,12 @@ mod tests {
     }
 
     fn whole(header: Header, of: &[u32]) -> Change {
-        Change { header, update: Update::All(of.iter().map(|of| digest(*of)).collect()), replace: true }
+        let mut all = crate::digests::Digests::new("nowhere/spill".into());
+        all.grow(of.len() as u32).unwrap();
+        for (pgno, of) in (1..).zip(of) {
+            all.set(pgno, &digest(*of)).unwrap();
+        }
+        Change { header, update: Update::All(all.finish().unwrap()), replace: true }
     }
 
     /// A patch that gives page `pgno` the digest of number `of`.

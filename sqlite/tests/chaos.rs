@@ -1,5 +1,8 @@
 //! Several processes write, checkpoint, close and die at random; every capture is whole and up to date.
 //!
+//! Captures are built on the newest entry, on older ones, and on none, some with pages collected beforehand. What a
+//! restore makes of each entry, along its parents, is compared byte by byte with the state captured.
+//!
 //! `CHATKEEP_CHAOS_SECONDS` makes it longer.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -9,8 +12,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use chatkeep_sqlite::CaptureError;
-use common::{App, World};
+use chatkeep_sqlite::{Capture, CaptureError, Collection};
+use common::{App, State, World, digest_of};
 
 #[test]
 fn app_process() {
@@ -32,6 +35,7 @@ impl Random {
 fn open(path: &Path, random: &mut Random) -> App {
     let mut app = App::open(path);
     app.run("PRAGMA busy_timeout = 10000; PRAGMA synchronous = OFF;");
+    app.run(&format!("PRAGMA mmap_size = {};", [0, 1 << 24][random.below(2) as usize]));
     app.run(&format!("PRAGMA wal_autocheckpoint = {};", [0, 20, 60, 300][random.below(4) as usize]));
     app
 }
@@ -117,12 +121,77 @@ fn check(world: &World, acknowledged: u64) -> u64 {
     n as u64
 }
 
+/// What the log gets beside ordinary increments.
+struct Builder {
+    random: Random,
+    /// Entries that captures are built on again and again.
+    marks: Vec<u64>,
+    collection: Option<(Collection, State)>,
+    spans: u32,
+    bases: u32,
+    collected: u32,
+}
+
+impl Builder {
+    fn new(seed: u64) -> Builder {
+        let random = Random(seed ^ 0x3333);
+        Builder { random, marks: Vec::new(), collection: None, spans: 0, bases: 0, collected: 0 }
+    }
+
+    /// Captures on top of something, or goes on collecting.
+    fn capture(&mut self, world: &mut World) -> Result<Capture, CaptureError> {
+        let newest = world.live().table_seq().unwrap_or(0);
+        if let Some((mut collection, mut pages)) = self.collection.take() {
+            let slice = 4096 * (1 + self.random.below(200));
+            match world.try_collect(&mut collection, slice, &mut pages) {
+                Ok(true) => {
+                    self.collected += 1;
+                    return world.try_build(collection.parent(), Some((&collection, &pages)));
+                }
+                Ok(false) => self.collection = Some((collection, pages)),
+                Err(CaptureError::Outdated) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mark = self.marks.get(self.random.below(4) as usize).copied().filter(|mark| *mark <= newest);
+        match (self.random.below(12), mark) {
+            (0, _) => {
+                let parent = mark.unwrap_or(0);
+                self.collection.get_or_insert_with(|| (Collection::new(parent), State::new()));
+                world.try_build(newest, None)
+            }
+            (1, _) => {
+                self.bases += 1;
+                world.try_build(0, None)
+            }
+            (2..5, Some(mark)) => {
+                self.spans += 1;
+                world.try_build(mark, None)
+            }
+            _ => world.try_build(newest, None),
+        }
+    }
+
+    /// Keeps the entry, and some marks.
+    fn commit(&mut self, world: &mut World, capture: &Capture) {
+        if self.random.below(5) == 0 {
+            self.marks.push(world.seq + 1);
+        }
+        if self.marks.len() > 4 || self.random.below(30) == 0 && !self.marks.is_empty() {
+            let oldest = self.random.below(self.marks.len() as u64) as usize;
+            self.marks.remove(oldest);
+        }
+        world.commit(capture, &self.marks);
+    }
+}
+
 fn run(seed: u64, time: Duration) {
     let mut world = World::new();
     let path = world.db();
     create(&path);
     let (acknowledged, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let mut random = Random(seed ^ 0x5555);
+    let mut builder = Builder::new(seed);
     let (mut captures, mut refused, mut newest) = (0, 0, 0);
     std::thread::scope(|scope| {
         // Also when a check fails, the other threads have to end.
@@ -143,10 +212,10 @@ fn run(seed: u64, time: Duration) {
                 world.live().look().unwrap();
             }
             let before = acknowledged.load(Ordering::SeqCst);
-            match world.try_capture() {
+            match builder.capture(&mut world) {
                 Ok(_) if random.below(10) == 0 => world.live().abort(),
                 Ok(capture) => {
-                    world.commit(&capture, &[]);
+                    builder.commit(&mut world, &capture);
                     let found = check(&world, before);
                     assert!(found >= newest, "commits went back");
                     newest = found;
@@ -163,8 +232,13 @@ fn run(seed: u64, time: Duration) {
     // At rest the store has the very bytes of the file.
     world.capture();
     world.assert_stored_is_the_file();
+    let Builder { spans, bases, collected, .. } = builder;
     println!("seed {seed}: {captures} captures, {refused} refused, {newest} commits");
+    println!("{spans} on older entries, {bases} bases, {collected} collected, {} patches", world.store.bases);
     assert!(captures > 0);
+    for (seq, entry) in &world.store.entries {
+        assert_eq!(digest_of(&world.store.state_at(*seq)), entry.state_digest, "entry {seq}");
+    }
 }
 
 #[test]

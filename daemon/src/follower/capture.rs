@@ -94,7 +94,7 @@ impl Members {
                 chain.retain(|point| point.seq <= written.point.parent_seq);
                 chain.insert(0, written.point.clone());
                 if let Err(error) = self.commit(seq, &chain) {
-                    // The entry is safe; a table that is behind is replayed or dropped at the next start.
+                    // The entry is safe; a table that is behind is no use.
                     warn!(%error, "the page table could not be written");
                     self.forget();
                 }
@@ -122,8 +122,9 @@ impl Members {
                     continue;
                 };
                 let collected = taken.map(|taken| &taken.parts[at].0);
-                // What was read ahead is whole: a patch after it would be applied to it.
-                let mut collector = sealing.collector(&order.done_bytes, taken.is_none());
+                // What was read ahead comes first in a restore: what pages were before is no more then.
+                let patches = taken.is_none() && !is_opaque(order, &member.name);
+                let mut collector = sealing.collector(&order.done_bytes, patches);
                 let build = Build { parent: plan.parent_seq, collected };
                 let capture = live.capture(build, &mut collector, &cancelled)?;
                 let inline = collector.finish(capture.page_count)?;
@@ -171,6 +172,10 @@ impl Members {
         let is_base = unchanged.is_empty() && parts.iter().all(|part| part.capture.is_base);
         let parent = order.chain.iter().find(|point| point.seq == plan.parent_seq).filter(|_| !is_base);
         let level = if is_base { Level::Base } else { plan.level };
+        // The tables know of the entry before it is kept: whatever crashes after it, nothing is read again.
+        for live in self.all.iter_mut().filter_map(|member| member.live.as_mut()) {
+            live.prepare(seq)?;
+        }
         let mut objects = match taken {
             Some(taken) => order.writer.spool.assign(&taken.objects, seq)?,
             None => Vec::new(),
@@ -204,6 +209,12 @@ impl Members {
         }
         result
     }
+}
+
+/// Whether the newest entry has it encrypted.
+fn is_opaque(order: &CaptureOrder, name: &str) -> bool {
+    let newest = order.chain.first();
+    newest.is_some_and(|point| point.databases.iter().any(|facts| facts.opaque && facts.name == name))
 }
 
 /// The entries that a later one may build on: for each level, the newest of at least that level.

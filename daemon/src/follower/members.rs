@@ -6,13 +6,10 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use chatkeep_format::{Entry, ObjectName, PageOp, PageSet};
-use chatkeep_sqlite::{CaptureError, LiveConfig, LiveDatabase, Look, Mode, Waker, page_digest, wait_any};
-use tracing::{debug, info, warn};
+use chatkeep_sqlite::{CaptureError, LiveConfig, LiveDatabase, Look, Mode, Waker, wait_any};
+use tracing::{debug, warn};
 
 use super::{MISSING_LOOK, Start};
-use crate::fault::{Fault, Result};
-use crate::spool::Spooled;
 use crate::writer::Written;
 
 /// One database.
@@ -27,13 +24,14 @@ pub(super) struct Member {
     rebase: bool,
     /// Why it is not there.
     trouble: Option<String>,
+    /// Why it is not read as soon as it is written.
+    caution: Option<String>,
 }
 
 pub(super) struct Members {
     pub(super) all: Vec<Member>,
     /// What was written since the thread began.
     pub(super) written_seq: u64,
-    waiting: Vec<Written>,
     /// One was opened since this was last asked.
     opened: bool,
 }
@@ -47,13 +45,9 @@ impl Members {
             tried: None,
             rebase: start.rebase,
             trouble: None,
+            caution: None,
         });
-        Self {
-            all: all.collect(),
-            written_seq: start.written.seq,
-            waiting: start.waiting.clone(),
-            opened: false,
-        }
+        Self { all: all.collect(), written_seq: start.written_seq, opened: false }
     }
 
     /// Opens what is not open. Fails when nothing is.
@@ -65,7 +59,7 @@ impl Members {
                 continue;
             }
             member.tried = Some(Instant::now());
-            match member.open(start, self.written_seq, &self.waiting) {
+            match member.open(start, self.written_seq) {
                 Ok(()) => {
                     member.trouble = None;
                     self.opened = true;
@@ -105,6 +99,7 @@ impl Members {
             let Some(live) = &mut member.live else { continue };
             match live.look() {
                 Ok(look) => {
+                    member.caution = caution_of(&look);
                     sum = Some(match sum {
                         None => look,
                         Some(sum) => Look {
@@ -114,6 +109,7 @@ impl Members {
                             commits: sum.commits + look.commits,
                             mode: if sum.mode == Mode::Following { sum.mode } else { look.mode },
                             gap: sum.gap.or(look.gap),
+                            caution: sum.caution.or(look.caution),
                         },
                     });
                 }
@@ -143,7 +139,7 @@ impl Members {
     pub(super) fn caution(&self) -> Option<String> {
         let several = self.all.len() > 1;
         let cautions = self.all.iter().filter_map(|member| {
-            let own = member.live.as_ref().and_then(caution_of);
+            let own = member.caution.clone().filter(|_| member.live.is_some());
             match own {
                 Some(caution) if several => Some(format!("{}: {caution}", member.name)),
                 Some(caution) => Some(caution),
@@ -172,20 +168,20 @@ impl Members {
     /// Takes note of what was written: a table opened later has to join it.
     pub(super) fn wrote(&mut self, written: &Written) {
         self.written_seq = written.head.seq;
-        self.waiting.clear();
     }
 }
 
 impl Member {
     /// Opens the database, and joins the table of page digests to the log.
-    fn open(&mut self, start: &Start, written_seq: u64, waiting: &[Written]) -> Result<(), CaptureError> {
+    fn open(&mut self, start: &Start, written_seq: u64) -> Result<(), CaptureError> {
         let path = &self.config.path;
         if !start.links && std::fs::canonicalize(path).is_ok_and(|real| real != *path) {
             let reason = "its path leads through a symbolic link now; register the real file".to_owned();
             return Err(CaptureError::Unsupported { reason });
         }
-        let mut live = LiveDatabase::open(self.config.clone())?;
-        join(&mut live, &self.name, start, written_seq, waiting, self.rebase)
+        // What was written down for an entry that is kept counts, also after a crash before it was committed.
+        let mut live = LiveDatabase::open_at(self.config.clone(), written_seq)?;
+        join(&mut live, written_seq, self.rebase)
             .map_err(|source| CaptureError::Io { doing: "joining the page table to the log", source })?;
         self.rebase = false;
         self.live = Some(live);
@@ -199,74 +195,33 @@ impl Member {
 }
 
 /// Why it is not read as soon as it is written.
-fn caution_of(_live: &LiveDatabase) -> Option<String> {
-    None
+fn caution_of(look: &Look) -> Option<String> {
+    let place = look.caution.map(str::to_owned);
+    // A gap that may be closed at once is no delay.
+    let gap = look.gap.filter(|_| !look.changed).map(|gap| {
+        format!(
+            "the whole file has to be read ({gap}), which waits so that reading takes at most 2 % of a core"
+        )
+    });
+    match (place, gap) {
+        (Some(place), Some(gap)) => Some(format!("{place}; {gap}")),
+        (place, gap) => place.or(gap),
+    }
 }
 
-/// Makes the table stand at the newest entry written: replays what the spool has beyond it, or drops it.
-fn join(
-    database: &mut LiveDatabase,
-    name: &str,
-    start: &Start,
-    written_seq: u64,
-    waiting: &[Written],
-    rebase: bool,
-) -> io::Result<()> {
-    let Some(at) = database.table_seq() else { return Ok(()) };
-    if rebase {
-        return database.forget();
-    }
-    if at == written_seq {
-        return Ok(());
-    }
-    let newer: Vec<&Written> = waiting.iter().filter(|entry| entry.head.seq > at).collect();
-    let joins = newer.first().is_some_and(|first| first.head.seq == at + 1);
-    if joins {
-        for entry in newer {
-            if let Err(fault) = replay(database, name, start, entry) {
-                warn!(seq = entry.head.seq, error = %fault.error.text(), "the queue cannot be replayed");
-                return database.forget();
-            }
+/// Makes the table stand at the newest entry written, or drops it: it belongs to another place of the log.
+fn join(database: &mut LiveDatabase, written_seq: u64, rebase: bool) -> io::Result<()> {
+    match database.table_seq() {
+        None => Ok(()),
+        Some(at) if at == written_seq && !rebase => Ok(()),
+        Some(at) => {
+            debug!(
+                table = at,
+                log = written_seq,
+                rebase,
+                "the page table does not belong to this place of the log"
+            );
+            database.forget()
         }
-        info!(from = at, to = written_seq, "the page table caught up with the queue");
-        return Ok(());
     }
-    debug!(table = at, log = written_seq, "the page table belongs to another place of the log");
-    database.forget()
-}
-
-fn replay(database: &mut LiveDatabase, name: &str, start: &Start, written: &Written) -> Result<()> {
-    let seq = written.head.seq;
-    let roots = &start.writer.roots;
-    let open = |object: &Spooled| -> Result<Vec<u8>> {
-        let sealed = std::fs::read(&object.path)?;
-        let opened = chatkeep_crypto::open(&start.archive.id, object.name, roots, &sealed);
-        opened.map_err(|error| Fault::internal(format!("an object in the queue does not open: {error}")))
-    };
-    let entry = written.objects.last().ok_or_else(|| Fault::internal("an entry is missing in the queue"))?;
-    let entry = Entry::decode(&open(entry)?).map_err(Fault::internal)?;
-    let record = entry.databases.iter().find(|record| record.name == name);
-    let record = record.ok_or_else(|| Fault::internal("an entry without the database"))?;
-    let mut digests = Vec::new();
-    let mut digest = |pages: &PageSet| -> Result<()> {
-        let zeros = vec![0; pages.page_size() as usize];
-        for (pgno, op) in pages.iter() {
-            let image = match op {
-                PageOp::Full(image) => image,
-                PageOp::Zero => &zeros,
-                PageOp::Patch(_) => return Err(Fault::internal("a patch says nothing without its base")),
-            };
-            digests.push((pgno, page_digest(&written.head.digest_key, pgno, image)));
-        }
-        Ok(())
-    };
-    for pack in &record.packs {
-        let object = written.objects.iter().find(|object| object.name == ObjectName::Pack(pack.name));
-        let object = object.ok_or_else(|| Fault::internal("a pack is missing in the queue"))?;
-        digest(&PageSet::decode(open(object)?).map_err(Fault::internal)?)?;
-    }
-    digest(&record.inline)?;
-    let (page_size, page_count) = (record.page_size, record.page_count);
-    database.replay(seq, page_size, page_count, record.state_digest, &mut digests.into_iter())?;
-    Ok(())
 }

@@ -79,7 +79,7 @@ impl Members {
             let mut take = |pgno: u32, image: &[u8]| {
                 let room = !pages.is_full();
                 if room {
-                    pages.push(pgno, image);
+                    pages.push(pgno, image, None);
                 }
                 room
             };
