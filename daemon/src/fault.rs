@@ -122,7 +122,7 @@ impl From<ArchiveError> for Fault {
     fn from(error: ArchiveError) -> Self {
         let text = error.to_string();
         let damage = error.damage();
-        let fault = match error {
+        match error {
             ArchiveError::Store(error) => error.into(),
             ArchiveError::WrongKey => Error::WrongSecret(text).into(),
             ArchiveError::WriterFenced { .. } => Error::WriterFenced(text).into(),
@@ -133,9 +133,8 @@ impl From<ArchiveError> for Fault {
             | ArchiveError::Swapped { .. }
             | ArchiveError::Malformed { .. }
             | ArchiveError::Chain { .. }
-            | ArchiveError::Content { .. } => return Self::of_damage(damage.into_iter().collect()),
-        };
-        fault
+            | ArchiveError::Content { .. } => Self::of_damage(damage.into_iter().collect()),
+        }
     }
 }
 

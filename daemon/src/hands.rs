@@ -160,13 +160,14 @@ impl Hands {
                     follower.forget(bad_packs);
                 }
             }
-            Command::Rebuild { source, packs } => match self.followers.get(&source) {
-                Some(follower) => follower.rebuild(packs),
-                None => {
+            Command::Rebuild { source, packs } => {
+                if let Some(follower) = self.followers.get(&source) {
+                    follower.rebuild(packs);
+                } else {
                     let lost = packs.len();
                     self.spawn(async move { Event::Rebuilt { source, packs: Vec::new(), lost } });
                 }
-            },
+            }
             Command::Look { source } => {
                 if let Some(follower) = self.followers.get(&source) {
                     follower.look();

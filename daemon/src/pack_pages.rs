@@ -5,8 +5,7 @@
 //!     runs of page numbers, each: first number minus the end of the run before ‖ length, both LEB128
 //! ```
 //!
-//! A pack of a base is one run. Packs with patches are not remembered: a patch cannot be made again without the pages it was
-//! made with.
+//! A pack of a base is one run. Packs that build on other pages are not remembered: they cannot be made again without these.
 
 use chatkeep_format::PageSet;
 
@@ -22,7 +21,7 @@ pub struct PackPages {
 }
 
 impl PackPages {
-    /// Of the pages of a pack that entry `seq` names; nothing when it has patches, or no pages.
+    /// Of the pages of a pack that entry `seq` names; nothing when it builds on others, or has no pages.
     pub fn of(pages: &PageSet, seq: u64) -> Option<Self> {
         if pages.has_bases() {
             return None;
@@ -110,7 +109,9 @@ mod tests {
 
     fn set(pages: &[u32]) -> PageSet {
         let mut builder = PageSet::builder(512);
-        pages.iter().for_each(|pgno| builder.push(*pgno, &[*pgno as u8; 512], None));
+        for pgno in pages {
+            builder.push(*pgno, &[*pgno as u8; 512], None);
+        }
         builder.finish()
     }
 
@@ -138,9 +139,10 @@ mod tests {
     #[test]
     fn pages_that_cannot_be_made_again_are_not_remembered() {
         let mut builder = PageSet::builder(512);
-        let mut image = [1; 512];
-        image[9] = 7;
-        builder.push(1, &image, Some(&[1; 512]));
+        let before: Vec<u8> = (0..512_u32).map(|at| (at * at) as u8).collect();
+        let mut after = before.clone();
+        after[7] ^= 1;
+        builder.push(1, &after, Some(&before));
         assert_eq!(PackPages::of(&builder.finish(), 9), None);
         assert_eq!(PackPages::of(&PageSet::default(), 9), None);
     }

@@ -113,8 +113,8 @@ fn warning_of(integrity: &Integrity) -> Option<String> {
 struct Link {
     seq: u64,
     digest: [u8; 32],
-    /// What it has of each database, by name.
-    records: Vec<(String, Has)>,
+    /// What it has of each database, by name, and how many bytes that had then.
+    records: Vec<(String, Has, u64)>,
     /// Nothing when it would take too much memory.
     entry: Option<Entry>,
 }
@@ -128,6 +128,11 @@ enum Has {
     Changes,
     /// That it was gone.
     Gone,
+}
+
+/// Bytes of a database.
+fn size(record: &DatabaseRecord) -> u64 {
+    u64::from(record.page_count) * u64::from(record.page_size)
 }
 
 impl Has {
@@ -163,18 +168,31 @@ impl Chain {
         self.links.iter().map(|link| link.seq)
     }
 
-    /// Bytes of what a restore writes.
+    /// Bytes of what comes back.
     pub fn bytes(&self) -> u64 {
-        let size = |record: &DatabaseRecord| u64::from(record.page_count) * u64::from(record.page_size);
-        let databases = self.newest.databases.iter().map(size).sum::<u64>();
-        databases.saturating_add(self.newest.folders.iter().map(|folder| folder.bytes).sum())
+        self.sum(size)
+    }
+
+    /// The most bytes that a restore takes meanwhile: pages beyond the end stay until then, others may build on them.
+    pub fn bytes_max(&self) -> u64 {
+        self.sum(|record| {
+            let then = self.needed(&record.name).iter().flat_map(|link| &link.records);
+            let then = then.filter(|(name, ..)| *name == record.name).map(|(.., bytes)| *bytes);
+            then.max().unwrap_or(0)
+        })
+    }
+
+    fn sum(&self, bytes: impl Fn(&DatabaseRecord) -> u64) -> u64 {
+        let databases = self.newest.databases.iter().map(bytes);
+        let folders = self.newest.folders.iter().map(|folder| folder.bytes);
+        databases.chain(folders).fold(0, u64::saturating_add)
     }
 
     /// The entries whose records of a database are applied, newest first: down to a base of it, or to where it began.
     fn needed(&self, name: &str) -> &[Link] {
         let mut needed = 0;
         for link in &self.links {
-            let has = link.records.iter().find(|(known, _)| known == name).map(|(_, has)| *has);
+            let has = link.records.iter().find(|(known, ..)| known == name).map(|(_, has, _)| *has);
             match has {
                 Some(Has::Changes) => needed += 1,
                 Some(Has::Base) => {
@@ -217,7 +235,8 @@ impl Source {
             let files: usize = entry.folders.iter().map(|folder| folder.inline.byte_len()).sum();
             kept += (len as usize).max(pages + files);
             let records =
-                entry.databases.iter().map(|record| (record.name.clone(), Has::of(record))).collect();
+                entry.databases.iter().map(|record| (record.name.clone(), Has::of(record), size(record)));
+            let records = records.collect();
             links.push(Link { seq, digest, records, entry: (kept <= KEPT_MAX).then_some(entry) });
         }
         let newest = newest.expect("a chain has its point");
@@ -251,7 +270,6 @@ impl Source {
             objects: chain.len() as u32,
             entries: chain.len() as u32,
         };
-        let size = |database: &DatabaseRecord| u64::from(database.page_count) * u64::from(database.page_size);
         let files: u64 = chain.newest.folders.iter().map(|folder| folder.bytes).sum();
         let total = files + databases.iter().map(size).sum::<u64>();
         if !single && destination.existing == Existing::Refuse {
@@ -327,10 +345,11 @@ impl Source {
                 if let Some(rule) = broken_rule(record, &pages) {
                     return Err(self.archive.malformed(name, rule.to_owned()).into());
                 }
-                write_pages(writer, &pages).map_err(|error| self.bad_set(chain, name, error))?;
+                write_pages(writer, &pages).map_err(|error| self.bad_set(chain, name, goal, error))?;
                 progress.tell(begun, writer, goal.page_size);
             }
-            write_pages(writer, &record.inline).map_err(|error| self.bad_set(chain, entry_name, error))?;
+            write_pages(writer, &record.inline)
+                .map_err(|error| self.bad_set(chain, entry_name, goal, error))?;
             progress.tell(begun, writer, goal.page_size);
         }
         Ok(objects)
@@ -360,19 +379,14 @@ impl Source {
         }
     }
 
-    /// Why the pages of an object could not be written.
-    fn bad_set(&self, chain: &Chain, name: ObjectName, error: SetError) -> Fault {
-        let content = |what: String| ArchiveError::Content { key: self.key(chain.newest.seq), what }.into();
+    /// Why pages of an object could not be written.
+    fn bad_set(&self, chain: &Chain, object: ObjectName, goal: &DatabaseRecord, error: SetError) -> Fault {
+        let name = &goal.name;
         match error {
-            SetError::NoBase(pgno) => {
-                content(format!("page {pgno} is built on, and nothing says what it was before"))
-            }
-            SetError::OtherBases => {
-                content("pages were built on others than those that were found".to_owned())
-            }
-            SetError::Patch(pgno) => {
-                let what = format!("page {pgno} cannot be made from what was before");
-                self.archive.malformed(name, what).into()
+            SetError::Malformed(what) => self.archive.malformed(object, format!("{name}: {what}")).into(),
+            SetError::OtherBases(what) => {
+                let what = format!("what changed in {name} {what}");
+                ArchiveError::Content { key: self.key(chain.newest.seq), what }.into()
             }
             SetError::Writing(error) => error.into(),
         }
@@ -393,8 +407,8 @@ impl Source {
 pub fn broken_rule(record: &DatabaseRecord, pages: &PageSet) -> Option<&'static str> {
     if !pages.is_empty() && pages.page_size() != record.page_size {
         Some("its pages have another size than its entry says")
-    } else if record.is_base && pages.bases_len() > 0 {
-        Some("a base builds on nothing")
+    } else if record.is_base && pages.has_bases() {
+        Some("a base builds on no page")
     } else {
         None
     }
@@ -428,14 +442,18 @@ fn open_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
 
 /// Why a page set cannot be applied.
 enum SetError {
-    /// It builds on a page that no entry before gave.
-    NoBase(u32),
-    /// It was made with other pages than those that are there.
-    OtherBases,
-    /// A page's patch does not make a page.
-    Patch(u32),
+    /// No version of ours wrote it.
+    Malformed(String),
+    /// It builds on other pages than there are.
+    OtherBases(String),
     /// The file cannot be written.
     Writing(RestoreError),
+}
+
+impl From<RestoreError> for SetError {
+    fn from(error: RestoreError) -> Self {
+        Self::Writing(error)
+    }
 }
 
 /// Applies a page set. Its bases are read first: it may replace them.
@@ -443,12 +461,13 @@ fn write_pages(writer: &mut RestoreWriter, pages: &PageSet) -> Result<(), SetErr
     let page_len = pages.page_size() as usize;
     let mut bases = vec![0; pages.bases_len()];
     for (pgno, base) in pages.bases().zip(bases.chunks_exact_mut(page_len.max(1))) {
-        if !writer.read_page(pgno, base).map_err(SetError::Writing)? {
-            return Err(SetError::NoBase(pgno));
+        if !writer.read_page(pgno, base)? {
+            return Err(SetError::OtherBases(format!("builds on page {pgno}, which no entry before has")));
         }
     }
     if !pages.is_made_with(&bases) {
-        return Err(SetError::OtherBases);
+        let what = "builds on pages other than those that were found".to_owned();
+        return Err(SetError::OtherBases(what));
     }
     let (zeros, mut image) = (vec![0; page_len], vec![0; page_len]);
     for (pgno, op) in pages.iter() {
@@ -456,7 +475,8 @@ fn write_pages(writer: &mut RestoreWriter, pages: &PageSet) -> Result<(), SetErr
             PageOp::Full(image) => image,
             PageOp::Zero => &zeros,
             PageOp::Patch { place, patch } => {
-                apply_patch(&bases, place, patch, &mut image).map_err(|_| SetError::Patch(pgno))?;
+                apply_patch(&bases, place, patch, &mut image)
+                    .map_err(|error| SetError::Malformed(format!("page {pgno} cannot be made: {error}")))?;
                 &image
             }
         };

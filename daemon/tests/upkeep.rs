@@ -148,7 +148,7 @@ async fn a_pause_and_a_capture_under_way_come_first() {
     let commands = service.handle(changed, Millis(21 * MINUTE + 1));
     assert!(commands.iter().any(|command| matches!(command, Command::Capture { .. })));
     assert!(tick(&mut service, 23).is_none(), "something is captured");
-    let captured = chatkeepd::follower::Captured { written: None, gap: None, gone: false };
+    let captured = chatkeepd::follower::Captured { written: None, gap: None, gone: false, more: false };
     let commands =
         service.handle(Event::Captured { source: SOURCE, result: Ok(captured) }, Millis(25 * MINUTE));
     assert_eq!(begun(commands).unwrap().1, "prune");

@@ -138,5 +138,5 @@ async fn what_must_restore_does_to_the_byte() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_must_not_restore_fails_with_the_error_that_the_format_names() {
-    assert_eq!(check("hostile").await, (24, 15));
+    assert_eq!(check("hostile").await, (32, 15));
 }

@@ -114,7 +114,7 @@ pub fn rehearse_in(
     let started = std::time::Instant::now();
     let chain = source.chain(seq, runtime)?;
     let scratch = Scratch::new(scratch)?;
-    let (needed, free) = (chain.bytes(), free(&scratch.0)?);
+    let (needed, free) = (chain.bytes_max(), free(&scratch.0)?);
     if needed.saturating_add(RESERVE) > free {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
         let text = format!(
@@ -142,7 +142,7 @@ pub fn rehearse_in(
         duration_us: 0,
         databases: report.databases.len() as u32,
         pages: report.pages,
-        bytes: needed,
+        bytes: chain.bytes(),
         objects: report.objects,
         tables: 0,
         rows: 0,

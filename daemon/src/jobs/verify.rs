@@ -5,11 +5,12 @@
 //! every pack is read and opened as well, once however many entries name it, one at a time. *Restore* is a rehearsal
 //! ([`drill`](super::drill)).
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use chatkeep_format::limits::{MAX_SEALED_LEN, MIN_STREAM_LEN};
-use chatkeep_format::{DatabaseRecord, Entry, FileSet, HEADER_LEN, ObjectName, PageSet, TAG_LEN};
+use chatkeep_format::{DatabaseRecord, Entry as LogEntry, FileSet, HEADER_LEN, ObjectName, PageSet, TAG_LEN};
 use chatkeep_ipc::{Error, VerifyDepth};
 use tracing::{info, warn};
 
@@ -174,7 +175,7 @@ impl Verification<'_> {
     }
 
     /// Takes note of the packs that an entry names. `point` knows also those that lists of files name.
-    fn take_packs(&mut self, entry: &Entry, point: Option<&Point>) {
+    fn take_packs(&mut self, entry: &LogEntry, point: Option<&Point>) {
         let seq = entry.seq;
         for record in &entry.databases {
             let about = DatabaseRecord { packs: Vec::new(), inline: PageSet::default(), ..record.clone() };
@@ -243,12 +244,13 @@ impl Verification<'_> {
             let more = read.as_ref().map_or(Vec::new(), Clone::clone);
             self.report(read.map(drop), || named.holds())?;
             for pack in more {
-                if !self.packs.contains_key(&pack) {
-                    let Holds::Files(folder) = &named.holds else { continue };
-                    self.packs.insert(pack, Named::blob(folder, named.seq));
-                    self.total += self.listing.packs.get(&pack).copied().unwrap_or(0);
-                    waiting.push_back(pack);
-                }
+                let (Holds::Files(folder), Entry::Vacant(new)) = (&named.holds, self.packs.entry(pack))
+                else {
+                    continue;
+                };
+                new.insert(Named::blob(folder, named.seq));
+                self.total += self.listing.packs.get(&pack).copied().unwrap_or(0);
+                waiting.push_back(pack);
             }
             self.done += self.listing.packs.get(&name).copied().unwrap_or(0);
             self.job.progress(self.done, self.total);
@@ -314,7 +316,7 @@ impl Named {
 }
 
 /// Whether an entry is what everything that names it says.
-fn fits(entry: &Entry, digest: &[u8; 32], expected: &[Expected]) -> Result<(), &'static str> {
+fn fits(entry: &LogEntry, digest: &[u8; 32], expected: &[Expected]) -> Result<(), &'static str> {
     for Expected { digest: named, chain } in expected {
         if named != digest {
             return Err("it is not the entry that was written: its digest is another");

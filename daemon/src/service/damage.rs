@@ -66,7 +66,9 @@ impl Service {
         let had_damage = self.sources.get(&number).is_some_and(|source| !source.damage.is_empty());
         if had_damage {
             self.change_damage(number, |report, known| {
-                points.iter().for_each(|seq| report.restored(*seq, known));
+                for seq in points {
+                    report.restored(*seq, known);
+                }
             });
         }
         self.mark_verified(number, &points.iter().copied().collect());
@@ -115,12 +117,11 @@ impl Service {
         let (mut waiting, mut lost) = (Vec::new(), Vec::new());
         for name in report.damages.iter().filter_map(Damage::name) {
             let ObjectName::Pack(pack) = name else { continue };
-            match spooled.iter().find(|spooled| spooled.name == name) {
-                Some(spooled) => waiting.push(spooled.clone()),
-                None => {
-                    let pages = self.tools.catalogue.pack_pages(&opened.archive.id, &pack);
-                    lost.extend(pages.map(|pages| LostPack { name: pack, pages }));
-                }
+            if let Some(spooled) = spooled.iter().find(|spooled| spooled.name == name) {
+                waiting.push(spooled.clone());
+            } else {
+                let pages = self.tools.catalogue.pack_pages(&opened.archive.id, &pack);
+                lost.extend(pages.map(|pages| LostPack { name: pack, pages }));
             }
         }
         (waiting, lost)

@@ -66,6 +66,7 @@ impl World {
         let writer = writer(&archive, &roots, &spool);
         let (sender, events) = tokio::sync::mpsc::channel(64);
         let start = Start {
+            attachments: None,
             source: SourceId(0),
             databases: vec![LiveConfig {
                 path: folder.path().join("messages.db"),

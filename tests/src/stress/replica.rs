@@ -243,7 +243,8 @@ impl Replica {
                 match op {
                     Op::Whole(image) => writer.write_page(*pgno, image)?,
                     Op::Patch(patch) => {
-                        let (mut base, mut image) = (vec![0; page_size as usize], vec![0; page_size as usize]);
+                        let (mut base, mut image) =
+                            (vec![0; page_size as usize], vec![0; page_size as usize]);
                         let known = *pgno > page_count || writer.read_page(*pgno, &mut base)?;
                         if known && apply_patch(&base, 0, patch, &mut image).is_ok() {
                             writer.write_page(*pgno, &image)?;
