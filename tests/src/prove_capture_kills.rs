@@ -9,6 +9,8 @@ use chatkeep_tests::simulation::child;
 use chatkeep_tests::stack::programs;
 use chatkeep_tests::stack::random::Random;
 
+use serde_json::json;
+
 use crate::prove_capture::Failures;
 
 /// Kills of one world.
@@ -34,10 +36,28 @@ pub(crate) fn live(arguments: &Arguments) -> Result<()> {
     child::live(&arguments.folder, &program, arguments.seed, arguments.start)
 }
 
+#[derive(clap::Args)]
+pub(crate) struct Alone {
+    #[arg(long)]
+    kills: u64,
+    #[arg(long)]
+    seed: u64,
+}
+
+/// This part alone; the figures as JSON last.
+pub(crate) fn alone(arguments: &Alone) -> Result<()> {
+    let mut failures = Failures::default();
+    let sum = kills(&mut Random::new(arguments.seed), arguments.kills, &mut failures)?;
+    println!("{}", json!({ "seed": arguments.seed, "kills": sum.sent, "restores": sum.restores }));
+    ensure!(failures.count() == 0, "not every promise held");
+    Ok(())
+}
+
 /// What the kills gave.
 #[derive(Default)]
 pub(crate) struct Kills {
-    pub(crate) kills: u64,
+    /// SIGKILLs.
+    pub(crate) sent: u64,
     pub(crate) restores: u64,
     pub(crate) points_lost: u64,
     pub(crate) corrupt: u64,
@@ -46,7 +66,7 @@ pub(crate) struct Kills {
 /// Kills so many processes, and checks what is left of each world.
 pub(crate) fn kills(random: &mut Random, kills: u64, failures: &mut Failures) -> Result<Kills> {
     let mut sum = Kills::default();
-    while sum.kills < kills {
+    while sum.sent < kills {
         let seed = random.number();
         let mut folder = tempfile::Builder::new().prefix("ck").tempdir()?;
         if let Err(error) = world(folder.path(), seed, KILLS.min(kills), &mut sum) {
@@ -58,9 +78,9 @@ pub(crate) fn kills(random: &mut Random, kills: u64, failures: &mut Failures) ->
             }
             folder.disable_cleanup(true);
             failures.add(format!("kills, seed {seed}, {}: {text}", folder.path().display()));
-            sum.kills += KILLS;
+            sum.sent += KILLS;
         }
-        println!("{} kills of {kills}: {} restores, {} failures", sum.kills, sum.restores, failures.count());
+        println!("{} kills of {kills}: {} restores, {} failures", sum.sent, sum.restores, failures.count());
     }
     Ok(sum)
 }
@@ -85,7 +105,7 @@ fn world(folder: &Path, seed: u64, kills: u64, sum: &mut Kills) -> Result<()> {
         }
         child.kill().context("killing")?;
         child.wait()?;
-        sum.kills += 1;
+        sum.sent += 1;
     }
     let restored = child::check(folder, &program, seed, kills)?;
     ensure!(restored > 0, "nothing was restored");

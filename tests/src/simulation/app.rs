@@ -108,6 +108,18 @@ impl App {
         Ok(())
     }
 
+    /// A few short messages.
+    pub fn say(&mut self, random: &mut Random) -> Result<()> {
+        self.running()?;
+        self.n += 1;
+        let (n, rows, salt) = (self.n, random.between(1, 4), random.number());
+        self.run(&format!(
+            "INSERT INTO m(n, t) WITH RECURSIVE r(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM r WHERE i < {rows}) \
+             SELECT {n}, hex(i * {salt}) || substr('{salt:x}{salt}{salt:o}', 1, 10 + i * 7 % 40) FROM r;"
+        ))
+        .map(|_| ())
+    }
+
     /// Closes it as an app does that ends.
     pub fn close(&mut self) -> Result<()> {
         let Some(Running { mut child, to, .. }) = self.running.take() else { return Ok(()) };

@@ -12,7 +12,7 @@ use chatkeepd::fault::Fault;
 use chatkeepd::follower::{CaptureOrder, Follower, Start, table_folder, table_name, table_name_of};
 use chatkeepd::log::Log;
 use chatkeepd::spool::Spool;
-use chatkeepd::writer::Writer;
+use chatkeepd::writer::{Writer, Written};
 use tokio::sync::mpsc::Receiver;
 
 use super::world::World;
@@ -181,6 +181,11 @@ impl Life {
         world.model.announce(written.head.seq)?;
         world.figures.announced += 1;
         Ok(true)
+    }
+
+    /// The newest entry that waits.
+    pub fn newest(&self) -> Option<Written> {
+        self.log.waiting.back().cloned()
     }
 
     /// Everything written is in the store.
