@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ def run(command, env=None, cwd=None, stdin=None, log=None, ok=(0,)):
             child.stdin.write(stdin.encode())
             child.stdin.close()
         output = child.stdout.read()
+        child.stdout.close()
         _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     wall = time.monotonic() - started
@@ -66,15 +68,11 @@ class Daemon:
             raise Failed(f"{self.child.args[0]} ended with {self.child.returncode}: {tail(self.log)}")
 
     def cpu(self):
-        """CPU seconds of it and all that it started so far.
-
-        The kernel's clock of the process counts nanoseconds, /proc only hundredths of a second.
-        """
+        """CPU seconds of it and all that it started so far."""
         self.alive()
-        own = time.clock_gettime((~self.pid << 3) | 2)
         stat = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
         reaped = (int(stat[13]) + int(stat[14])) / os.sysconf("SC_CLK_TCK")
-        return own + reaped + sum(time.clock_gettime((~pid << 3) | 2) for pid in descendants(self.pid))
+        return process_clock(self.pid) + reaped + sum(map(process_clock, descendants(self.pid)))
 
     def wakeups(self):
         """How often its threads began to run after they had waited."""
@@ -110,6 +108,16 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 self.child.kill()
                 self.child.wait()
+
+
+def process_clock(pid):
+    """CPU seconds of a process: the kernel's clock of it counts nanoseconds, /proc only hundredths of a second."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def end_cleanly():
+    """Makes SIGTERM an ordinary end, so that every daemon is stopped and every folder removed."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def descendants(pid):

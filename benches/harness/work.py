@@ -5,14 +5,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from .process import Failed, run
+from .process import Failed, process_clock, run
 
 
 class Bench:
     """The program `chatkeep-bench`."""
 
-    def __init__(self, program):
-        self.program = program
+    def __init__(self, bin_dir):
+        # another build of the service may come without it; ours does then
+        places = [Path(bin_dir), Path(__file__).resolve().parents[2] / "target/release"]
+        self.program = next((found for place in places if (found := place / "chatkeep-bench").is_file()), None)
+        if self.program is None:
+            raise Failed("chatkeep-bench is not built: run `cargo build --release -p chatkeep-benches`")
 
     def ask(self, *arguments):
         """Runs it; returns its answer."""
@@ -69,6 +73,10 @@ class App:
         if not line:
             raise Failed(f"the app failed: it ended with {self.child.wait()}")
         return json.loads(line)
+
+    def cpu(self):
+        """CPU seconds that it used so far."""
+        return process_clock(self.child.pid)
 
     def close(self):
         """Closes the database."""

@@ -23,7 +23,7 @@ import live  # noqa: E402
 import measure  # noqa: E402
 import programs  # noqa: E402
 import report  # noqa: E402
-from harness.process import Failed  # noqa: E402
+from harness.process import Failed, end_cleanly  # noqa: E402
 from harness.work import Bench  # noqa: E402
 
 # about 100 MB and 1 GB
@@ -37,8 +37,7 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small database only, once, shorter waits")
     parser.add_argument("--bin-dir", type=Path, default=HERE.parents[1] / "target/release",
-                        help="where chatkeepd, chatkeep and chatkeep-bench are [target/release]")
-    parser.add_argument("--bench", type=Path, help="chatkeep-bench, if it is elsewhere")
+                        help="where chatkeepd and chatkeep are [target/release]")
     parser.add_argument("--peers-bin", type=Path, action="append", default=[], metavar="DIR",
                         help="look for peers here, before the PATH; may be repeated")
     parser.add_argument("--peers", help="only these, with commas between them")
@@ -56,7 +55,7 @@ class Run:
     def __init__(self, args, work):
         self.args = args
         self.work = work
-        self.bench = Bench(args.bench or args.bin_dir / "chatkeep-bench")
+        self.bench = Bench(args.bin_dir)
         self.rows = {}
         self.failures = []
         self.present, self.missing = programs.find(args.peers_bin)
@@ -131,6 +130,7 @@ class Run:
 
 def main():
     args = arguments()
+    end_cleanly()
     lacking = [name for name in ("chatkeepd", "chatkeep") if not (args.bin_dir / name).is_file()]
     if lacking:
         sys.exit(f"not in {args.bin_dir}: {', '.join(lacking)}; "
