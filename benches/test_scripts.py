@@ -13,6 +13,7 @@ import programs  # noqa: E402
 import report  # noqa: E402
 from harness.process import Failed, run  # noqa: E402
 from harness.store import Put, Store  # noqa: E402
+from measure import Meter  # noqa: E402
 
 
 class InAFolder(unittest.TestCase):
@@ -63,6 +64,31 @@ class Runs(unittest.TestCase):
     def test_a_program_that_fails_is_named_with_what_it_said(self):
         with self.assertRaisesRegex(Failed, "sh ended with 3: no luck"):
             run(["sh", "-c", "echo no luck; exit 3"])
+
+
+class Threads:
+    """A daemon whose threads come and go: each call of `wakeups` gives the next counts."""
+
+    def __init__(self, *counts):
+        self.counts = iter(counts)
+
+    def wakeups(self):
+        return next(self.counts)
+
+    def forget_peak(self):
+        pass
+
+    def cpu(self):
+        return 0.0
+
+    memory = cpu
+
+
+class Wakeups(unittest.TestCase):
+    def test_a_thread_that_ends_keeps_its_wakeups(self):
+        with Meter(Threads({"1": 100, "2": 50}, {"1": 101, "2": 53, "3": 4}, {"1": 102})) as meter:
+            meter.look()
+        self.assertEqual(meter.wakeups, 2 + 3 + 4)
 
 
 class Programs(InAFolder):

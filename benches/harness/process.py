@@ -75,15 +75,17 @@ class Daemon:
         return process_clock(self.pid) + reaped + sum(map(process_clock, descendants(self.pid)))
 
     def wakeups(self):
-        """How often its threads began to run after they had waited."""
-        count = 0
+        """For each of its threads, how often it began to run after it had waited. A thread that ended is gone."""
+        counts = {}
         for status in Path(f"/proc/{self.pid}/task").glob("*/status"):
             try:
                 lines = status.read_text().splitlines()
             except OSError:
-                continue  # the thread ended
-            count += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches"))
-        return count
+                continue  # it ended just now
+            counts[status.parent.name] = sum(
+                int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches")
+            )
+        return counts
 
     def forget_peak(self):
         """Starts the peak anew, where the kernel lets us (a process that is not dumpable needs root)."""

@@ -82,11 +82,12 @@ class Session:
 
 
 class Meter:
-    """What a daemon costs in a `with` block."""
+    """What a daemon costs in a `with` block. Wake-ups are exact to those of threads that end between two looks."""
 
     def __init__(self, daemon):
         self.daemon = daemon
         self.cost = Cost()
+        self.latest = {}
 
     def __enter__(self):
         self.daemon.forget_peak()
@@ -97,7 +98,16 @@ class Meter:
         if not failed:
             wall = time.monotonic() - self.began
             self.cost = Cost(self.daemon.cpu() - self.cpu, wall, self.daemon.memory())
-            self.wakeups = self.daemon.wakeups() - self.woken
+            self.look()
+
+    def look(self):
+        """Notes the wake-ups so far, also of threads that end soon."""
+        self.latest |= self.daemon.wakeups()
+
+    @property
+    def wakeups(self):
+        """Wake-ups since the block began."""
+        return sum(count - self.woken.get(thread, 0) for thread, count in self.latest.items())
 
 
 def first_bursts_restore(session):
@@ -134,6 +144,7 @@ def rest(session, seconds):
         ends = meter.began + seconds
         while time.monotonic() < ends:
             session.store.look()
+            meter.look()
             time.sleep(0.2)
     resident = session.peer.daemon.memory("VmRSS")
     return row(meter.cost, session.store.put(), wakeups=meter.wakeups, seconds=seconds, resident=resident)
@@ -147,6 +158,7 @@ def every_second(session, seconds):
         ends = meter.began + seconds
         while time.monotonic() < ends:
             session.store.look()
+            meter.look()
             time.sleep(0.05)
         session.app.finish()
         session.store.settle(session.peer.quiet, session.peer.daemon.alive)
