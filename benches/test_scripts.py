@@ -63,7 +63,7 @@ class Runs(unittest.TestCase):
 
     def test_a_program_that_fails_is_named_with_what_it_said(self):
         with self.assertRaisesRegex(Failed, "sh ended with 3: no luck"):
-            run(["sh", "-c", "echo no luck; exit 3"])
+            run(["sh", "-c", "echo no luck >&2; exit 3"])
 
 
 class Threads:
@@ -138,6 +138,11 @@ class Aims(unittest.TestCase):
         results = {"c": {"chatkeep": {"cpu": 0.1, "bytes": 1e6}}}
         found = {aim["name"]: aim["value"] for aim in report.aims(results, {}, 10)}
         self.assertEqual(found["50 x 20 messages: MB"], 5.0)
+
+    def test_the_summary_is_theirs_by_ours(self):
+        results = {"d": {"chatkeep": {"cpu": 2.0}, "borg": {"cpu": 3.0}, "restic": {"cpu": 50.0}}}
+        self.assertEqual(report.summary(results).splitlines()[2:], [
+            "| | d: CPU |", "|---|---|", "| borg | 1.50 |", "| restic | 25 |"])
 
     def test_one_unsound_restore_of_several_is_unsound(self):
         line = report.medians([{"cpu": 1, "sound": True}, {"cpu": 3, "sound": False}, {"cpu": 2, "sound": True}])

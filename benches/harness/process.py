@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ def run(command, env=None, cwd=None, stdin=None, log=None, ok=(0,)):
     The peak has a floor, the memory of this interpreter (about 15 MiB): the kernel hands it down at fork.
     """
     started = time.monotonic()
-    with open(log or os.devnull, "ab") as errors:
+    with open(log, "ab") if log else tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             [str(part) for part in command], env=env, cwd=cwd, stdout=subprocess.PIPE, stderr=errors,
             stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
@@ -42,10 +43,13 @@ def run(command, env=None, cwd=None, stdin=None, log=None, ok=(0,)):
         output = child.stdout.read()
         child.stdout.close()
         _, status, usage = os.wait4(child.pid, 0)
+        if not log:
+            errors.seek(0)
+            complaint = errors.read().decode(errors="replace")
     child.returncode = os.waitstatus_to_exitcode(status)
     wall = time.monotonic() - started
     if child.returncode not in ok:
-        said = output.decode(errors="replace")[-500:] + (tail(log) if log else "")
+        said = output.decode(errors="replace")[-500:] + (tail(log) if log else complaint[-1500:])
         raise Failed(f"{Path(command[0]).name} ended with {child.returncode}: {said}")
     cost = Cost(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss * 1024)
     return cost, output.decode(errors="replace")

@@ -159,7 +159,7 @@ def show(run, figures):
         test: {name: report.medians(lines) for name, lines in peers.items()} for test, peers in run.rows.items()
     }
     aims = report.aims(results, figures, run.rounds)
-    print(report.tables(results), "", report.aims_table(aims), "", sep="\n")
+    print(report.summary(results), "", report.tables(results), "", report.aims_table(aims), "", sep="\n")
     if figures:
         print(capture.table(figures), "", sep="\n")
     for name, need in run.missing.items():

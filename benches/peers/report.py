@@ -48,6 +48,35 @@ def tables(results):
     return "\n\n".join(parts)
 
 
+# what of which test stands for it in the summary
+SUMMARY = (
+    ("a: CPU", "a", "cpu"), ("a: bytes", "a", "bytes"), ("+10: CPU", "b+10", "cpu"), ("+10: bytes", "b+10", "bytes"),
+    ("+1000: CPU", "b+1000", "cpu"), ("+1000: bytes", "b+1000", "bytes"), ("c: CPU", "c", "cpu"),
+    ("c: bytes", "c", "bytes"), ("d: CPU", "d", "cpu"), ("f, busy: CPU", "f-second", "cpu"),
+    ("f, busy: bytes", "f-second", "bytes"),
+)
+
+
+def summary(results):
+    """Markdown: every peer in times ours, which says more about the programs than about the machine."""
+    columns = [one for one in SUMMARY if results.get(one[1], {}).get("chatkeep")]
+    peers = sorted({peer for _, test, _ in columns for peer in results[test]} - {"chatkeep"})
+    heads = " | ".join(title for title, _, _ in columns)
+    lines = ["### Theirs / ours", "", f"| | {heads} |", "|---" * (len(columns) + 1) + "|"]
+    for peer in peers:
+        cells = []
+        for _, test, key in columns:
+            theirs, ours = results[test].get(peer, {}).get(key), results[test]["chatkeep"][key]
+            cells.append("–" if theirs is None or not ours else times(theirs / ours))
+        lines.append(f"| {peer} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def times(ratio):
+    """A ratio, with as many digits as it deserves."""
+    return f"{ratio:,.0f}" if ratio >= 20 else f"{ratio:.1f}" if ratio >= 2 else f"{ratio:.2f}"
+
+
 def cell(column, line, ours):
     """One figure, as people read it."""
     if column == "times":
