@@ -14,6 +14,9 @@ use crate::random::Vocabulary;
 /// Rows of a transaction when a database is filled.
 const BULK: i64 = 20_000;
 
+/// How long an app waits for a lock: Litestream 0.5 takes some, and says that apps have to wait.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 const SCHEMA: &str = "
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE chats(id INTEGER PRIMARY KEY, name TEXT NOT NULL, last_message INTEGER, unread INTEGER NOT NULL);
@@ -98,7 +101,8 @@ pub(crate) fn create(file: &Path, messages: i64, seed: u64) -> Result<()> {
 pub(crate) fn open(file: &Path) -> Result<Connection> {
     ensure!(file.exists(), "{} does not exist", file.display());
     let connection = Connection::open(file)?;
-    connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA busy_timeout = 0;")?;
+    connection.execute_batch("PRAGMA synchronous = NORMAL;")?;
+    connection.busy_timeout(PATIENCE)?;
     Ok(connection)
 }
 
@@ -161,8 +165,9 @@ impl<'c> Database<'c> {
         Ok(self.connection.execute_batch("COMMIT")?)
     }
 
-    /// Writes without a pause for `duration`, and times every commit.
+    /// Writes without a pause for `duration`, and times every commit. It waits for no lock, but counts them.
     pub(crate) fn hammer(&mut self, duration: Duration) -> Result<Hammered> {
+        self.connection.busy_timeout(Duration::ZERO)?;
         let mut hammered = Hammered::default();
         let began = Instant::now();
         while began.elapsed() < duration {
@@ -178,6 +183,7 @@ impl<'c> Database<'c> {
         }
         hammered.seconds = began.elapsed().as_secs_f64();
         hammered.commits_us.sort_unstable();
+        self.connection.busy_timeout(PATIENCE)?;
         Ok(hammered)
     }
 
@@ -298,6 +304,29 @@ mod tests {
             std::fs::read(file).unwrap()
         });
         assert!(bytes[0] == bytes[1]);
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn locks_that_others_hold_are_counted() {
+        let folder = folder("locked");
+        let file = filled(&folder, "chat.db");
+        let connection = open(&file).unwrap();
+        let (locked, let_go) = std::sync::mpsc::channel();
+        let other = std::thread::spawn({
+            let file = file.clone();
+            move || {
+                let other = open(&file).unwrap();
+                other.execute_batch("BEGIN IMMEDIATE").unwrap();
+                locked.send(()).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+                other.execute_batch("ROLLBACK").unwrap();
+            }
+        });
+        let_go.recv().unwrap();
+        let done = Database::new(&connection).unwrap().hammer(Duration::from_millis(100)).unwrap();
+        other.join().unwrap();
+        assert!(done.busy > 0 && !done.commits_us.is_empty(), "{done:?}");
         std::fs::remove_dir_all(folder).unwrap();
     }
 
