@@ -260,7 +260,7 @@ impl Media {
     }
 
     /// The entry is kept.
-    pub(super) fn commit(&mut self, written: &Written, draft: MediaDraft) {
+    pub(super) fn commit(&mut self, written: &Written, draft: &MediaDraft) {
         let Some(known) = self.known.clone() else { return };
         let changed = draft.listed.iter().any(|listed| listed.totals.changed == written.head.seq);
         let mut changes = Changes::default();

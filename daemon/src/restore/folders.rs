@@ -45,13 +45,16 @@ pub struct RestoredFolder {
     pub kept_beside: Option<String>,
 }
 
+/// A pack of chunks by its name.
+type Blob = ([u8; 16], Arc<Vec<u8>>);
+
 /// What the threads share.
 struct Work<'a> {
     source: &'a Source,
     restorer: &'a Restorer,
     key: [u8; 32],
     files: Mutex<std::collections::btree_map::Iter<'a, Vec<u8>, FileRecord>>,
-    blobs: Mutex<VecDeque<([u8; 16], Arc<Vec<u8>>)>>,
+    blobs: Mutex<VecDeque<Blob>>,
     runtime: &'a Handle,
     failed: AtomicBool,
     objects: AtomicU32,
@@ -125,9 +128,9 @@ impl Source {
             for pack in &older.packs {
                 self.check_cancelled()?;
                 objects += 1;
-                take(&mut files, runtime.block_on(self.archive.file_set(pack.name, &self.roots))?);
+                take(&mut files, &runtime.block_on(self.archive.file_set(pack.name, &self.roots))?);
             }
-            take(&mut files, older.inline.clone());
+            take(&mut files, &older.inline);
         }
         let bytes: u64 = files.values().map(|file| file.len).sum();
         if (files.len() as u64, bytes) != (record.files, record.bytes) || !is_a_tree(&files) {
@@ -270,7 +273,7 @@ impl From<RestoreError> for Failure {
     }
 }
 
-fn take(files: &mut Files, set: FileSet) {
+fn take(files: &mut Files, set: &FileSet) {
     for (path, op) in set.iter() {
         match op {
             FileOp::Gone => drop(files.remove(path)),

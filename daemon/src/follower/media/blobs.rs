@@ -232,13 +232,13 @@ impl Slice<'_, '_, '_, '_> {
                 let Some((at, pending)) = next(folders) else { break };
                 let folder = match &mut opened[at] {
                     Some(folder) => folder,
-                    none => match folders[at].open() {
-                        Ok(folder) => none.insert(folder),
-                        Err(_) => {
+                    none => {
+                        let Ok(folder) = folders[at].open() else {
                             folders[at].vanished();
                             continue;
-                        }
-                    },
+                        };
+                        none.insert(folder)
+                    }
                 };
                 self.begin(folder, &mut folders[at], (at, pending));
             }
