@@ -280,6 +280,7 @@ impl Source {
             delete_pending: 0,
             last_prune: self.pruned.pruned_us,
             last_prune_error: self.pruned.hindrance.clone().unwrap_or_default(),
+            caution: self.caution.clone().unwrap_or_default(),
             forgotten_points: self.forgotten,
             forgotten_bytes: self.pruned.waiting_bytes,
             current_job: self

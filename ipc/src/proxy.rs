@@ -217,6 +217,9 @@ pub trait Database {
     /// `LastPruneError`
     #[zbus(property)]
     fn last_prune_error(&self) -> zbus::Result<(String, String)>;
+    /// `Caution`
+    #[zbus(property)]
+    fn caution(&self) -> zbus::Result<String>;
     /// `ForgottenPoints`
     #[zbus(property)]
     fn forgotten_points(&self) -> zbus::Result<u32>;

@@ -88,6 +88,8 @@ pub struct DatabaseState {
     pub last_prune: u64,
     /// Short error name and text: why nothing was deleted. Both empty when all is well.
     pub last_prune_error: (String, String),
+    /// Why changes are not captured as soon as they are made, or not all of them; empty when all is well.
+    pub caution: String,
     /// Recovery points that are forgotten and still in the store.
     pub forgotten_points: u32,
     /// What waits to be deleted from the store.

@@ -193,6 +193,12 @@ fn show(view: &View, reasons: &[(Verdict, String)]) {
             }
         }
     }
+    for database in &view.databases {
+        let caution = database.state.text("Caution");
+        if !caution.is_empty() {
+            output::line(&plain(&format!("{}: {caution}", database.id())));
+        }
+    }
     view.databases.iter().filter_map(forgotten).for_each(|line| output::line(&line));
     if !view.stores.is_empty() {
         output::line("");
@@ -295,6 +301,7 @@ fn database_json(view: &View, database: &Database) -> Value {
         "oldest": state.number("Oldest"), "newest": state.number("Newest"),
         "delete_pending": state.number("DeletePending"), "last_prune": state.number("LastPrune"),
         "last_prune_error": error_json(&state.error("LastPruneError")),
+        "caution": state.text("Caution"),
         "forgotten_points": state.get::<u32>("ForgottenPoints"), "forgotten_bytes": state.number("ForgottenBytes"),
         "encryption": {
             "mode": encryption.text("Mode"), "state": encryption.text("State"), "key_id": encryption.text("KeyId"),

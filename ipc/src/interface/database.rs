@@ -349,6 +349,11 @@ impl DatabaseInterface {
     }
 
     #[zbus(property)]
+    fn caution(&self) -> String {
+        self.read(|state| state.caution.clone())
+    }
+
+    #[zbus(property)]
     fn forgotten_points(&self) -> u32 {
         self.read(|state| state.forgotten_points)
     }
