@@ -9,6 +9,7 @@ mod ahead;
 mod capture;
 mod media;
 mod members;
+mod rebuild;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -32,6 +33,9 @@ use ahead::Ahead;
 pub use media::Attachments;
 use media::Media;
 use members::Members;
+use rebuild::Rebuilding;
+
+pub use rebuild::LostPack;
 
 /// Between two looks: what a database that is written without a pause costs us is bounded by it (capture.md, 2.4).
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
@@ -57,6 +61,7 @@ const FAILED_PAUSE: Duration = Duration::from_millis(250);
 /// What the thread is told.
 enum Order {
     Capture(Box<CaptureOrder>),
+    Rebuild(Vec<LostPack>),
     Look,
     /// With packs that are damaged or missing.
     Forget(BTreeSet<[u8; 16]>),
@@ -76,6 +81,8 @@ pub struct CaptureOrder {
     pub cancelled: Arc<AtomicBool>,
     /// Counts the bytes read, for progress.
     pub done_bytes: Arc<AtomicU64>,
+    /// Make an entry also when nothing changed: the log has something to say, such as a pin.
+    pub even_if_unchanged: bool,
 }
 
 /// How a capture ended.
@@ -133,6 +140,7 @@ impl Follower {
             quiet_looks: 0,
             fault: None,
             caution: None,
+            rebuilding: Rebuilding::default(),
         };
         let thread = std::thread::Builder::new()
             .name(format!("follow-{}", start.source.0))
@@ -149,6 +157,11 @@ impl Follower {
     /// `bad_packs` are stored again.
     pub fn forget(&self, bad_packs: BTreeSet<[u8; 16]>) {
         self.send(Order::Forget(bad_packs));
+    }
+
+    /// Makes packs again; the answer is [`Event::Rebuilt`].
+    pub fn rebuild(&self, packs: Vec<LostPack>) {
+        self.send(Order::Rebuild(packs));
     }
 
     /// Something happened in its folder.
@@ -197,6 +210,7 @@ struct Body {
     fault: Option<Fault>,
     /// What the loop was told about doubts and delays.
     caution: Option<String>,
+    rebuilding: Rebuilding,
 }
 
 impl Body {
@@ -236,6 +250,7 @@ impl Body {
                         members.forget();
                         media.forget(&bad_packs, &start.writer);
                     }
+                    Ok(Order::Rebuild(packs)) => self.rebuilding.add(packs),
                     Ok(Order::Look) => {}
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
@@ -289,6 +304,11 @@ impl Body {
                     members.forget();
                     media.forget(&bad_packs, writer);
                 }
+                Ok(Order::Rebuild(packs)) => {
+                    self.rebuilding.add(packs);
+                    let (packs, lost) = self.rebuilding.end();
+                    self.tell(Event::Rebuilt { source: self.source, packs, lost });
+                }
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
@@ -328,6 +348,12 @@ impl Body {
             ahead.read_slice(members, writer);
             timeout = Duration::ZERO;
         }
+        if self.rebuilding.has_work() {
+            if let Some((packs, lost)) = self.rebuilding.next(members, writer) {
+                self.tell(Event::Rebuilt { source: self.source, packs, lost });
+            }
+            timeout = Duration::ZERO;
+        }
         if media.has_work() {
             media.work(writer);
             timeout = Duration::ZERO;
@@ -348,11 +374,12 @@ impl Body {
 
     /// Tells that there is something to follow (again).
     fn found(&mut self, members: &Members) {
-        if !members.are_new() {
-            return;
-        }
+        // Always: the one whose waker it was may have gone.
         if let Ok(mut waker) = self.waker.lock() {
             *waker = members.waker();
+        }
+        if !members.are_new() {
+            return;
         }
         self.told = Told::default();
         self.fault = None;

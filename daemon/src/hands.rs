@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chatkeep_format::{ObjectName, entry_digest};
+use chatkeep_format::{ObjectName, PageSet, entry_digest};
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::LiveConfig;
 use notify::{RecursiveMode, Watcher};
@@ -22,6 +22,7 @@ use crate::fault::{Fault, Result};
 use crate::follower::{Attachments, Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
 use crate::jobs::{Job, Tools, list_remote, vault_status};
 use crate::keyring::Ring;
+use crate::pack_pages::PackPages;
 use crate::service::Service;
 use crate::spool::Spool;
 
@@ -30,6 +31,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A store that does not answer for so long (a mount that hangs) is not waited for: one object, and a whole log.
 const UPLOAD_TIMEOUT: Duration = Duration::from_mins(10);
 const OPEN_TIMEOUT: Duration = Duration::from_mins(30);
+/// Between two looks whether a pack that is being deleted is gone, so that it can be put anew.
+const DELETE_PAUSE: Duration = Duration::from_millis(50);
 /// The longest sleep of the loop.
 const SLEEP_MAX: Duration = Duration::from_mins(1);
 
@@ -155,6 +158,14 @@ impl Hands {
             Command::Rebase { source, bad_packs } => {
                 if let Some(follower) = self.followers.get(&source) {
                     follower.forget(bad_packs);
+                }
+            }
+            Command::Rebuild { source, packs } => {
+                if let Some(follower) = self.followers.get(&source) {
+                    follower.rebuild(packs);
+                } else {
+                    let lost = packs.len();
+                    self.spawn(async move { Event::Rebuilt { source, packs: Vec::new(), lost } });
                 }
             }
             Command::Look { source } => {
@@ -295,7 +306,9 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     // Also a store that was exchanged under our hands shows: the entry before this one is not there.
     let before = order.publishes.as_ref().map_or(0, |written| written.head.seq - 1);
     if !order.log.confirmed || before > 0 && !order.archive.has(ObjectName::Entry(before)).await? {
-        stored.rebase = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?.rebase;
+        let confirmed = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?;
+        stored.rebase = confirmed.rebase;
+        catalogue.note_listing(&order.archive.id, &confirmed.listed).map_err(Fault::internal)?;
     }
     let path = order.object.path.clone();
     let sealed = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)?;
@@ -310,13 +323,24 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     let (roots, name) = (&order.keys.roots, order.object.name);
     let whole = match &order.publishes {
         Some(written) => entry_digest(&sealed) == written.head.digest,
-        None => chatkeep_crypto::open(&order.archive.id, name, roots, &sealed).is_ok(),
+        None => match chatkeep_crypto::open(&order.archive.id, name, roots, &sealed) {
+            Ok(body) => {
+                remember_pages(catalogue, &order, body);
+                true
+            }
+            Err(_) => false,
+        },
     };
     if !whole {
         return Ok(Stored { spoiled: true, ..stored });
     }
     match name {
-        ObjectName::Pack(id) => order.archive.put_pack(id, sealed, roots).await?,
+        ObjectName::Pack(id) => {
+            while catalogue.is_being_deleted(&order.archive.id, id) {
+                tokio::time::sleep(DELETE_PAUSE).await;
+            }
+            order.archive.put_pack(id, sealed, roots).await?;
+        }
         name => order.archive.put_new(name, sealed).await?,
     }
     if let Some(written) = order.publishes {
@@ -334,6 +358,18 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
         .map_err(Fault::internal)??;
     }
     Ok(stored)
+}
+
+/// Which pages a pack holds: should the store lose it, it can be made again from them. A pack of something else is either
+/// no page set, or one by chance, which does no harm: what is made again has to have the name.
+fn remember_pages(catalogue: &Catalogue, order: &UploadOrder, body: Vec<u8>) {
+    let ObjectName::Pack(name) = order.object.name else { return };
+    let pages = PageSet::decode(body).ok().and_then(|pages| PackPages::of(&pages, order.object.seq));
+    if let Some(pages) = pages
+        && let Err(error) = catalogue.put_pack_pages(&order.archive.id, &name, &pages)
+    {
+        warn!(%error, "the cache cannot be written");
+    }
 }
 
 /// Keeps the compiler's eye on what crosses threads.

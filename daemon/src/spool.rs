@@ -4,16 +4,20 @@
 //! ```text
 //! <state>/spool/<archive>/<16-digit entry seq>.<8-digit position>.pack.<32 hex digits>
 //! <state>/spool/<archive>/<16-digit entry seq>.99999999.entry
+//! <state>/spool/<archive>/repair.pack.<32 hex digits>
 //! ```
 //!
 //! A pack whose entry never came (the capture was cut off) is swept at start. Packs of an entry that is still to come
-//! have the seq 0.
+//! have the seq 0. A repair is a pack that was made again for entries that are in the store: it stays until it is there, too.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use chatkeep_format::{ArchiveId, ObjectName};
+
+/// How the name of a pack begins that was made again.
+const REPAIR: &str = "repair.pack.";
 
 /// The queue of one archive.
 #[derive(Debug, Clone)]
@@ -83,6 +87,35 @@ impl Spool {
         self.write(&format!("{seq:016}.99999999.entry"), sealed)?;
         std::fs::File::open(&self.folder)?.sync_all()?;
         Ok(self.describe(seq, ObjectName::Entry(seq), 99_999_999, sealed.len()))
+    }
+
+    /// Writes a pack that was made again and is to take the place of a damaged one. Durable when this returns.
+    pub fn put_repair(&self, name: [u8; 16], sealed: &[u8]) -> io::Result<Spooled> {
+        let file = format!("{REPAIR}{}", hex::encode(name));
+        self.write(&file, sealed)?;
+        std::fs::File::open(&self.folder)?.sync_all()?;
+        Ok(Spooled {
+            seq: 0,
+            name: ObjectName::Pack(name),
+            len: sealed.len() as u64,
+            path: self.folder.join(file),
+        })
+    }
+
+    /// Packs that were made again and are not in the store yet.
+    pub fn repairs(&self) -> io::Result<Vec<Spooled>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let file = entry.file_name();
+            let name = file.to_str().and_then(|file| file.strip_prefix(REPAIR));
+            let name = name.and_then(|digits| hex::decode(digits).ok()?.try_into().ok());
+            if let Some(name) = name.map(ObjectName::Pack) {
+                let len = entry.metadata()?.len();
+                found.push(Spooled { seq: 0, name, len, path: entry.path() });
+            }
+        }
+        Ok(found)
     }
 
     /// Everything that waits, in upload order.

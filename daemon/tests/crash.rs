@@ -125,6 +125,7 @@ impl World {
             writer,
             cancelled: Arc::new(AtomicBool::new(false)),
             done_bytes: Arc::new(AtomicU64::new(0)),
+            even_if_unchanged: false,
         });
         let captured = loop {
             if let Event::Captured { result, .. } = incoming.recv().await.unwrap() {

@@ -11,7 +11,8 @@ use crate::collect::Collection;
 use crate::digest::{Facts, lock_byte_page, page_digest, xor};
 use crate::error::{CaptureError, GapReason, doing};
 use crate::live::{LiveDatabase, Pending, Source};
-use crate::table::{Change, Header, Position, Slot, Slots, Update};
+use crate::slots::{Change, Slot, Slots, Update};
+use crate::table::{Header, Position};
 use crate::types::{Build, Capture, PageSink};
 
 /// While clean pages are read the log is followed this often: less than one of its generations lives.
@@ -373,10 +374,13 @@ impl LiveDatabase {
     pub(crate) fn keep_versions(&mut self, change: &Change) -> io::Result<()> {
         let Some(header) = self.table.header() else { return Ok(()) };
         let mut image = vec![0; header.page_size as usize];
+        let mut new = change.new_digests();
         for pgno in self.dirty.pages_with_base() {
-            let Some(slot) = self.table.slot(pgno)? else { continue };
+            let Some(slot) = self.table.slot(pgno)?.filter(|_| pgno <= change.header.page_count) else {
+                continue;
+            };
             let from = header.entry_of(&slot);
-            let changes = change.changes(pgno, &slot);
+            let changes = new.get(pgno)?.is_some_and(|digest| digest != slot.digest);
             if changes && self.versions.wants(from, header.seq) && self.dirty.read_base(pgno, &mut image)? {
                 self.versions.keep(pgno, from, header.seq, &image);
             }

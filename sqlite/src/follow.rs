@@ -222,13 +222,17 @@ impl LiveDatabase {
             && is(&self.paths.shm, tail.shm_id)?)
     }
 
-    /// Whether some process has the database open in WAL mode.
+    /// Whether some process has the database open in WAL mode, and its log can be followed.
     pub(crate) fn log_in_use(&self) -> bool {
-        matches!(open_read(&self.paths.shm), Ok(Some(shm)) if index_in_use(&shm).unwrap_or(false))
+        self.caution.is_none()
+            && matches!(open_read(&self.paths.shm), Ok(Some(shm)) if index_in_use(&shm).unwrap_or(false))
     }
 
-    /// Opens the log as it is now. `None`: nobody has the database open in WAL mode.
+    /// Opens the log as it is now. `None`: nobody has the database open in WAL mode, or it cannot be followed.
     pub(crate) fn open_tail(&mut self) -> Result<Option<Result<Tail, Trouble>>, CaptureError> {
+        if self.caution.is_some() {
+            return Ok(None);
+        }
         let wal = open_read(&self.paths.wal).map_err(doing("opening the log"))?;
         let shm = open_read(&self.paths.shm).map_err(doing("opening the log's index"))?;
         let (Some(wal), Some(shm)) = (wal, shm) else { return Ok(None) };

@@ -3,7 +3,7 @@
 //! Nothing here opens a live database with the SQLite library, takes a lock on it, or writes beside it: databases
 //! and their logs are read through read-only descriptors, and what was read is accepted only with a proof that it
 //! is one committed state. [`LiveDatabase`] follows the write-ahead log commit by commit; where the proof fails it
-//! reads the whole file while following. [`RestoreWriter`] writes a state back beside the target, recomputes the
+//! reads the whole file while following. A capture is built on the newest entry, on an older one, or on none. [`RestoreWriter`] writes a state back beside the target, recomputes the
 //! digest over all pages, asks SQLite what it thinks of it, and renames it into place.
 
 mod types;
@@ -20,9 +20,11 @@ mod watch;
 mod pagemap;
 mod pool;
 
+mod digests;
 mod dirty;
 mod journal;
 mod run;
+mod slots;
 mod table;
 mod tail;
 mod tracker;
@@ -49,5 +51,5 @@ pub use live::LiveDatabase;
 pub use restore::{Existing, RestoreWriter, Restored};
 pub use several::wait_any;
 pub use types::{Build, Capture, LiveConfig, Look, Mode, PageSink};
-pub use verify::Integrity;
+pub use verify::{Integrity, RowCounts, count_rows};
 pub use watch::Waker;

@@ -12,9 +12,10 @@ use crate::digest::Digest;
 use crate::dirty::Dirty;
 use crate::error::{CaptureError, GapReason, doing};
 use crate::images::{Known, Log};
-use crate::os::{Identity, Paths, Stat, open_read, unsuitable_file_system};
+use crate::os::{Identity, Paths, Stat, caution_about, open_read};
 use crate::rest::{HeldLog, Rest};
-use crate::table::{Change, Position, Prepared, Table};
+use crate::slots::Change;
+use crate::table::{Position, Prepared, Table};
 use crate::tail::Tail;
 use crate::tracker::Tracker;
 use crate::types::{Build, Capture, LiveConfig, Look, Mode, PageSink};
@@ -41,6 +42,8 @@ pub struct LiveDatabase {
     pub(crate) dirty: Dirty,
     /// What pages were at the entries that later captures may be built on.
     pub(crate) versions: Versions,
+    /// Where the digests of a large database are while it is read.
+    pub(crate) digests_path: PathBuf,
     pub(crate) tracker: Tracker,
     /// Held, so that its inode number is not given to another file.
     pub(crate) db: Option<(File, Identity)>,
@@ -63,6 +66,10 @@ pub struct LiveDatabase {
     /// When the whole file may be read again.
     pub(crate) scan_due: Instant,
     pub(crate) bytes_read: u64,
+    /// Why it is only read when nobody wrote for a while.
+    pub(crate) caution: Option<&'static str>,
+    /// With caution: the files as they are, and since when.
+    pub(crate) quiet_since: Option<(Rest, Instant)>,
     /// Off only to show that the tests would notice.
     pub(crate) proof: bool,
 }
@@ -116,9 +123,7 @@ impl LiveDatabase {
         let LiveConfig { path: given, digest_key, state_dir, name } = config;
         let paths = Paths::new(&path);
         let db = open_read(&paths.db).map_err(doing("opening the database"))?.ok_or(CaptureError::Missing)?;
-        if let Some(name) = unsuitable_file_system(&db).map_err(doing("asking for the file system"))? {
-            return Err(CaptureError::Unsupported { reason: format!("the database is on {name}") });
-        }
+        let caution = caution_about(&db).map_err(doing("asking for the file system"))?;
         let watch = match Watch::new(&paths.db) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(CaptureError::Missing),
             other => other.map_err(doing("watching the folder"))?,
@@ -138,6 +143,7 @@ impl LiveDatabase {
         Ok(LiveDatabase {
             dirty: Dirty::new(state_dir.join(format!("{name}.spill")), DIRTY_MEMORY_MAX),
             versions: Versions::new(state_dir.join(format!("{name}.versions"))),
+            digests_path: state_dir.join(format!("{name}.digests")),
             linked: given != path,
             given,
             paths,
@@ -158,6 +164,8 @@ impl LiveDatabase {
             pending: None,
             scan_due: Instant::now(),
             bytes_read: 0,
+            caution,
+            quiet_since: None,
             proof: true,
         })
     }
@@ -166,6 +174,13 @@ impl LiveDatabase {
     #[doc(hidden)]
     pub fn disable_proof(&mut self) {
         self.proof = false;
+    }
+
+    /// As if it were on a file system that other machines can write to: for tests.
+    #[doc(hidden)]
+    pub fn be_cautious(&mut self) {
+        self.caution = Some("a test");
+        self.lose(GapReason::Replaced);
     }
 
     /// Makes [`wait`](Self::wait) return.
@@ -205,7 +220,8 @@ impl LiveDatabase {
             _ => Mode::AtRest,
         };
         let pending_bytes = pending_pages * u64::from(page_size);
-        Ok(Look { pending_pages, pending_bytes, changed, mode, gap: self.gap, commits: u64::from(commits) })
+        let (gap, caution, commits) = (self.gap, self.caution, u64::from(commits));
+        Ok(Look { pending_pages, pending_bytes, changed, mode, gap, caution, commits })
     }
 
     /// Gives the pages of one consistent committed state, at least as new as everything acknowledged before the call.

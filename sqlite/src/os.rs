@@ -23,6 +23,8 @@ pub(crate) struct Paths {
     pub(crate) wal: PathBuf,
     pub(crate) shm: PathBuf,
     pub(crate) journal: PathBuf,
+    /// A second log, of databases in the mode `wal2`.
+    pub(crate) wal2: PathBuf,
 }
 
 impl Paths {
@@ -32,7 +34,13 @@ impl Paths {
             name.push(suffix);
             PathBuf::from(name)
         };
-        Paths { wal: beside("-wal"), shm: beside("-shm"), journal: beside("-journal"), db: db.to_owned() }
+        Paths {
+            wal: beside("-wal"),
+            shm: beside("-shm"),
+            journal: beside("-journal"),
+            wal2: beside("-wal2"),
+            db: db.to_owned(),
+        }
     }
 }
 
@@ -161,17 +169,30 @@ pub(crate) fn any_lock(db: &File) -> io::Result<bool> {
     locked(db, PENDING_BYTE, 2 + SHARED_LEN, Against::Any)
 }
 
-/// Name of a file system on which neither events, nor locks, nor coherent reads can be relied on.
-pub(crate) fn unsuitable_file_system(file: &File) -> io::Result<Option<&'static str>> {
+macro_rules! caution {
+    ($name:literal) => {
+        Some(concat!(
+            "it is on ",
+            $name,
+            ": captured only after 2 s in which nobody wrote, and what another machine writes may go unnoticed"
+        ))
+    };
+}
+
+/// Why a file on this file system has to be read with caution; `None` for one of this machine alone.
+///
+/// Where other machines can write, there are no events of it, perhaps no locks, and what is read may be old. An app on
+/// this machine goes through the same kernel: its locks, events and writes are seen as ever.
+pub(crate) fn caution_about(file: &File) -> io::Result<Option<&'static str>> {
     // linux/magic.h, and the sources of the file systems that are not in it
     Ok(match rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff {
-        0x6969 => Some("NFS"),
-        0xff53_4d42 | 0xfe53_4d42 | 0x517b => Some("SMB/CIFS"),
-        0x0102_1997 => Some("9p"),
-        0x6573_5546 => Some("FUSE"),
-        0x00c3_6400 => Some("Ceph"),
-        0x5346_414f => Some("AFS"),
-        0x786f_4256 => Some("a shared folder of a virtual machine"),
+        0x6969 => caution!("NFS"),
+        0xff53_4d42 | 0xfe53_4d42 | 0x517b => caution!("SMB/CIFS"),
+        0x0102_1997 => caution!("9p"),
+        0x6573_5546 => caution!("FUSE"),
+        0x00c3_6400 => caution!("Ceph"),
+        0x5346_414f => caution!("AFS"),
+        0x786f_4256 => caution!("a shared folder of a virtual machine"),
         _ => None,
     })
 }

@@ -3,29 +3,36 @@
 use std::collections::BTreeMap;
 
 /// Pages of one leaf. Pages that change together are often neighbours; a lone one costs a leaf.
-const LEAF: u32 = 64;
+const LEAF: usize = 16;
 
 /// Sorted by page number. `Option<T>` should not be larger than `T`.
 pub(crate) struct PageMap<T> {
-    leaves: BTreeMap<u32, Box<[Option<T>; LEAF as usize]>>,
+    /// Where the leaf with these pages is in `values`.
+    leaves: BTreeMap<u32, u32>,
+    /// In one piece: it goes back to the system as a whole.
+    values: Vec<[Option<T>; LEAF]>,
     len: usize,
 }
 
 impl<T> Default for PageMap<T> {
     fn default() -> Self {
-        PageMap { leaves: BTreeMap::new(), len: 0 }
+        PageMap { leaves: BTreeMap::new(), values: Vec::new(), len: 0 }
     }
 }
 
 impl<T: Copy> PageMap<T> {
     pub(crate) fn get(&self, pgno: u32) -> Option<T> {
-        self.leaves.get(&(pgno / LEAF))?[(pgno % LEAF) as usize]
+        let leaf = *self.leaves.get(&(pgno / LEAF as u32))?;
+        self.values[leaf as usize][pgno as usize % LEAF]
     }
 
     /// Returns what was there.
     pub(crate) fn insert(&mut self, pgno: u32, value: T) -> Option<T> {
-        let leaf = self.leaves.entry(pgno / LEAF).or_insert_with(|| Box::new([None; LEAF as usize]));
-        let old = leaf[(pgno % LEAF) as usize].replace(value);
+        let leaf = *self.leaves.entry(pgno / LEAF as u32).or_insert_with(|| {
+            self.values.push([None; LEAF]);
+            self.values.len() as u32 - 1
+        });
+        let old = self.values[leaf as usize][pgno as usize % LEAF].replace(value);
         self.len += usize::from(old.is_none());
         old
     }
@@ -40,20 +47,19 @@ impl<T: Copy> PageMap<T> {
 
     /// In the order of page numbers.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, T)> {
-        self.leaves.iter().flat_map(|(leaf, values)| of_leaf(*leaf, &values[..]))
+        self.leaves.iter().flat_map(|(number, leaf)| of_leaf(*number, self.values[*leaf as usize]))
     }
 
-    /// Takes everything out, in the order of page numbers, and gives memory back on the way.
+    /// Takes everything out, in the order of page numbers.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = (u32, T)> + use<T> {
-        self.len = 0;
-        std::mem::take(&mut self.leaves)
-            .into_iter()
-            .flat_map(|(leaf, values)| of_leaf(leaf, &values[..]).collect::<Vec<_>>())
+        let PageMap { leaves, values, .. } = std::mem::take(self);
+        leaves.into_iter().flat_map(move |(number, leaf)| of_leaf(number, values[leaf as usize]))
     }
 }
 
-fn of_leaf<T: Copy>(leaf: u32, values: &[Option<T>]) -> impl Iterator<Item = (u32, T)> {
-    values.iter().enumerate().filter_map(move |(at, value)| Some((leaf * LEAF + at as u32, (*value)?)))
+fn of_leaf<T: Copy>(number: u32, values: [Option<T>; LEAF]) -> impl Iterator<Item = (u32, T)> {
+    let first = number * LEAF as u32;
+    values.into_iter().enumerate().filter_map(move |(at, value)| Some((first + at as u32, value?)))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::digest::HeaderPageSize;
 use crate::error::{CaptureError, GapReason, Trouble, doing};
@@ -15,7 +15,7 @@ use crate::follow::Round;
 use crate::images::{Frames, Known, Log};
 use crate::journal::{Original, roll_back};
 use crate::live::{LiveDatabase, Source};
-use crate::os::{Stat, any_lock, being_written, open_elsewhere, open_read, read_at, reserved};
+use crate::os::{Stat, any_lock, being_written, is_absence, open_elsewhere, open_read, read_at, reserved};
 use crate::run::{Reader, read_header, recover};
 use crate::scan::{Pass, Refused};
 use crate::table::Position;
@@ -31,6 +31,13 @@ const DEFAULT_PAGE_SIZE: u32 = 4096;
 
 /// A rollback journal this old, with nobody at work with it, is applied in memory: its app may never come back.
 const ABANDONED_NS: i128 = 10_000_000_000;
+
+/// How long to wait before the next attempt to find nobody writing.
+const QUIET_PAUSE: Duration = Duration::from_millis(7);
+/// The same with caution: every attempt asks a server.
+const CAUTIOUS_PAUSE: Duration = Duration::from_millis(100);
+/// With caution nobody may have written for so long.
+const SILENCE: Duration = Duration::from_secs(2);
 
 const JOURNAL_WAITS: &str = "a rollback journal waits for the app";
 const WRITTEN_MEANWHILE: &str = "it was written while it was read";
@@ -117,6 +124,9 @@ impl LiveDatabase {
             return Ok(Round::Moved { commits: 0 });
         }
         let looking = "looking at the files";
+        if self.caution.is_some() {
+            self.refresh().map_err(doing(looking))?;
+        }
         let wal = Stat::of_path(&self.paths.wal).map_err(doing(looking))?;
         let db = Stat::of_path(&self.paths.db).map_err(doing(looking))?;
         let log_is_empty = wal.is_none_or(|wal| wal.size == 0);
@@ -149,6 +159,7 @@ impl LiveDatabase {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Pass<'a>, Refused> {
         let before = self.quiet_files(db)?;
+        self.wait_for_silence(&before)?;
         self.drain()?;
         self.tracker = Tracker::restart(before.wal.is_some());
         let wal = match before.wal {
@@ -185,10 +196,10 @@ impl LiveDatabase {
             if live.tracker.written_at_rest() { Err(Refused::Moved(WRITTEN_MEANWHILE)) } else { Ok(pages) }
         })?;
 
-        let written = being_written(db).map_err(doing("asking for locks"))?;
+        let locked = self.may_be_written(db)?;
         self.drain()?;
         let after = self.quiet_files(db)?;
-        if written || self.tracker.written_at_rest() || after != before || self.log_in_use() {
+        if locked || self.tracker.written_at_rest() || after != before || self.log_in_use() {
             return Err(Refused::Moved(WRITTEN_MEANWHILE));
         }
         pass.override_with_dirty(self, pages, sink)?;
@@ -203,9 +214,47 @@ impl LiveDatabase {
         Ok(pass)
     }
 
+    /// With caution the files have to have been like this for a while, by our own clock.
+    fn wait_for_silence(&mut self, files: &Rest) -> Result<(), Refused> {
+        if self.caution.is_none() {
+            return Ok(());
+        }
+        match self.quiet_since {
+            Some((seen, since)) if seen == *files => {
+                if since.elapsed() >= SILENCE {
+                    return Ok(());
+                }
+            }
+            _ => self.quiet_since = Some((*files, Instant::now())),
+        }
+        Err(Refused::Moved("it was written less than 2 s ago, and its file system asks for caution"))
+    }
+
+    /// How long to wait before the next attempt to find nobody writing.
+    pub(crate) fn quiet_pause(&self) -> Duration {
+        if self.caution.is_some() { CAUTIOUS_PAUSE } else { QUIET_PAUSE }
+    }
+
+    /// Makes a network file system ask its server again: for the names in the folder, and for the file's size and times
+    /// (they are fetched when a file is opened).
+    fn refresh(&self) -> io::Result<()> {
+        match self.paths.db.parent().map(std::fs::read_dir) {
+            Some(Ok(names)) => names.for_each(drop),
+            Some(Err(error)) if !is_absence(&error) => return Err(error),
+            _ => {}
+        }
+        for path in [&self.paths.db, &self.paths.wal, &self.paths.journal] {
+            open_read(path)?;
+        }
+        Ok(())
+    }
+
     /// The files' identities, sizes and times, if nobody is writing and nothing waits to be rolled back.
     fn quiet_files(&self, db: &File) -> Result<Rest, Refused> {
         let looking = "looking at the files";
+        if self.caution.is_some() {
+            self.refresh().map_err(doing(looking))?;
+        }
         let stat = Stat::of_file(db).map_err(doing(looking))?;
         let wal = Stat::of_path(&self.paths.wal).map_err(doing(looking))?.filter(|wal| wal.size > 0);
         let now =
@@ -214,7 +263,7 @@ impl LiveDatabase {
         if recent(&stat) || wal.as_ref().is_some_and(recent) {
             return Err(Refused::Moved("it was written just now"));
         }
-        if being_written(db).map_err(doing("asking for locks"))? {
+        if self.may_be_written(db)? {
             return Err(Refused::Moved("an app is writing it"));
         }
         let journal = self.hot_journal(db)?;
@@ -228,6 +277,19 @@ impl LiveDatabase {
             return Err(Refused::Moved("it was replaced"));
         }
         Ok(Rest { db: stat, wal, journal, position: None })
+    }
+
+    /// Whether somebody has the lock of those who write the file itself, and the file may not be whole because of it.
+    ///
+    /// Who keeps a log to itself (`locking_mode = EXCLUSIVE`) has that lock all the time; but with a log the two files
+    /// together are a committed state at every moment, as for an app that was killed.
+    fn may_be_written(&self, db: &File) -> Result<bool, CaptureError> {
+        if !being_written(db).map_err(doing("asking for locks"))? {
+            return Ok(false);
+        }
+        let reading = "reading the log";
+        let wal = open_read(&self.paths.wal).map_err(doing(reading))?;
+        Ok(wal.as_ref().map(read_header).transpose().map_err(doing(reading))?.flatten().is_none())
     }
 
     /// Rolls back in memory what the next one to open the database would roll back.
@@ -318,6 +380,3 @@ fn abandoned(db: &File, stat: &Stat, journal: &Stat, now: i128) -> Result<bool, 
         && open_elsewhere(stat.identity).is_none()
         && open_elsewhere(journal.identity).is_none())
 }
-
-/// How long to wait before the next attempt to find nobody writing.
-pub(crate) const QUIET_PAUSE: Duration = Duration::from_millis(7);

@@ -1,17 +1,21 @@
-//! Reading frames from a log's file: whole transactions, from a place in its chain on.
+//! Reading a log's file, whole transactions from a place in its chain on, and its index.
 
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use crate::dirty::Dirty;
 use crate::error::{GapReason, Trouble};
 use crate::images::{Frames, Known, Log};
+use crate::index::{self, IndexHeader};
 use crate::os::read_at;
 use crate::wal::{Chain, FRAME_HEADER_LEN, HEADER_LEN, page_of_head};
 
 /// Frames are read in pieces of this many bytes.
 const PIECE_LEN: usize = 4 << 20;
+/// A header of the index caught in the middle of a change is read again this often.
+const HEADER_TRIES: u32 = 20;
 
 /// What was read in one go.
 pub(crate) struct Run {
@@ -41,6 +45,13 @@ pub(crate) fn read_header(wal: &File) -> io::Result<Option<Chain>> {
     let mut bytes = [0; HEADER_LEN];
     let read = read_at(wal, &mut bytes, 0)?;
     Ok(Chain::parse_header(&bytes[..read]))
+}
+
+/// Whether the log is in a version that is not known, so that nothing can be said about what it holds.
+pub(crate) fn is_of_another_version(wal: &File) -> io::Result<bool> {
+    let mut bytes = [0; HEADER_LEN];
+    let read = read_at(wal, &mut bytes, 0)?;
+    Ok(read == HEADER_LEN && Chain::is_of_another_version(&bytes))
 }
 
 /// Tells the page of every frame up to `end`, in order, without a look at the images.
@@ -145,6 +156,22 @@ fn same_frame(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a[..8] == b[..8] && a[FRAME_HEADER_LEN..] == b[FRAME_HEADER_LEN..]
 }
 
+/// Reads the index until it is caught whole.
+pub(crate) fn read_index(shm: &File) -> io::Result<Option<IndexHeader>> {
+    for attempt in 0..HEADER_TRIES {
+        let mut bytes = [0; index::LEN];
+        if read_at(shm, &mut bytes, 0)? == index::LEN
+            && let Some(header) = IndexHeader::parse(&bytes)
+        {
+            return Ok(Some(header));
+        }
+        if attempt > 2 {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -177,5 +204,59 @@ mod tests {
         committed.frame(5, 9, 3);
         let (commits, pages) = read(&committed);
         assert_eq!((commits.unwrap(), pages), (1, vec![5]));
+    }
+
+    /// Two hundred thousand headers are read while a writer publishes and resets without a pause: each one accepted
+    /// tells the checksum of a frame that is there.
+    #[test]
+    fn a_header_read_under_a_writer_at_full_speed_is_whole_or_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |suffix: &str| folder.path().join(format!("db{suffix}"));
+        let app = rusqlite::Connection::open(path("")).unwrap();
+        app.execute_batch(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = OFF; PRAGMA wal_autocheckpoint = 50; CREATE TABLE t(x);",
+        )
+        .unwrap();
+        let (wal, shm) = (File::open(path("-wal")).unwrap(), File::open(path("-shm")).unwrap());
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let read = || {
+            let mut bytes = [0; index::LEN];
+            read_at(&shm, &mut bytes, 0).unwrap();
+            IndexHeader::parse(&bytes)
+        };
+        let (mut accepted, mut resets, mut salt) = (0, 0, [0; 8]);
+        std::thread::scope(|scope| {
+            let stop = &stop;
+            scope.spawn(move || {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    app.execute_batch("INSERT INTO t VALUES (randomblob(100));").unwrap();
+                }
+            });
+            for _ in 0..200_000 {
+                let Some(header) = read().filter(|header| header.frames > 0) else { continue };
+                let mut head = [0; FRAME_HEADER_LEN];
+                read_at(&wal, &mut head, crate::wal::frame_offset(header.page_size, header.frames)).unwrap();
+                if read().is_some_and(|later| later.salt == header.salt) {
+                    accepted += 1;
+                    let there = crate::wal::Checksum::from_stored(&head[16..24]);
+                    if (there, &head[8..16]) != (header.checksum, &header.salt[..]) {
+                        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+                        panic!("{header:?}, and the frame says {there:?}");
+                    }
+                }
+                resets += u32::from(std::mem::replace(&mut salt, header.salt) != header.salt);
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        assert!(accepted > 1000 && resets > 10, "{accepted} headers, {resets} resets");
+    }
+
+    #[test]
+    fn an_index_cut_short_is_no_index() {
+        let shm = tempfile::tempfile().unwrap();
+        for len in [0, 1, 96, index::LEN as u64 - 1] {
+            shm.set_len(len).unwrap();
+            assert_eq!(read_index(&shm).unwrap(), None);
+        }
     }
 }

@@ -13,13 +13,15 @@ use std::time::{Duration, Instant};
 
 use crate::capture::{Given, SINK, Scope, TABLE};
 use crate::digest::{Digest, Facts, lock_byte_page, page_digest, xor};
+use crate::digests::{Digests, Finished, UNREAD};
 use crate::dirty::Limits;
 use crate::error::{CaptureError, GapReason, Trouble, doing};
 use crate::follow::Round;
 use crate::live::{LiveDatabase, Source};
 use crate::os::{Stat, open_read, read_at};
-use crate::rest::QUIET_PAUSE;
-use crate::table::{Change, Header, Position, Slots, Table, Update};
+use crate::run::is_of_another_version;
+use crate::slots::{Change, Slots, Update};
+use crate::table::{Header, Position, Table};
 use crate::tail::Tail;
 use crate::tracker::Tracker;
 use crate::types::{Build, Capture, PageSink};
@@ -36,6 +38,7 @@ const ATTEMPTS_TIME: Duration = Duration::from_secs(3);
 /// 2 % of one core. Tiny databases are read again almost at once.
 const SCAN_REST: u32 = 50;
 const SCAN_REST_MAX: Duration = Duration::from_hours(1);
+const DIGESTS: &str = "keeping the digests of pages";
 /// Most pages of a database (SQLITE_MAX_PAGE_COUNT).
 const PAGES_MAX: u64 = 0xffff_fffe;
 
@@ -87,8 +90,7 @@ pub(crate) struct Pass<'a> {
     page_size: u32,
     scope: Scope<'a>,
     lock_page: u32,
-    /// Of every page, the first one's first. None has this digest of zeros: it means that the page was not read.
-    digests: Vec<Digest>,
+    digests: Digests,
     slots: Slots,
     /// Room for an image of before.
     base: Vec<u8>,
@@ -98,15 +100,7 @@ pub(crate) struct Pass<'a> {
     position: Option<Position>,
 }
 
-const UNREAD: Digest = [0; 16];
-
 impl Pass<'_> {
-    fn grow(&mut self, pages: u32) {
-        if self.digests.len() < pages as usize {
-            self.digests.resize(pages as usize, UNREAD);
-        }
-    }
-
     /// Whether the sink has to get an image with this digest.
     fn wants(&mut self, pgno: u32, digest: &Digest, table: &Table) -> Result<bool, CaptureError> {
         if self.scope.replace {
@@ -163,13 +157,13 @@ impl Pass<'_> {
             // Beyond the end of the file SQLite sees zeros.
             bytes[got..].fill(0);
             live.bytes_read += got as u64;
-            self.grow(first + count - 1);
+            self.digests.grow(first + count - 1).map_err(doing(DIGESTS))?;
             for (pgno, image) in (first..).zip(bytes.chunks_exact(page_len)) {
                 if pgno == self.lock_page || live.dirty.contains(pgno) {
                     continue;
                 }
                 let digest = page_digest(&self.key, pgno, image);
-                self.digests[pgno as usize - 1] = digest;
+                self.digests.set(pgno, &digest).map_err(doing(DIGESTS))?;
                 if pgno == 1 {
                     self.facts = Facts::of_page_one(image);
                 }
@@ -193,7 +187,7 @@ impl Pass<'_> {
         pages: u32,
         sink: &mut dyn PageSink,
     ) -> Result<(), Refused> {
-        self.grow(pages);
+        self.digests.grow(pages).map_err(doing(DIGESTS))?;
         let mut image = vec![0; self.page_size as usize];
         for pgno in live.dirty.pages() {
             if pgno > pages || pgno == self.lock_page {
@@ -201,7 +195,7 @@ impl Pass<'_> {
             }
             live.dirty.read(pgno, &mut image).map_err(doing("reading changed pages"))?;
             let digest = page_digest(&self.key, pgno, &image);
-            let read = std::mem::replace(&mut self.digests[pgno as usize - 1], digest);
+            let read = self.digests.set(pgno, &digest).map_err(doing(DIGESTS))?;
             // The sink may have an image from the file that was not the newest one.
             let given = read != UNREAD && self.wants(pgno, &read, &live.table)?;
             let wanted = if given { read != digest } else { self.wants(pgno, &digest, &live.table)? };
@@ -212,10 +206,10 @@ impl Pass<'_> {
                 self.facts = Facts::of_page_one(&image);
             }
         }
-        let lock_page = self.lock_page;
-        let mut read = (1..=pages).zip(&self.digests);
-        if read.any(|(pgno, digest)| pgno != lock_page && *digest == UNREAD) {
-            return Err(Refused::Moved("it grew while it was read"));
+        for pgno in (1..=pages).filter(|pgno| *pgno != self.lock_page) {
+            if self.digests.get(pgno).map_err(doing(DIGESTS))? == UNREAD {
+                return Err(Refused::Moved("it grew while it was read"));
+            }
         }
         Ok(())
     }
@@ -260,7 +254,7 @@ impl LiveDatabase {
             if cancelled() {
                 return Err(CaptureError::Cancelled);
             }
-            std::thread::sleep(QUIET_PAUSE);
+            std::thread::sleep(self.quiet_pause());
             sink.restart().map_err(doing(SINK))?;
         }
     }
@@ -293,12 +287,26 @@ impl LiveDatabase {
             self.tracker.absorb(Event::Lost);
             return Err(Refused::Moved("its folder was replaced"));
         }
+        self.refuse_unknown_log()?;
         match self.open_tail()? {
             Some(Ok(tail)) => self.scan_while_following(build, &db, tail, sink, cancelled),
             Some(Err(Trouble::Io(error))) => Err(doing("reading the log")(error).into()),
             Some(Err(_)) => Err(Refused::Moved("its log was being set up")),
             None => self.scan_at_rest(build, &db, sink, cancelled),
         }
+    }
+
+    /// What is in a log of another kind cannot be told, and without it the file is no state.
+    fn refuse_unknown_log(&self) -> Result<(), CaptureError> {
+        let looking = "looking at the log";
+        let wal = open_read(&self.paths.wal).map_err(doing(looking))?;
+        let unknown = wal.map_or(Ok(false), |wal| is_of_another_version(&wal)).map_err(doing(looking))?;
+        let second = Stat::of_path(&self.paths.wal2).map_err(doing(looking))?;
+        if unknown || second.is_some_and(|second| second.size > 0) {
+            let reason = "its log is in a version that is not known".to_owned();
+            return Err(CaptureError::Unsupported { reason });
+        }
+        Ok(())
     }
 
     pub(crate) fn begin_pass<'a>(
@@ -314,7 +322,7 @@ impl LiveDatabase {
             page_size,
             scope,
             lock_page: lock_byte_page(page_size),
-            digests: Vec::new(),
+            digests: Digests::new(self.digests_path.clone()),
             slots: Slots::default(),
             base: vec![0; page_size as usize],
             bases: 0,
@@ -401,20 +409,20 @@ impl LiveDatabase {
 
     /// The state of a pass becomes the known state.
     fn accept(&mut self, pass: Pass, gap: GapReason) -> Result<Capture, CaptureError> {
-        let Pass { scope, mut digests, lock_page, bases, .. } = pass;
-        digests.truncate(pass.pages as usize);
-        digests.shrink_to_fit();
+        let Pass { scope, lock_page, bases, .. } = pass;
+        let digests = pass.digests.finish().map_err(doing(DIGESTS))?;
         let mut state = Digest::default();
         let mut given = Given { bases, ..Given::default() };
-        let mut slots = Slots::default();
+        let (mut slots, mut new) = (Slots::default(), digests.reader());
         let old = self.table.header().copied().filter(|_| !scope.replace);
-        for (pgno, digest) in (1..).zip(&digests).filter(|(pgno, _)| *pgno != lock_page) {
-            xor(&mut state, digest);
+        for pgno in (1..=pass.pages).filter(|pgno| *pgno != lock_page) {
+            let digest = new.get(pgno).map_err(doing(DIGESTS))?;
+            xor(&mut state, &digest);
             let slot = match old {
                 Some(_) => slots.get(&self.table, pgno).map_err(doing(TABLE))?,
                 None => None,
             };
-            let changes = slot.is_none_or(|slot| slot.digest != *digest);
+            let changes = slot.is_none_or(|slot| slot.digest != digest);
             let spans = old.zip(slot).is_some_and(|(old, slot)| scope.spans(&old, &slot));
             given.changed += u32::from(changes);
             given.pages += u32::from(changes || spans);
@@ -430,7 +438,7 @@ impl LiveDatabase {
             position: pass.position,
         };
         let update = if old.is_some() && Table::is_few(given.changed as usize, pass.pages) {
-            self.changes_among(&digests, lock_page)?
+            self.changes_among(&digests, pass.pages, lock_page)?
         } else {
             Update::All(digests)
         };
@@ -445,12 +453,13 @@ impl LiveDatabase {
     }
 
     /// The few digests that differ from the table.
-    fn changes_among(&self, digests: &[Digest], lock_page: u32) -> Result<Update, CaptureError> {
-        let (mut slots, mut changed) = (Slots::default(), Vec::new());
-        for (pgno, digest) in (1..).zip(digests).filter(|(pgno, _)| *pgno != lock_page) {
+    fn changes_among(&self, digests: &Finished, pages: u32, lock_page: u32) -> Result<Update, CaptureError> {
+        let (mut slots, mut new, mut changed) = (Slots::default(), digests.reader(), Vec::new());
+        for pgno in (1..=pages).filter(|pgno| *pgno != lock_page) {
+            let digest = new.get(pgno).map_err(doing(DIGESTS))?;
             let slot = slots.get(&self.table, pgno).map_err(doing(TABLE))?;
-            if slot.is_none_or(|slot| slot.digest != *digest) {
-                changed.push((pgno, *digest));
+            if slot.is_none_or(|slot| slot.digest != digest) {
+                changed.push((pgno, digest));
             }
         }
         Ok(Update::Some(changed))

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::{CaptureError, doing};
 use crate::live::{LOOK_PAUSE, LiveDatabase};
-use crate::table::Slots;
+use crate::slots::Slots;
 use crate::types::Build;
 use crate::watch::{Watch, wait_for_any};
 

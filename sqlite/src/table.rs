@@ -19,13 +19,14 @@ use std::path::{Path, PathBuf};
 
 use crate::digest::{Digest, Facts, Kind, xor};
 use crate::os::{Identity, read_at};
+use crate::slots::{
+    Change, SLOT_LEN, Slot, Slots, Update, decode_slot, encode_slot, last_change_sum, read_slots,
+    slot_offset, write_zeros,
+};
 use crate::wal::{Chain, Checksum};
 
-const HEADER_LEN: usize = 192;
-const SLOT_LEN: usize = 20;
+pub(crate) const HEADER_LEN: usize = 192;
 const MAGIC: &[u8; 8] = b"CKPAGES2";
-/// Neighbouring slots are read so many at a time (80 KiB).
-const SLOTS_AT_ONCE: u32 = 4096;
 
 /// Where following can be taken up again after a restart, for the state the table describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,62 +50,10 @@ pub(crate) struct Header {
     pub(crate) position: Option<Position>,
 }
 
-/// What the table says about one page.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Slot {
-    pub(crate) digest: Digest,
-    /// Low 32 bits of the number of the entry that last changed the page: see [`Header::entry_of`].
-    pub(crate) changed: u32,
-}
-
 impl Header {
     /// The entry that last changed a page.
     pub(crate) fn entry_of(&self, slot: &Slot) -> u64 {
         self.seq.saturating_sub(u64::from((self.seq as u32).wrapping_sub(slot.changed)))
-    }
-}
-
-/// New digests.
-pub(crate) enum Update {
-    /// Of the pages that changed, sorted by page number.
-    Some(Vec<(u32, Digest)>),
-    /// Of all pages, the first one's first.
-    All(Vec<Digest>),
-}
-
-impl Update {
-    /// The new digest of a page; `None` when it did not change.
-    fn digest(&self, pgno: u32) -> Option<&Digest> {
-        match self {
-            Update::Some(slots) => {
-                let at = slots.binary_search_by_key(&pgno, |(number, _)| *number).ok()?;
-                Some(&slots[at].1)
-            }
-            Update::All(digests) => digests.get(pgno as usize - 1),
-        }
-    }
-}
-
-/// A step from one state to the next.
-pub(crate) struct Change {
-    pub(crate) header: Header,
-    pub(crate) update: Update,
-    /// Nothing of the old table stays.
-    pub(crate) replace: bool,
-}
-
-impl Change {
-    /// The new digest of a page, if it is another one than `old`.
-    pub(crate) fn changes(&self, pgno: u32, old: &Slot) -> bool {
-        self.update.digest(pgno).is_some_and(|new| *new != old.digest)
-    }
-
-    /// The entry that this change becomes.
-    pub(crate) fn becomes(&mut self, seq: u64) {
-        self.header.seq = seq;
-        if self.replace {
-            self.header.since = seq;
-        }
     }
 }
 
@@ -127,31 +76,6 @@ pub(crate) struct Table {
     path: PathBuf,
     key_check: Digest,
     loaded: Option<Loaded>,
-}
-
-/// Reads slots in about the order of their pages.
-#[derive(Default)]
-pub(crate) struct Slots {
-    first: u32,
-    slots: Vec<Slot>,
-}
-
-impl Slots {
-    /// What the table says of a page; `None` when it has no such page. The table must be the same in every call.
-    pub(crate) fn get(&mut self, table: &Table, pgno: u32) -> io::Result<Option<Slot>> {
-        let at = |first: u32| pgno.checked_sub(first).map_or(usize::MAX, |at| at as usize);
-        if self.slots.get(at(self.first)).is_none() {
-            self.first = pgno;
-            let Some(loaded) = &table.loaded else { return Ok(None) };
-            let end = loaded.header.page_count.min(pgno.saturating_add(SLOTS_AT_ONCE - 1));
-            if pgno == 0 || pgno > end {
-                return Ok(None);
-            }
-            self.slots.clear();
-            read_slots(&loaded.file, pgno, end, &mut |_, slot| self.slots.push(slot))?;
-        }
-        Ok(self.slots.get(at(self.first)).copied())
-    }
 }
 
 impl Table {
@@ -199,6 +123,13 @@ impl Table {
         let mut bytes = [0; SLOT_LEN];
         loaded.file.read_exact_at(&mut bytes, slot_offset(pgno))?;
         Ok(Some(decode_slot(&bytes)))
+    }
+
+    /// Slots from this page on, at most so many.
+    pub(crate) fn read_slots(&self, first: u32, count: u32, each: &mut dyn FnMut(Slot)) -> io::Result<()> {
+        let Some(loaded) = &self.loaded else { return Ok(()) };
+        let last = loaded.header.page_count.min(first.saturating_add(count - 1));
+        if first == 0 { Ok(()) } else { read_slots(&loaded.file, first, last, &mut |_, slot| each(slot)) }
     }
 
     /// Throws the table away: the next capture is a base.
@@ -256,14 +187,15 @@ impl Table {
         let mut out = BufWriter::new(&file);
         out.write_all(&[0; HEADER_LEN])?;
         let header = change.header;
-        let (mut old, mut state, mut changes) = (Slots::default(), Digest::default(), 0);
+        let (mut old, mut new) = (Slots::default(), change.new_digests());
+        let (mut state, mut changes) = (Digest::default(), 0);
         for pgno in 1..=header.page_count {
             let before = if change.replace { None } else { old.get(self, pgno)? };
             let mut slot = before.unwrap_or_default();
-            if let Some(new) = change.update.digest(pgno)
-                && *new != slot.digest
+            if let Some(digest) = new.get(pgno)?
+                && digest != slot.digest
             {
-                slot = Slot { digest: *new, changed: header.seq as u32 };
+                slot = Slot { digest, changed: header.seq as u32 };
             }
             xor(&mut state, &slot.digest);
             changes ^= last_change_sum(pgno, &slot);
@@ -532,65 +464,6 @@ impl Table {
 /// A redo: its header and the sum over last changes, the same as bytes, and its slots.
 type Redo = ((Header, u64), [u8; HEADER_LEN], Vec<(u32, Digest)>);
 
-fn encode_slot(slot: &Slot) -> [u8; SLOT_LEN] {
-    let mut bytes = [0; SLOT_LEN];
-    bytes[..16].copy_from_slice(&slot.digest);
-    bytes[16..].copy_from_slice(&slot.changed.to_le_bytes());
-    bytes
-}
-
-fn decode_slot(bytes: &[u8; SLOT_LEN]) -> Slot {
-    let (digest, changed) = bytes.split_first_chunk::<16>().expect("a slot has 20 bytes");
-    Slot {
-        digest: *digest,
-        changed: u32::from_le_bytes(*changed.first_chunk().expect("a slot has 20 bytes")),
-    }
-}
-
-/// One term of a sum (XOR) over all slots that finds last changes that are not what was written: a page left out of an
-/// increment because of them would cost a recovery point. Against accidents, not against people (the finalizer of
-/// splitmix64, a bijection).
-fn last_change_sum(pgno: u32, slot: &Slot) -> u64 {
-    if *slot == Slot::default() {
-        // The page of the locks, which is in no change.
-        return 0;
-    }
-    let mut x = (u64::from(pgno) << 32 | u64::from(slot.changed)).wrapping_add(0x9e37_79b9_7f4a_7c15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
-}
-
-/// Slots of pages `first` to `last`. Fails when they are not all there.
-fn read_slots(file: &File, first: u32, last: u32, each: &mut dyn FnMut(u32, Slot)) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    let mut next = first;
-    while next <= last {
-        let count = (last - next + 1).min(SLOTS_AT_ONCE);
-        bytes.resize(count as usize * SLOT_LEN, 0);
-        file.read_exact_at(&mut bytes, slot_offset(next))?;
-        for (pgno, slot) in (next..).zip(bytes.as_chunks::<SLOT_LEN>().0) {
-            each(pgno, decode_slot(slot));
-        }
-        next += count;
-    }
-    Ok(())
-}
-
-fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
-    let zeros = [0; 8192];
-    while len > 0 {
-        let count = len.min(zeros.len() as u64);
-        file.write_all_at(&zeros[..count as usize], offset)?;
-        (offset, len) = (offset + count, len - count);
-    }
-    Ok(())
-}
-
-fn slot_offset(pgno: u32) -> u64 {
-    HEADER_LEN as u64 + (u64::from(pgno) - 1) * SLOT_LEN as u64
-}
-
 /// Removes a file; `false` when there is none.
 fn remove(path: &Path) -> io::Result<bool> {
     match std::fs::remove_file(path) {
@@ -613,6 +486,7 @@ fn create(path: &Path) -> io::Result<File> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::slots::SLOTS_AT_ONCE;
 
     const KEY: [u8; 32] = [7; 32];
 
@@ -647,7 +521,12 @@ mod tests {
     }
 
     fn whole(header: Header, of: &[u32]) -> Change {
-        Change { header, update: Update::All(of.iter().map(|of| digest(*of)).collect()), replace: true }
+        let mut all = crate::digests::Digests::new("nowhere/spill".into());
+        all.grow(of.len() as u32).unwrap();
+        for (pgno, of) in (1..).zip(of) {
+            all.set(pgno, &digest(*of)).unwrap();
+        }
+        Change { header, update: Update::All(all.finish().unwrap()), replace: true }
     }
 
     /// A patch that gives page `pgno` the digest of number `of`.

@@ -33,13 +33,10 @@ use std::io;
 use crate::dirty::Dirty;
 use crate::error::{GapReason, Trouble};
 use crate::images::{Frames, Known, Log};
-use crate::index::{self, IndexHeader};
+use crate::index::IndexHeader;
 use crate::os::{Identity, Stat, index_in_use, read_at};
-use crate::run::{Reader, has_transaction_after, read_header, read_transactions};
+use crate::run::{Reader, has_transaction_after, read_header, read_index, read_transactions};
 use crate::wal::{Chain, Checksum, FRAME_HEADER_LEN, Salt};
-
-/// A header caught in the middle of a change is read again this often.
-const HEADER_TRIES: u32 = 20;
 
 /// What events say about the time since the last good look.
 #[derive(Debug, Clone, Copy)]
@@ -319,22 +316,6 @@ impl Tail {
         };
         Ok(same && !self.may_have_orphan()?)
     }
-}
-
-/// Reads the index until it is caught whole.
-fn read_index(shm: &File) -> io::Result<Option<IndexHeader>> {
-    for attempt in 0..HEADER_TRIES {
-        let mut bytes = [0; index::LEN];
-        if read_at(shm, &mut bytes, 0)? == index::LEN
-            && let Some(header) = IndexHeader::parse(&bytes)
-        {
-            return Ok(Some(header));
-        }
-        if attempt > 2 {
-            std::thread::sleep(std::time::Duration::from_micros(100));
-        }
-    }
-    Ok(None)
 }
 
 #[cfg(test)]

@@ -55,6 +55,8 @@ pub struct Look {
     pub mode: Mode,
     /// Why the next capture reads the whole file, if it does.
     pub gap: Option<GapReason>,
+    /// Why the database is read with caution, whatever it does: it lies on a file system where less can be proved.
+    pub caution: Option<&'static str>,
     /// Commits this look found in the log.
     pub commits: u64,
 }

@@ -81,23 +81,31 @@ impl Chain {
         if bytes.len() < HEADER_LEN {
             return None;
         }
-        let magic = be32(bytes, 0);
         let page_size = be32(bytes, 8);
         let size_possible = (512..=65536).contains(&page_size) && page_size.is_power_of_two();
-        if magic & !1 != MAGIC || be32(bytes, 4) != VERSION || !size_possible {
+        if !size_possible {
+            return None;
+        }
+        let (version, chain) = Chain::parse_any_version(bytes)?;
+        (version == VERSION).then_some(chain)
+    }
+
+    /// Whether this is the header of a log in a version that is not known.
+    pub(crate) fn is_of_another_version(bytes: &[u8; HEADER_LEN]) -> bool {
+        Chain::parse_any_version(bytes).is_some_and(|(version, _)| version != VERSION)
+    }
+
+    fn parse_any_version(bytes: &[u8]) -> Option<(u32, Chain)> {
+        let magic = be32(bytes, 0);
+        if magic & !1 != MAGIC {
             return None;
         }
         let big_endian = magic & 1 == 1;
         let checksum = Checksum::default().add(&bytes[..24], big_endian);
         let mut salt = [0; 8];
         salt.copy_from_slice(&bytes[16..24]);
-        (checksum == Checksum::from_stored(&bytes[24..])).then_some(Chain {
-            salt,
-            big_endian,
-            page_size,
-            frame: 0,
-            checksum,
-        })
+        let chain = Chain { salt, big_endian, page_size: be32(bytes, 8), frame: 0, checksum };
+        (checksum == Checksum::from_stored(&bytes[24..32])).then_some((be32(bytes, 4), chain))
     }
 
     /// Bytes of one frame with its image.

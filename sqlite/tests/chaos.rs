@@ -35,6 +35,7 @@ impl Random {
 fn open(path: &Path, random: &mut Random) -> App {
     let mut app = App::open(path);
     app.run("PRAGMA busy_timeout = 10000; PRAGMA synchronous = OFF;");
+    app.run(&format!("PRAGMA mmap_size = {};", [0, 1 << 24][random.below(2) as usize]));
     app.run(&format!("PRAGMA wal_autocheckpoint = {};", [0, 20, 60, 300][random.below(4) as usize]));
     app
 }

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use chatkeep_sqlite::{
-    Build, CaptureError, Existing, GapReason, Kind, LiveDatabase, Mode, PageSink, RestoreWriter,
+    Build, CaptureError, Collection, Existing, GapReason, Kind, LiveDatabase, Mode, PageSink, RestoreWriter,
     lock_byte_page,
 };
 use common::{App, World};
@@ -241,6 +241,15 @@ fn beyond_one_gibibyte_the_page_of_the_locks_is_neither_kept_nor_compared() {
     assert_eq!((capture.page_size, capture.page_count, capture.changed_pages), (page, count, count - 1));
     assert_eq!((counter.pages, counter.lock_byte_page), (count - 1, false));
     world.live().commit(1, &[]).unwrap();
+    // Nor is it in a base that is cut later, or collected.
+    let mut counter = Counter::default();
+    let base = world.live().capture(Build::on(0), &mut counter, &|| false).unwrap();
+    assert!(base.is_base && base.gap.is_none() && base.state_digest == capture.state_digest);
+    assert_eq!((counter.pages, counter.lock_byte_page, base.pages), (count - 1, false, count - 1));
+    world.live().abort();
+    let (mut counter, mut collection) = (Counter::default(), Collection::new(0));
+    while !world.live().collect(&mut collection, 64 << 20, &mut counter).unwrap() {}
+    assert_eq!((counter.pages, counter.lock_byte_page), (count - 1, false));
 
     let directory = std::fs::File::open(world.folder.path()).unwrap().into();
     let mut writer = RestoreWriter::create(directory, "restored", page, count, common::KEY).unwrap();

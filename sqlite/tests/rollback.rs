@@ -100,12 +100,16 @@ fn a_journal_whose_app_never_comes_back_is_rolled_back_in_memory() {
         "INSERT INTO t(body) SELECT randomblob(1500) FROM t;",
         "DELETE FROM t WHERE id > 20; PRAGMA incremental_vacuum; UPDATE t SET body = randomblob(3000);",
     ];
-    for (synchronous, change) in ["OFF", "FULL"].into_iter().flat_map(|s| changes.map(|change| (s, change))) {
+    let modes = [("DELETE", "OFF"), ("DELETE", "FULL"), ("TRUNCATE", "FULL"), ("PERSIST", "OFF")];
+    for ((mode, synchronous), change) in
+        modes.into_iter().flat_map(|mode| changes.map(|change| (mode, change)))
+    {
         let mut world = World::new();
         let mut app = App::open(&world.db());
         app.run("PRAGMA auto_vacuum = INCREMENTAL; VACUUM;");
         app.close();
         let mut app = App::rollback(&world.db());
+        app.run(&format!("PRAGMA journal_mode = {mode};"));
         app.insert(200);
         app.run(&format!("PRAGMA synchronous = {synchronous}; PRAGMA cache_size = 5; BEGIN; {change}"));
         app.kill();
@@ -127,7 +131,7 @@ fn a_journal_whose_app_never_comes_back_is_rolled_back_in_memory() {
         app.close();
         let recovered = std::fs::read(copy.join("chat.db")).unwrap();
         assert!(recovered != left[0].1, "there was something to be rolled back");
-        assert!(world.stored_bytes() == recovered, "{synchronous} {change}");
+        assert!(world.stored_bytes() == recovered, "{mode} {synchronous} {change}");
         // The app comes back after all.
         let mut app = App::open(&world.db());
         app.run("SELECT count(*) FROM t;");

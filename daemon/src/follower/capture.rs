@@ -98,7 +98,7 @@ impl Members {
         if !gone {
             media.catch_up(&order.writer);
         }
-        if unchanged && !media.has_news() || gone {
+        if (unchanged && !media.has_news() && !order.even_if_unchanged) || gone {
             order.writer.spool.drop_entry(seq);
             self.commit(order.before.seq, &order.chain)?;
             return Ok(Captured { written: None, gap, gone, more: false });
@@ -139,8 +139,9 @@ impl Members {
                     continue;
                 };
                 let collected = taken.map(|taken| &taken.parts[at].0);
-                // What was read ahead is whole: a patch after it would be applied to it.
-                let mut collector = sealing.collector(&order.done_bytes, taken.is_none());
+                // What was read ahead comes first in a restore: what pages were before is no more then.
+                let patches = taken.is_none() && !is_opaque(order, &member.name);
+                let mut collector = sealing.collector(&order.done_bytes, patches);
                 let build = Build { parent: plan.parent_seq, collected };
                 let capture = live.capture(build, &mut collector, &cancelled)?;
                 let inline = collector.finish(capture.page_count)?;
@@ -229,6 +230,12 @@ impl Members {
         }
         result
     }
+}
+
+/// Whether the newest entry has it encrypted.
+fn is_opaque(order: &CaptureOrder, name: &str) -> bool {
+    let newest = order.chain.first();
+    newest.is_some_and(|point| point.databases.iter().any(|facts| facts.opaque && facts.name == name))
 }
 
 /// The entries that a later one may build on: for each level, the newest of at least that level.

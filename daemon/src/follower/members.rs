@@ -24,6 +24,8 @@ pub(super) struct Member {
     rebase: bool,
     /// Why it is not there.
     trouble: Option<String>,
+    /// Why it is not read as soon as it is written.
+    caution: Option<String>,
 }
 
 pub(super) struct Members {
@@ -43,6 +45,7 @@ impl Members {
             tried: None,
             rebase: start.rebase,
             trouble: None,
+            caution: None,
         });
         Self { all: all.collect(), written_seq: start.written_seq, opened: false }
     }
@@ -96,6 +99,7 @@ impl Members {
             let Some(live) = &mut member.live else { continue };
             match live.look() {
                 Ok(look) => {
+                    member.caution = caution_of(&look);
                     sum = Some(match sum {
                         None => look,
                         Some(sum) => Look {
@@ -105,6 +109,7 @@ impl Members {
                             commits: sum.commits + look.commits,
                             mode: if sum.mode == Mode::Following { sum.mode } else { look.mode },
                             gap: sum.gap.or(look.gap),
+                            caution: sum.caution.or(look.caution),
                         },
                     });
                 }
@@ -134,7 +139,7 @@ impl Members {
     pub(super) fn caution(&self) -> Option<String> {
         let several = self.all.len() > 1;
         let cautions = self.all.iter().filter_map(|member| {
-            let own = member.live.as_ref().and_then(caution_of);
+            let own = member.caution.clone().filter(|_| member.live.is_some());
             match own {
                 Some(caution) if several => Some(format!("{}: {caution}", member.name)),
                 Some(caution) => Some(caution),
@@ -190,8 +195,18 @@ impl Member {
 }
 
 /// Why it is not read as soon as it is written.
-fn caution_of(_live: &LiveDatabase) -> Option<String> {
-    None
+fn caution_of(look: &Look) -> Option<String> {
+    let place = look.caution.map(str::to_owned);
+    // A gap that may be closed at once is no delay.
+    let gap = look.gap.filter(|_| !look.changed).map(|gap| {
+        format!(
+            "the whole file has to be read ({gap}), which waits so that reading takes at most 2 % of a core"
+        )
+    });
+    match (place, gap) {
+        (Some(place), Some(gap)) => Some(format!("{place}; {gap}")),
+        (place, gap) => place.or(gap),
+    }
 }
 
 /// Makes the table stand at the newest entry written, or drops it: it belongs to another place of the log.

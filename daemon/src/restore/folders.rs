@@ -211,7 +211,7 @@ impl Work<'_> {
         if let Some((_, blob)) = blobs.iter().find(|(known, _)| *known == name) {
             return Ok(blob.clone());
         }
-        let read = self.runtime.block_on(self.source.archive.blob(name, &self.source.roots));
+        let read = self.runtime.block_on(self.source.archive.pack_body(name, &self.source.roots));
         let blob = Arc::new(read.map_err(Fault::from)?);
         self.objects.fetch_add(1, Ordering::Relaxed);
         blobs.truncate(BLOBS_KEPT - 1);

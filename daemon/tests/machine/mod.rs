@@ -219,6 +219,7 @@ impl Machine {
     pub(crate) async fn capture(&mut self) -> Result<Captured, Fault> {
         let log = self.log.as_ref().unwrap();
         self.follower.as_ref().unwrap().capture(CaptureOrder {
+            even_if_unchanged: false,
             before: log.written.clone(),
             chain: log.chain.clone(),
             clock: match self.clock_us {

@@ -14,18 +14,31 @@ use chatkeep_sqlite::{
 
 pub(crate) const KEY: [u8; 32] = [9; 32];
 const PATH_VARIABLE: &str = "CHATKEEP_TEST_APP";
+/// Instead of SQL.
+const REOPEN: &str = "reopen";
 
 /// The body of the test `app_process` of every test file: does nothing, unless it was started by [`App::open`].
 ///
 /// A process of its own, because closing a file drops all locks that the *process* has on it.
 pub(crate) fn app_process() {
     let Some(path) = std::env::var_os(PATH_VARIABLE) else { return };
-    let connection = rusqlite::Connection::open(path).unwrap();
-    connection.busy_timeout(Duration::ZERO).unwrap();
+    let open = || {
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection.busy_timeout(Duration::ZERO).unwrap();
+        connection
+    };
+    let mut connection = open();
     for line in io::stdin().lock().lines() {
-        let answer = match connection.execute_batch(&line.unwrap()) {
-            Ok(()) => "ok".to_owned(),
-            Err(error) => format!("{error}").replace('\n', " "),
+        let line = line.unwrap();
+        let answer = if line == REOPEN {
+            connection.close().unwrap();
+            connection = open();
+            "ok".to_owned()
+        } else {
+            match connection.execute_batch(&line) {
+                Ok(()) => "ok".to_owned(),
+                Err(error) => format!("{error}").replace('\n', " "),
+            }
         };
         println!("\nanswer: {answer}");
     }
@@ -92,6 +105,11 @@ impl App {
             "INSERT INTO t(body) WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count}) \
              SELECT randomblob(1500) FROM n;"
         ));
+    }
+
+    /// Closes the database and opens it again at once.
+    pub(crate) fn reopen(&mut self) {
+        self.run(REOPEN);
     }
 
     pub(crate) fn close(mut self) {
@@ -278,10 +296,8 @@ impl World {
     ) -> Result<bool, CaptureError> {
         let mut store = std::mem::take(&mut self.store);
         store.new = std::mem::take(into);
-        if !store.new.is_empty() {
-            // `begin` was called with the first slice.
-            store.is_base = collection.parent() == 0;
-        }
+        // `begin` is called with the first slice only.
+        store.is_base = collection.parent() == 0;
         store.parent = store.state_at(collection.parent());
         let finished = self.live().collect(collection, max_bytes, &mut store);
         *into = std::mem::take(&mut store.new);
