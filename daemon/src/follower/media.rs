@@ -25,7 +25,7 @@ use crate::known::{Changes, KnownFiles, Place};
 use crate::spool::Spooled;
 use crate::writer::{Writer, Written};
 use blobs::{Blobs, Pick};
-use folder::{Amount, MediaFolder};
+use folder::{Amount, MediaFolder, Pending};
 use list::Listed;
 
 /// New attachments of up to this many bytes are read within a capture, 32 MiB: less than half a second.
@@ -196,12 +196,18 @@ impl Media {
         for (at, folder) in self.folders.iter_mut().enumerate() {
             files.extend(folder.take_pending(small).into_iter().map(|pending| (at, pending)));
         }
-        let bytes: u64 = files.iter().map(|(_, pending)| pending.found.len).sum();
-        if bytes > CAPTURE_LEN {
-            for (at, pending) in files.into_iter().rev() {
-                self.folders[at].pending.push_front(pending);
+        if !small {
+            // What is newest is most likely what the newest messages speak of.
+            files.sort_by_key(|(_, pending)| std::cmp::Reverse(pending.found.mtime_ns));
+            let mut bytes = 0;
+            let mut within = |(_, pending): &(usize, Pending)| {
+                bytes += pending.found.len;
+                bytes <= CAPTURE_LEN
+            };
+            let count = files.iter().take_while(|file| within(file)).count();
+            for (at, pending) in files.split_off(count) {
+                self.folders[at].give_back(pending);
             }
-            files = Vec::new();
         }
         if files.is_empty() && !self.blobs.is_busy() {
             return Ok(());

@@ -152,9 +152,10 @@ impl Machine {
             written_seq: log.written.seq,
             writer: self.writer(spool),
             rebase: log.rebase,
-            links: true,
+            links: false,
         };
         self.follower = Some(Follower::start(start, events).unwrap());
+        self.caution = None;
         (self.catalogue, self.log, self.events) = (Some(catalogue), Some(log), Some(incoming));
     }
 
@@ -199,6 +200,19 @@ impl Machine {
             }
         }
         wants
+    }
+
+    /// Waits until the user is told this, or nothing.
+    pub(crate) async fn wait_for_caution(&mut self, text: Option<&str>) {
+        for waits in 0_u32.. {
+            assert!(waits < 12_000, "waiting for {text:?}, told {:?}", self.caution);
+            self.listen();
+            match (&self.caution, text) {
+                (None, None) => return,
+                (Some(caution), Some(text)) if caution.contains(text) => return,
+                _ => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
     }
 
     /// Captures; what was written waits in the queue.

@@ -24,8 +24,8 @@ const PENDING_MAX: usize = 16_384;
 const WALK_PAUSE: Duration = Duration::from_secs(2);
 /// A walk may take one part in so many of the time.
 const WALK_SHARE: u32 = 50;
-/// A walk that took no longer than this is made within a capture even if nothing was heard of a change.
-const WALK_CHEAP: Duration = Duration::from_millis(20);
+/// A folder of up to so many files is walked within a capture even if nothing was heard of a change: some 20 ms.
+const WALK_CHEAP: u64 = 10_000;
 /// Until a folder that is not there is looked for again.
 const MISSING_PAUSE: Duration = Duration::from_secs(10);
 /// Until a file that cannot be read is tried again, unless it changes.
@@ -76,6 +76,8 @@ pub(super) struct MediaFolder {
     news: Arc<AtomicBool>,
     walk_due: Instant,
     walk_cost: Duration,
+    /// How many files there were.
+    files: u64,
     /// New or changed, and to be read.
     pub(super) pending: VecDeque<Pending>,
     /// The same, but somebody may be writing to them just now.
@@ -109,6 +111,7 @@ impl MediaFolder {
             news: Arc::new(AtomicBool::new(true)),
             walk_due: now,
             walk_cost: Duration::ZERO,
+            files: 0,
             pending: VecDeque::new(),
             unsettled: Vec::new(),
             later: VecDeque::new(),
@@ -144,7 +147,11 @@ impl MediaFolder {
 
     /// Whether a capture has to look: something may have come of which nothing was heard yet.
     pub(super) fn is_due_in_capture(&self) -> bool {
-        self.news.load(Ordering::Acquire) || self.walk_cost <= WALK_CHEAP
+        if self.files > WALK_CHEAP && !self.news.load(Ordering::Acquire) {
+            // What happened before the capture is told about now.
+            std::thread::sleep(WATCH.0 + WATCH.0);
+        }
+        self.news.load(Ordering::Acquire) || !self.unsettled.is_empty() || self.files <= WALK_CHEAP
     }
 
     /// Walks, and notes what is to be read and what went. `wake` is called when something changes.
@@ -168,6 +175,7 @@ impl MediaFolder {
                 if self.missing.take().is_some() {
                     info!("a folder of attachments is there again");
                 }
+                self.files = walked.files;
                 self.note_problems(&walked);
                 Ok(())
             }
@@ -309,6 +317,15 @@ impl MediaFolder {
         (self.pending, self.unsettled) = (pending.into(), unsettled);
         now.extend(fresh);
         now
+    }
+
+    /// One of them is not read in the capture after all.
+    pub(super) fn give_back(&mut self, pending: Pending) {
+        if is_settled(&pending.found, None, super::now_ns()) {
+            self.pending.push_back(pending);
+        } else {
+            self.unsettled.push(pending);
+        }
     }
 
     /// Files that cannot be read.
