@@ -8,11 +8,11 @@ use std::path::Path;
 
 use chatkeep_crypto::{BackupKey, DigitsError, OpenError, open, open_keyring, read_keyring};
 use chatkeep_format::{
-    ArchiveId, CHUNK_LEN, Entry, FileSet, FormatError, HEADER_LEN, ObjectName, PageSet, TAG_LEN, apply_patch,
-    padme,
+    ArchiveId, CHUNK_LEN, Entry, FileSet, FormatError, HEADER_LEN, ObjectName, PageSet, PatchMaker, TAG_LEN,
+    apply_patch, padme,
 };
 use serde_json::Value;
-use support::json::{entry_json, files_json, pages_json};
+use support::json::{checksum_json, entry_json, files_json, pages_json};
 use support::{error_name, mend_end, mend_header};
 
 #[test]
@@ -97,17 +97,8 @@ fn pages(_: &Value, case: &Value) -> String {
         Err(error) => return malformed(&error),
     };
     assert_eq!(pages_json(&set), case["pages"]);
+    assert_eq!(checksum_json(&set), case["bases_checksum"]);
     assert_eq!(set.encode(), bytes(&case["bytes"]));
-    opens()
-}
-
-fn patch(_: &Value, case: &Value) -> String {
-    let base = bytes(&case["base"]);
-    let mut image = vec![0; base.len()];
-    match apply_patch(&base, &bytes(&case["patch"]), &mut image) {
-        Ok(()) => assert_eq!(image, bytes(&case["page"])),
-        Err(error) => return malformed(&error),
-    }
     opens()
 }
 
@@ -118,6 +109,22 @@ fn files(_: &Value, case: &Value) -> String {
     };
     assert_eq!(files_json(&set), case["files"]);
     assert_eq!(set.encode(), bytes(&case["bytes"]));
+    opens()
+}
+
+fn patch(file: &Value, case: &Value) -> String {
+    let (bases, place) = (bytes(&file["bases"]), number(&case["place"]));
+    let mut image = vec![0; number(&file["page_size"])];
+    if let Err(error) = apply_patch(&bases, place, &bytes(&case["patch"]), &mut image) {
+        return malformed(&error);
+    }
+    assert_eq!(image, bytes(&case["page"]));
+    let mut again = Vec::new();
+    if PatchMaker::new(&bases).make_patch(place, &image, &mut again) {
+        let mut image_again = vec![0; image.len()];
+        apply_patch(&bases, place, &again, &mut image_again).unwrap();
+        assert_eq!(image_again, image);
+    }
     opens()
 }
 

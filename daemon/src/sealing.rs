@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use chatkeep_crypto::{pack_name, seal};
-use chatkeep_format::{ObjectName, PackRef, PageOp, PageSet, PageSetBuilder, make_patch};
+use chatkeep_format::{ObjectName, PackRef, PageSet, PageSetBuilder};
 use chatkeep_sqlite::PageSink;
 use rand_core::OsRng;
 
@@ -19,6 +19,10 @@ use crate::writer::Writer;
 /// Target size of a pack before compression, 4 MiB: two being sealed, one being filled and what zstd needs stay below
 /// the service's bound of 48 MiB; a broken upload repeats no more than this.
 const PACK_LEN: usize = 4 << 20;
+/// Pages whose images before are at hand are gathered up to this many bytes, 8 MiB: the more there are, the more of them
+/// patches find in each other (docs/decisions/0012). They leave far less than a pack. Until then the thread that reads
+/// has as much again for the images before, and 4 MiB for the patch maker.
+const PATCHED_LEN: usize = 8 << 20;
 /// Changes up to this many bytes travel inside the entry: one object, one `put`. A restore reads up to 60 entries.
 const INLINE_LEN: usize = 2 << 20;
 /// One for each core of a small machine.
@@ -119,7 +123,6 @@ impl<'scope, 'env> Sealing<'scope, 'env> {
             is_base: false,
             patches,
             sent: Vec::new(),
-            patch: Vec::new(),
             done_bytes,
         }
     }
@@ -238,12 +241,11 @@ pub struct Collector<'a, 'scope, 'env> {
     page_size: u32,
     /// It builds on nothing.
     is_base: bool,
+    /// Images before are of use.
     patches: bool,
-    /// Pages in packs of this capture; bit 0 is page 1. A patch is against the page at the parent, so whatever comes
-    /// after another image has to be whole.
+    /// Pages in packs of this capture, by number. In a restore, what they were at the parent is no more when the next
+    /// packs are read.
     sent: Vec<u64>,
-    /// Room for a patch.
-    patch: Vec<u8>,
     done_bytes: &'a AtomicU64,
 }
 
@@ -258,17 +260,17 @@ impl Collector<'_, '_, '_> {
         (self.page_size, self.is_base) = (page_size, is_base);
     }
 
-    /// The last pages: inline when there are few, else one more pack. Inline there are none beyond `page_count`: the
-    /// database may have shrunk while it was read.
+    /// The last pages: inline when they are short, else one more pack. There are none beyond `page_count`: the database
+    /// may have shrunk while it was read.
     pub fn finish(mut self, page_count: u32) -> io::Result<PageSet> {
-        match self.pages.take() {
-            None => Ok(PageSet::default()),
-            Some(pages) if pages.byte_len() <= INLINE_LEN => Ok(within(pages.finish(), page_count)),
-            Some(pages) => {
-                self.sealing.send(self.part, Body::Pages(pages.finish()))?;
-                Ok(PageSet::default())
-            }
+        let Some(mut pages) = self.pages.take() else { return Ok(PageSet::default()) };
+        pages.truncate(page_count);
+        let pages = pages.finish();
+        if pages.byte_len() <= INLINE_LEN {
+            return Ok(pages);
         }
+        self.sealing.send(self.part, Body::Pages(pages))?;
+        Ok(PageSet::default())
     }
 
     /// All pages as packs, for an entry that is still to come.
@@ -283,8 +285,13 @@ impl Collector<'_, '_, '_> {
         self.sent.get(pgno as usize / 64).is_some_and(|word| word & (1 << (pgno % 64)) != 0)
     }
 
+    /// Makes the patches here and not where packs are sealed: only one set is in memory with its bases.
     fn send_full(&mut self) -> io::Result<()> {
-        let full = self.pages.take().expect("pages were just added").finish();
+        let full = self.pages.take().expect("pages were just added");
+        let had_bases = full.bases_len() > 0;
+        let full = full.finish();
+        // Encrypted: the next ones are no better, and larger than others when they are sealed.
+        self.patches &= had_bases == full.has_bases();
         for (pgno, _) in full.iter() {
             let word = pgno as usize / 64;
             if self.sent.len() <= word {
@@ -296,21 +303,6 @@ impl Collector<'_, '_, '_> {
     }
 }
 
-fn within(pages: PageSet, page_count: u32) -> PageSet {
-    if pages.iter().next_back().is_none_or(|(pgno, _)| pgno <= page_count) {
-        return pages;
-    }
-    let mut kept = PageSet::builder(pages.page_size());
-    for (pgno, op) in pages.iter().filter(|(pgno, _)| *pgno <= page_count) {
-        match op {
-            PageOp::Full(image) => kept.push(pgno, image),
-            PageOp::Zero => kept.push_zero(pgno),
-            PageOp::Patch(patch) => kept.push_patch(pgno, patch),
-        }
-    }
-    kept.finish()
-}
-
 impl PageSink for Collector<'_, '_, '_> {
     fn begin(&mut self, page_size: u32, is_base: bool) -> io::Result<()> {
         (self.page_size, self.is_base, self.pages) = (page_size, is_base, None);
@@ -319,17 +311,12 @@ impl PageSink for Collector<'_, '_, '_> {
 
     fn page(&mut self, pgno: u32, image: &[u8], base: Option<&[u8]>) -> io::Result<()> {
         let base = base.filter(|_| self.patches && !self.is_base && !self.was_sent(pgno));
-        self.patch.clear();
-        let patched = base.is_some_and(|base| make_patch(base, image, &mut self.patch));
         let page_size = self.page_size;
         let pages = self.pages.get_or_insert_with(|| PageSet::builder(page_size));
-        if patched {
-            pages.push_patch(pgno, &self.patch);
-        } else {
-            pages.push(pgno, image);
-        }
+        pages.push(pgno, image, base);
         self.done_bytes.fetch_add(image.len() as u64, Ordering::Relaxed);
-        if pages.is_full() || pages.byte_len() >= PACK_LEN {
+        let whole = pages.images_len().saturating_sub(pages.bases_len());
+        if pages.is_full() || whole >= PACK_LEN || pages.images_len() >= PATCHED_LEN {
             self.send_full()?;
         }
         Ok(())

@@ -276,7 +276,7 @@ impl DatabaseRecord {
         if !self.inline.is_empty() && self.inline.page_size() != self.page_size {
             return Err("page size");
         }
-        if self.is_base && self.inline.has_patches() {
+        if self.is_base && self.inline.has_bases() {
             return Err("page operation");
         }
         if packs_fit(&self.packs) { Ok(()) } else { Err("packs") }
@@ -358,8 +358,8 @@ mod tests {
 
     fn record(name: &str) -> DatabaseRecord {
         let mut inline = PageSet::builder(512);
-        inline.push(3, &[9; 512]);
-        inline.push_zero(4);
+        inline.push(3, &[9; 512], None);
+        inline.push(4, &[0; 512], None);
         DatabaseRecord {
             name: name.to_owned(),
             state: DatabaseState::Present,
@@ -455,6 +455,14 @@ mod tests {
         check(|e| e.databases[0].state = DatabaseState::Gone, "database state");
         check(|e| e.databases[0].page_size = 0, "page size");
         check(|e| e.databases[0].page_size = 1024, "page size");
+        check(
+            |e| {
+                let mut pages = PageSet::builder(512);
+                pages.push(3, &[9; 512], Some(&[9; 512]));
+                (e.databases[0].is_base, e.databases[0].inline) = (true, pages.finish());
+            },
+            "page operation",
+        );
         check(|e| e.databases[0].packs[0].items = 0, "packs");
         check(|e| e.databases[0].packs[0].sealed_len = u64::MAX, "packs");
     }

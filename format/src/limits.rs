@@ -32,6 +32,8 @@ pub const MAX_DATABASES: usize = 256;
 pub const MAX_PACKS: usize = 65_536;
 /// Most pages in one page set: 64 MiB of 512-byte pages twice over, or 1 GiB of zeroed 4-KiB pages.
 pub const MAX_PAGES: usize = 262_144;
+/// Most bytes of earlier images that the patches of one page set copy from, 16 MiB: a reader has them all in memory.
+pub const MAX_BASES_LEN: usize = 16 << 20;
 /// Highest level of an entry.
 pub const MAX_LEVEL: u8 = 15;
 /// Most pinned recovery points.

@@ -31,7 +31,7 @@ struct Staged {
 /// How much is kept at most.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// A page takes 8 bytes of memory, beside its image, where its neighbours are dirty as well, and 512 at most.
+    /// A page takes 8 bytes of memory, beside its image, where its neighbours are dirty as well, and some 150 at most.
     pub(crate) pages: usize,
     /// Length of the spill file in bytes.
     pub(crate) spill: u64,

@@ -168,12 +168,6 @@ pub enum RestoreError {
         /// How many.
         count: u32,
     },
-    /// A patch of a page that no entry before gave, or one that does not fit it: damage, or a bug.
-    #[error("page {pgno} cannot be made from what it was before")]
-    BadPatch {
-        /// Which page.
-        pgno: u32,
-    },
     /// Name, page size or a page cannot be. A bug, or a damaged recovery point.
     #[error("not restorable: {reason}")]
     Invalid {

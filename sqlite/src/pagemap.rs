@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// Pages of one leaf. Pages that change together are often neighbours; a lone one costs a leaf.
-const LEAF: usize = 64;
+const LEAF: usize = 16;
 
 /// Sorted by page number. `Option<T>` should not be larger than `T`.
 pub(crate) struct PageMap<T> {

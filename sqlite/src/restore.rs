@@ -61,7 +61,7 @@ pub struct RestoreWriter {
     page_count: u32,
     lock_page: u32,
     key: [u8; 32],
-    /// Pages that have their image; bit 0 is page 1.
+    /// Pages that have an image, as far as the highest of them; bit 0 is page 1.
     written: Vec<u64>,
     missing: u32,
 }
@@ -105,46 +105,42 @@ impl RestoreWriter {
 
     /// Writes one page over what it was before: entries are read from the oldest to the newest.
     ///
-    /// Pages beyond the size of the database are ignored: an older entry had them.
+    /// Pages beyond the size of the database are kept until the end: an older entry had them, and a later one may say
+    /// that some of its pages are made of them.
     pub fn write_page(&mut self, pgno: u32, image: &[u8]) -> Result<(), RestoreError> {
         if image.len() != self.page_size as usize || pgno == 0 {
             return Err(invalid("an image is not one page"));
         }
-        let Some((word, bit)) = self.place_of(pgno) else { return Ok(()) };
+        if pgno == self.lock_page {
+            return Ok(());
+        }
+        let (word, bit) = place_of(pgno);
+        if word >= self.written.len() {
+            self.written.resize(word + 1, 0);
+        }
         let is_new = self.written[word] & bit == 0;
         // A page of zeros is a hole: the file begins empty.
         if !is_new || image.iter().any(|byte| *byte != 0) {
             self.file.write_all_at(image, self.offset_of(pgno)).map_err(doing(WRITING))?;
         }
         self.written[word] |= bit;
-        self.missing -= u32::from(is_new);
+        self.missing -= u32::from(is_new && pgno <= self.page_count);
         Ok(())
     }
 
-    /// Makes a page from what it was before: `patch` gets that, and makes the new image; `false` is no image.
-    ///
-    /// A page that was not written before cannot be patched.
-    pub fn patch_page(
-        &mut self,
-        pgno: u32,
-        patch: impl FnOnce(&[u8], &mut [u8]) -> bool,
-    ) -> Result<(), RestoreError> {
-        let Some((word, bit)) = self.place_of(pgno) else { return Ok(()) };
-        let mut before = vec![0; self.page_size as usize];
-        let known = self.written[word] & bit != 0;
-        let read = read_at(&self.file, &mut before, self.offset_of(pgno));
-        read.map_err(doing("reading the restored database"))?;
-        let mut image = vec![0; self.page_size as usize];
-        if !known || !patch(&before, &mut image) {
-            return Err(RestoreError::BadPatch { pgno });
+    /// Reads what a page is so far; `false` when it was never written.
+    pub fn read_page(&self, pgno: u32, image: &mut [u8]) -> Result<bool, RestoreError> {
+        if image.len() != self.page_size as usize || pgno == 0 {
+            return Err(invalid("an image is not one page"));
         }
-        self.write_page(pgno, &image)
-    }
-
-    /// The page's place among those [written](Self::written); none when the database does not have it.
-    fn place_of(&self, pgno: u32) -> Option<(usize, u64)> {
-        let has = (1..=self.page_count).contains(&pgno) && pgno != self.lock_page;
-        has.then(|| ((pgno as usize - 1) / 64, 1_u64 << ((pgno - 1) % 64)))
+        let (word, bit) = place_of(pgno);
+        if self.written.get(word).is_none_or(|written| written & bit == 0) {
+            return Ok(false);
+        }
+        let read = read_at(&self.file, image, self.offset_of(pgno));
+        let read = read.map_err(doing("reading the restored database"))?;
+        image[read..].fill(0); // a hole at the end
+        Ok(true)
     }
 
     fn offset_of(&self, pgno: u32) -> u64 {
@@ -244,6 +240,11 @@ impl Drop for RestoreWriter {
             let _ = rustix::fs::unlinkat(&self.directory, self.temporary.as_str(), AtFlags::empty());
         }
     }
+}
+
+/// A page's word and bit among those written.
+fn place_of(pgno: u32) -> (usize, u64) {
+    ((pgno as usize - 1) / 64, 1 << ((pgno - 1) % 64))
 }
 
 fn create_temporary(directory: &OwnedFd, file_name: &str) -> Result<(String, File), RestoreError> {

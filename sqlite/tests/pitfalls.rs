@@ -441,7 +441,7 @@ fn on_a_network_file_system_an_open_database_is_captured_when_nobody_wrote_for_a
         scope.spawn(move || {
             while !stop.load(Ordering::Relaxed) {
                 app.insert(1);
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(200));
             }
             app.close();
         });

@@ -114,7 +114,7 @@ fn the_same_bytes_are_restored_and_checked() {
 }
 
 #[test]
-fn the_last_image_of_a_page_wins_and_pages_beyond_the_end_are_ignored() {
+fn the_last_image_of_a_page_wins_and_pages_beyond_the_end_are_dropped() {
     let (source, folder) = (Source::chat(), Folder::new());
     let mut writer = source.begin(folder.path()).unwrap();
     for (pgno, image) in source.pages().rev() {
@@ -122,31 +122,35 @@ fn the_last_image_of_a_page_wins_and_pages_beyond_the_end_are_ignored() {
         writer.write_page(pgno, image).unwrap();
     }
     assert!(source.pages().any(|(_, image)| image.iter().all(|byte| *byte == 0)), "zeros replace, too");
-    writer.write_page(source.count() + 1, &vec![1; source.page_size as usize]).unwrap();
-    writer.patch_page(source.count() + 1, |_, _| panic!("nobody asks for it")).unwrap();
+    assert!(writer.is_complete());
+    writer.write_page(source.count() + 100, &vec![1; source.page_size as usize]).unwrap();
+    assert_eq!(writer.missing(), 0);
     writer.finish(source.digest(), Kind::Plain, Existing::Refuse, "x").unwrap();
     assert!(std::fs::read(folder.db()).unwrap() == source.bytes);
 }
 
 #[test]
-fn a_patch_makes_a_page_from_what_it_was_before() {
+fn what_was_written_can_be_read_also_beyond_the_end() {
     let (source, folder) = (Source::chat(), Folder::new());
     let mut writer = source.begin(folder.path()).unwrap();
-    for (pgno, image) in source.pages() {
-        let error = writer.patch_page(pgno, |_, _| true).unwrap_err();
-        assert!(matches!(error, RestoreError::BadPatch { pgno: found } if found == pgno), "{error:?}");
-        writer.write_page(pgno, &vec![9; image.len()]).unwrap();
-        let refused = writer.patch_page(pgno, |_, _| false).unwrap_err();
-        assert!(matches!(refused, RestoreError::BadPatch { .. }), "{refused:?}");
-        let patch = |before: &[u8], page: &mut [u8]| {
-            assert!(before.iter().all(|byte| *byte == 9), "a patch that failed changed nothing");
-            page.copy_from_slice(image);
-            true
-        };
-        writer.patch_page(pgno, patch).unwrap();
+    let page_len = source.page_size as usize;
+    for pgno in [1, source.count(), source.count() + 1, source.count() + 1000] {
+        let mut read = vec![5; page_len];
+        assert!(!writer.read_page(pgno, &mut read).unwrap(), "nothing was written");
+        for image in [vec![9; page_len], vec![8; page_len], vec![0; page_len]] {
+            writer.write_page(pgno, &image).unwrap();
+            assert!(writer.read_page(pgno, &mut read).unwrap());
+            assert!(read == image);
+        }
     }
-    writer.finish(source.digest(), Kind::Plain, Existing::Refuse, "x").unwrap();
-    assert!(std::fs::read(folder.db()).unwrap() == source.bytes);
+    let (mut hole, mut read) = (vec![0; page_len], vec![5; page_len]);
+    writer.write_page(source.count() + 2000, &hole).unwrap();
+    assert!(writer.read_page(source.count() + 2000, &mut read).unwrap());
+    assert!(read == hole);
+    hole.pop();
+    assert!(matches!(writer.read_page(1, &mut hole), Err(RestoreError::Invalid { .. })));
+    assert!(matches!(writer.read_page(0, &mut read), Err(RestoreError::Invalid { .. })));
+    assert!(writer.missing() > 0, "pages beyond the end do not count");
 }
 
 /// Nothing is left of a restore that failed.

@@ -43,6 +43,7 @@ MAX_TEXT_LEN = 1024
 MAX_DATABASES = 256
 MAX_PACKS = 65_536
 MAX_PAGES = 262_144
+MAX_BASES_LEN = 16_777_216
 MAX_LEVEL = 15
 MAX_PINS = 1024
 MAX_FOLDERS = 256
@@ -260,7 +261,7 @@ def is_page_size(size):
 
 
 def read_pages(data):
-    """(page size, {page number: ("zero",), ("image", bytes) or ("patch", bytes)})"""
+    """(page size, checksum of the bases, {page number: (has a base, "zero"), (.., "image", bytes) or (.., "patch", bytes)})"""
     reader = Reader(data, "Malformed")
     size, count, index_len = reader.number(4), reader.number(4, MAX_PAGES), reader.number(4)
     reader.must(is_page_size(size) if count else size == 0)
@@ -268,42 +269,65 @@ def read_pages(data):
     index.must(count <= index_len // 2)
     listed, pgno = [], 0
     for _ in range(count):
-        delta, operation = index.varint(), index.number(1)
+        delta, operation = index.varint(), index.number(1, 7)
         pgno += delta
-        index.must(delta > 0 and pgno <= 0xFFFFFFFF and operation in (0, 1, 2))
+        based, operation = divmod(operation, 4)
+        index.must(delta > 0 and pgno <= 0xFFFFFFFF and operation != 3)
         length = index.varint() if operation == 2 else 0
         index.must(operation != 2 or 1 <= length <= size)
-        listed.append((pgno, operation, length))
+        listed.append((pgno, based == 1, operation, length))
     index.must(index.left() == 0)
-    pages = {pgno: ("zero",) for pgno, _, _ in listed}
-    for pgno, operation, _ in listed:
+    bases_len = size * sum(based for _, based, _, _ in listed)
+    reader.must(bases_len <= MAX_BASES_LEN)
+    reader.must(bases_len > 0 or all(operation != 2 for _, _, operation, _ in listed))
+    bases_checksum = reader.take(8) if bases_len else None
+    pages = {pgno: (based, "zero") for pgno, based, _, _ in listed}
+    for pgno, based, operation, _ in listed:
         if operation == 1:
-            pages[pgno] = ("image", reader.take(size))
-    for pgno, operation, length in listed:
+            pages[pgno] = (based, "image", reader.take(size))
+    for pgno, based, operation, length in listed:
         if operation == 2:
-            pages[pgno] = ("patch", reader.take(length))
+            pages[pgno] = (based, "patch", reader.take(length))
     reader.must(reader.left() == 0)
-    return size, pages
+    return size, bases_checksum, pages
 
 
-def patched(base, patch):
-    """The page that a patch makes of the page `base`."""
-    reader, page, distance = Reader(patch, "Malformed"), bytearray(), 0
-    reader.must(len(patch) <= len(base))
-    while len(page) < len(base):
+def apply_pages(found, pages, bases_checksum, size):
+    """Replaces pages, those of {page number: bytes}, with what a page set makes of them."""
+    based = [pgno for pgno, page in pages.items() if page[0]]
+    if not all(pgno in found for pgno in based):
+        fail("Damaged database")
+    bases = b"".join(found[pgno] for pgno in based)
+    if based and checksum(bases) != bases_checksum:
+        fail("Damaged database")
+    place = 0
+    for pgno, (has_base, operation, *content) in pages.items():
+        if operation == "patch":
+            found[pgno] = apply_patch(bases, place, content[0], size)
+        else:
+            found[pgno] = content[0] if content else bytes(size)
+        place += size if has_base else 0
+
+
+def apply_patch(bases, place, patch, page_size):
+    reader = Reader(patch, "Malformed")
+    reader.must(len(patch) <= page_size and place <= len(bases))
+    page, distance = b"", 0
+    while True:
         page += reader.take(reader.varint())
-        reader.must(len(page) <= len(base))
-        if len(page) == len(base):
-            break
-        copy = reader.varint()
-        if copy & 1:
-            change = reader.varint()
-            distance += -(change + 1) // 2 if change & 1 else change // 2
-        start, length = len(page) + distance, copy >> 1
-        reader.must(length > 0 and start >= 0 and start + length <= len(base) and len(page) + length <= len(base))
-        page += base[start : start + length]
-    reader.must(reader.left() == 0)
-    return bytes(page)
+        reader.must(len(page) <= page_size)
+        if len(page) < page_size:
+            length, moved = divmod(reader.varint(), 2)
+            if moved:
+                change = reader.varint()
+                distance += -(change + 1) // 2 if change % 2 else change // 2
+            start = place + len(page) + distance
+            reader.must(length > 0 and 0 <= start <= start + length <= len(bases))
+            page += bases[start : start + length]
+        reader.must(len(page) <= page_size)
+        if len(page) == page_size:
+            reader.must(reader.left() == 0)
+            return page
 
 
 def is_segment(name):
@@ -393,20 +417,20 @@ def read_record(reader):
     record["state_digest"] = reader.take(16)
     record["changed_pages"] = reader.number(8)
     record["packs"] = read_packs(reader)
-    inline_size, record["inline"] = read_pages(reader.take(reader.number(4, MAX_PLAINTEXT_LEN)))
+    inline = read_pages(reader.take(reader.number(4, MAX_PLAINTEXT_LEN)))
+    _, record["bases_checksum"], record["inline"] = inline
 
     size, without_pages = record["page_size"], not record["packs"] and not record["inline"]
     bare = record["page_count"] == 0 and without_pages
     reader.must(state == 1 or bare)
     reader.must(is_page_size(size) or (size == 0 and bare))
-    reader.must(fits(record, inline_size, record["inline"]))
+    reader.must(fits(record, *inline))
     return record
 
 
-def fits(record, page_size, pages):
+def fits(record, page_size, bases_checksum, pages):
     """Whether a page set can belong to a record."""
-    has_patches = any(page[0] == "patch" for page in pages.values())
-    return not pages or (page_size == record["page_size"] and not (record["is_base"] and has_patches))
+    return not pages or (page_size == record["page_size"] and not (record["is_base"] and bases_checksum))
 
 
 def read_folder(reader):
@@ -486,12 +510,13 @@ class Archive:
         return records[::-1], chain[0]["digest_key"]
 
     def page_sets(self, record):
+        """[(pages, checksum of their bases)]"""
         for name, _, _ in record["packs"]:
-            size, pages = read_pages(self.pack(name))
-            if not fits(record, size, pages):
+            size, bases_checksum, pages = read_pages(self.pack(name))
+            if not fits(record, size, bases_checksum, pages):
                 fail("Malformed")
-            yield pages
-        yield record["inline"]
+            yield pages, bases_checksum
+        yield record["inline"], record["bases_checksum"]
 
     def restore(self, seq, database):
         """The bytes of the database at entry `seq`; None if it is gone."""
@@ -505,16 +530,9 @@ class Archive:
         for record in records:
             if record["page_size"] != size and (record["packs"] or record["inline"]):
                 fail("Malformed")
-            for pages in self.page_sets(record):
-                for pgno, (operation, *content) in pages.items():
-                    if pgno > count or pgno == lock_page:
-                        continue
-                    if operation != "patch":
-                        found[pgno] = content[0] if content else bytes(size)
-                    elif pgno in found:
-                        found[pgno] = patched(found[pgno], content[0])
-                    else:
-                        fail("Damaged database")
+            for pages, bases_checksum in self.page_sets(record):
+                apply_pages(found, pages, bases_checksum, size)
+                found.pop(lock_page, None)
         image, digest = bytearray(size * count), 0
         for pgno in range(1, count + 1):
             if pgno == lock_page:
@@ -601,10 +619,11 @@ def check_case(file, case):
     elif what == "padme":
         assert padme(case[0]) == case[1]
     elif what == "pages":
-        _, pages = read_pages(unhex(case["bytes"]))
-        assert plain(pages) == case["pages"]
+        _, bases_checksum, pages = read_pages(unhex(case["bytes"]))
+        assert plain(pages) == case["pages"] and plain(bases_checksum) == case["bases_checksum"]
     elif what == "patches":
-        assert patched(bytes.fromhex(case["base"]), bytes.fromhex(case["patch"])).hex() == case["page"]
+        bases, patch = bytes.fromhex(file["bases"]), bytes.fromhex(case["patch"])
+        assert apply_patch(bases, case["place"], patch, file["page_size"]).hex() == case["page"]
     elif what == "files":
         assert plain(read_files(unhex(case["bytes"]))) == case["files"]
     elif what == "entries":

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use chatkeep_crypto::{BackupKey, DataRoots, pack_name, seal, write_keyring};
 use chatkeep_format::{
-    ChunkRef, Entry, FileOp, FileRecord, FileSet, Keyslot, ObjectName, PackRef, PageSet, entry_digest,
+    ChunkRef, Entry, FileOp, FileRecord, FileSet, Keyslot, ObjectName, PackRef, PageSet, checksum,
+    entry_digest,
 };
 
 use crate::support::KnownRng;
@@ -107,6 +108,24 @@ pub(crate) fn file(mode: u32, mtime_ns: i64, chunks: &[ChunkRef]) -> FileOp {
 
 pub(crate) fn set(files: Vec<(&[u8], FileOp)>) -> FileSet {
     FileSet::new(files.into_iter().map(|(path, op)| (path.to_vec(), op)).collect()).unwrap()
+}
+
+/// A set written page by page: number, operation, image or patch. The numbers are below 128, patches are shorter.
+pub(crate) fn raw_set(pages: &[(u8, u8, &[u8])], bases: &[u8]) -> PageSet {
+    let (mut index, mut before) = (Vec::new(), 0);
+    for (pgno, operation, content) in pages {
+        index.extend([pgno - before, *operation]);
+        index.extend((operation & 3 == 2).then_some(content.len() as u8));
+        before = *pgno;
+    }
+    let mut set = [PAGE as u32, pages.len() as u32, index.len() as u32].map(u32::to_le_bytes).concat();
+    set.extend(index);
+    set.extend((!bases.is_empty()).then(|| checksum(bases)).into_iter().flatten());
+    for kind in [1, 2] {
+        let of_kind = pages.iter().filter(|(_, operation, _)| operation & 3 == kind);
+        set.extend(of_kind.flat_map(|(_, _, content)| *content));
+    }
+    PageSet::decode(set).unwrap()
 }
 
 /// The patch, byte by byte, that leaves a page as it is but for `bytes` at `at`: a copy, literals, a copy.

@@ -6,6 +6,7 @@ use chatkeep_format::{
 };
 use serde_json::{Value, json};
 
+use crate::archive::raw_set;
 use crate::sets::file;
 use crate::support::json::entry_json;
 use crate::{ARCHIVE, PAGE};
@@ -25,7 +26,7 @@ const PINS: usize = SOURCE_NAME + 2 + 10 + 2 + 18;
 pub(crate) fn record(name: &str, pages: &[(u32, u8)], page_count: u32) -> DatabaseRecord {
     let mut inline = PageSet::builder(PAGE as u32);
     for (pgno, fill) in pages {
-        inline.push(*pgno, &[*fill; PAGE]);
+        inline.push(*pgno, &[*fill; PAGE], None);
     }
     DatabaseRecord {
         name: name.to_owned(),
@@ -86,11 +87,7 @@ fn full() -> Entry {
     let mut a = record("a.db", &[(1, 5), (2, 0)], 3);
     a.is_base = false;
     a.packs = vec![PackRef { name: [6; 16], sealed_len: 9000, items: 1 }];
-    let mut inline = PageSet::builder(PAGE as u32);
-    inline.push_zero(1);
-    inline.push_zero(2);
-    inline.push_patch(3, b"a patch");
-    a.inline = inline.finish();
+    a.inline = raw_set(&[(1, 0, &[]), (2, 4, &[]), (3, 6, b"a patch")], b"bases");
     let mut b = gone("b.db");
     b.kind = DatabaseKind::Opaque;
     let files = [(b"x/y".to_vec(), file(0o600, 1, &[9])), (b"z".to_vec(), FileOp::Gone)];

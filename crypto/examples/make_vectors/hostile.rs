@@ -5,7 +5,7 @@ use std::path::Path;
 use chatkeep_format::{ChunkRef, DatabaseRecord, Entry, FileSet, FolderRecord, PackRef, PageSet};
 use serde_json::{Value, json};
 
-use crate::archive::{ArchiveWriter, file, patch_of, set, state_digest};
+use crate::archive::{ArchiveWriter, file, patch_of, raw_set, set, state_digest};
 use crate::entries::{entry, folder, gone, record};
 use crate::{ARCHIVE, PAGE};
 
@@ -52,12 +52,6 @@ fn image() -> Vec<u8> {
 fn same() -> DatabaseRecord {
     let state_digest = state_digest(&image(), PAGE);
     DatabaseRecord { is_base: false, state_digest, ..record("a.db", &[], 4) }
-}
-
-fn pages(add: impl FnOnce(&mut chatkeep_format::PageSetBuilder)) -> PageSet {
-    let mut pages = PageSet::builder(PAGE as u32);
-    add(&mut pages);
-    pages.finish()
 }
 
 impl Cases {
@@ -140,16 +134,34 @@ impl Cases {
         self.database("another page than the state digest says", "Damaged database", |database| {
             database.inline = record("", &[(2, 9)], 0).inline;
         });
-        self.database("a patch of a page that nobody gave", "Damaged database", |database| {
+        let one = patch_of(1, b"x");
+        self.database("a base that nobody gave", "Damaged database", |database| {
             database.page_count = 5;
-            database.inline = pages(|set| set.push_patch(5, &patch_of(1, b"x")));
+            database.inline = raw_set(&[(5, 6, &one)], &[0; PAGE]);
+        });
+        self.database("a base that nobody gave, of a page that is whole", "Damaged database", |database| {
+            (database.page_count, database.state_digest) =
+                (5, state_digest(&[&image(), &[9; PAGE][..]].concat(), PAGE));
+            database.inline = raw_set(&[(5, 5, &[9; PAGE])], &[0; PAGE]);
+        });
+        self.database("a base that nobody gave, of a page beyond the end", "Damaged database", |database| {
+            database.inline = raw_set(&[(9, 4, &[])], &[0; PAGE]);
+        });
+        self.database("other bases than those that are there", "Damaged database", |database| {
+            database.inline = raw_set(&[(2, 5, &[2; PAGE]), (3, 5, &[3; PAGE])], &[3; 2 * PAGE]);
+        });
+        self.database("a patch that copies past the bases", "Malformed", |database| {
+            database.inline = raw_set(&[(2, 6, &[0, 0x81, 8, 2])], &[2; PAGE]);
         });
         self.database("a patch that copies past the page", "Malformed", |database| {
-            database.inline = pages(|set| set.push_patch(2, &[0, 0x82, 8]));
+            database.inline = raw_set(&[(2, 6, &[0, 0x82, 8])], &[2; PAGE]);
+        });
+        self.database("a malformed patch of other bases", "Damaged database", |database| {
+            database.inline = raw_set(&[(2, 6, &[0, 0x82, 8])], &[9; PAGE]);
         });
         self.database("an increment with another page size", "Malformed", |database| {
             let mut pages = PageSet::builder(1024);
-            pages.push(1, &[1; 1024]);
+            pages.push(1, &[1; 1024], None);
             (database.page_size, database.inline) = (1024, pages.finish());
         });
         // The pages of entry 1 must not be taken.
@@ -164,10 +176,11 @@ impl Cases {
     fn packs(&mut self) {
         let other_size = {
             let mut pages = PageSet::builder(1024);
-            pages.push(1, &[1; 1024]);
+            pages.push(1, &[1; 1024], None);
             self.archive.pages(&pages.finish())
         };
-        let patches = self.archive.pages(&pages(|set| set.push_patch(2, &patch_of(1, &[2]))));
+        let patches = self.archive.pages(&raw_set(&[(2, 6, &patch_of(1, &[2]))], &[2; PAGE]));
+        let bases = self.archive.pages(&raw_set(&[(2, 5, &[2; PAGE])], &[2; PAGE]));
         let list = self.archive.list(&self.media().inline);
         let blob = PackRef { name: self.chunks[0].pack, ..list };
         for (name, error, pack) in [
@@ -178,9 +191,25 @@ impl Cases {
         ] {
             self.database(name, error, |database| database.packs = vec![pack]);
         }
-        self.database("a patch in a pack of a base", "Malformed", |database| {
-            database.inline = record("", &[(1, 1), (2, 2), (3, 3), (4, 4)], 0).inline;
-            (database.is_base, database.packs) = (true, vec![patches]);
+        for (name, pack) in [("a patch in a pack of a base", patches), ("a base in a pack of a base", bases)]
+        {
+            self.database(name, "Malformed", |database| {
+                database.inline = record("", &[(1, 1), (2, 2), (3, 3), (4, 4)], 0).inline;
+                (database.is_base, database.packs) = (true, vec![pack]);
+            });
+        }
+        let lock_page = (1 << 30) / PAGE as u32 + 1;
+        let locked = self.archive.pages(&record("", &[(lock_page, 7)], 0).inline);
+        self.database("a base that is the lock-byte page", "Damaged database", |database| {
+            let mut inline = PageSet::builder(PAGE as u32);
+            inline.push(lock_page, &[7; PAGE], Some(&[7; PAGE]));
+            (database.packs, database.inline) = (vec![locked], inline.finish());
+        });
+        // The pack has replaced page 2 when the inline pages are read.
+        let replaced = self.archive.pages(&record("", &[(2, 9)], 0).inline);
+        self.database("a base as it was at the parent, not before the set", "Damaged database", |database| {
+            database.packs = vec![replaced];
+            database.inline = raw_set(&[(2, 6, &patch_of(1, &[2]))], &[2; PAGE]);
         });
         for (name, error, pack) in [
             ("a list of files that is not there", "Missing", PackRef { name: NOWHERE, ..list }),

@@ -1,11 +1,11 @@
 //! The vectors of page sets and file sets.
 
-use chatkeep_format::limits::{MAX_FILE_CHUNKS, MAX_FILES, MAX_PAGES, MAX_PLAINTEXT_LEN};
+use chatkeep_format::limits::{MAX_BASES_LEN, MAX_FILE_CHUNKS, MAX_FILES, MAX_PAGES, MAX_PLAINTEXT_LEN};
 use chatkeep_format::{ChunkRef, FileOp, FileRecord, FileSet, PageSet, apply_patch};
 use serde_json::{Value, json};
 
 use crate::PAGE;
-use crate::support::json::{files_json, pages_json};
+use crate::support::json::{checksum_json, files_json, pages_json};
 
 fn malformed(name: &str, bytes: &[u8]) -> Value {
     json!({"name": name, "bytes": hex::encode(bytes), "error": "Malformed"})
@@ -19,8 +19,9 @@ fn raw_pages(page_size: u32, count: u32, index: &[u8], images: &[u8]) -> Vec<u8>
 pub(crate) fn pages() -> Value {
     let image = [7; PAGE];
     let valid = |name: &str, bytes: Vec<u8>, pages: Value| {
-        assert_eq!(pages, pages_json(&PageSet::decode(bytes.clone()).unwrap()), "{name}");
-        json!({"name": name, "bytes": hex::encode(bytes), "pages": pages})
+        let set = PageSet::decode(bytes.clone()).expect(name);
+        assert_eq!(pages, pages_json(&set), "{name}");
+        json!({"name": name, "bytes": hex::encode(bytes), "pages": pages, "bases_checksum": checksum_json(&set)})
     };
     let full = hex::encode(image);
     let zeros = |count: usize| {
@@ -28,19 +29,34 @@ pub(crate) fn pages() -> Value {
         json!([[hex::encode(head), 1], ["0100", count]])
     };
     let good = raw_pages(512, 2, &[3, 1, 0xc8, 1, 0], &image);
-    let patched = [&b"first"[..], &image, b"later"];
-    let patched =
-        raw_pages(512, 4, &[3, 2, 5, 1, 1, 1, 0, 5, 2, 5], &[patched[1], patched[0], patched[2]].concat());
+    let patched = [&b"checksum"[..], &image, b"first", b"later"].concat();
+    let patched = raw_pages(512, 4, &[3, 6, 5, 1, 1, 1, 4, 5, 2, 5], &patched);
     let (first, later) = (hex::encode("first"), hex::encode("later"));
     let one = |index: &[u8], images: &[u8]| raw_pages(512, 1, index, images);
+    let based = |rest: &[u8]| [b"checksum", rest].concat();
+    // of the largest pages, so that there are few
+    let bases = |count: usize| {
+        let head = [65_536, count as u32, count as u32 * 2].map(u32::to_le_bytes).concat();
+        json!([[hex::encode(head), 1], ["0104", count], [hex::encode("checksum"), 1]])
+    };
+    let most = MAX_BASES_LEN / 65_536;
+    let most_pages: Value = (1..=most).map(|pgno| json!([pgno, true, "zero"])).collect();
     json!({"what": "pages", "cases": [
         valid("empty", raw_pages(0, 0, &[], &[]), json!([])),
-        valid("one image, one of zeros", good.clone(), json!([[3, "image", full], [203, "zero"]])),
-        valid("highest page number", one(&[0xff, 0xff, 0xff, 0xff, 0x0f, 0], &[]), json!([[u32::MAX, "zero"]])),
-        valid("patches after the images", patched.clone(),
-            json!([[3, "patch", first], [4, "image", full], [5, "zero"], [10, "patch", later]])),
-        valid("shortest patch", one(&[1, 2, 1], &[9]), json!([[1, "patch", "09"]])),
-        valid("patch as long as a page", one(&[1, 2, 0x80, 4], &image), json!([[1, "patch", full]])),
+        valid("one image, one of zeros", good.clone(), json!([[3, false, "image", full], [203, false, "zero"]])),
+        valid("highest page number", one(&[0xff, 0xff, 0xff, 0xff, 0x0f, 0], &[]), json!([[u32::MAX, false, "zero"]])),
+        valid("patches after the images", patched.clone(), json!([
+            [3, true, "patch", first], [4, false, "image", full], [5, true, "zero"], [10, false, "patch", later]])),
+        valid("shortest patch", one(&[1, 6, 1], &based(&[9])), json!([[1, true, "patch", "09"]])),
+        valid("patch as long as a page", one(&[1, 6, 0x80, 4], &based(&image)), json!([[1, true, "patch", full]])),
+        valid("bases and no patches", raw_pages(512, 2, &[1, 4, 1, 5], &based(&image)),
+            json!([[1, true, "zero"], [2, true, "image", full]])),
+        valid("a base of another page than the patch", raw_pages(512, 2, &[1, 2, 1, 1, 5], &based(&[&image[..], &[9]].concat())),
+            json!([[1, false, "patch", "09"], [2, true, "image", full]])),
+        {"name": "as many bases as there may be", "bytes": bases(most), "pages": most_pages,
+         "bases_checksum": hex::encode("checksum")},
+        {"name": "more bases than the limit", "bytes": bases(most + 1), "error": "Malformed"},
+        {"name": "as many bases as pages", "bytes": bases(MAX_PAGES), "error": "Malformed"},
         malformed("empty, with a page size", &raw_pages(512, 0, &[], &[])),
         malformed("pages without a page size", &raw_pages(0, 1, &[1, 0], &[])),
         malformed("page size 513", &raw_pages(513, 1, &[1, 0], &[])),
@@ -53,13 +69,20 @@ pub(crate) fn pages() -> Value {
         malformed("page numbers past 32 bits", &raw_pages(512, 2, &[0xff, 0xff, 0xff, 0xff, 0x0f, 0, 1, 0], &[])),
         malformed("operation 3, with an image", &one(&[1, 3], &image)),
         malformed("operation 3, with nothing", &one(&[1, 3], &[])),
+        malformed("operation 7", &one(&[1, 7], &based(&[]))),
+        malformed("operation 8", &one(&[1, 8], &[])),
+        malformed("operation 8 and 4", &one(&[1, 12], &based(&[]))),
+        malformed("patch without bases", &one(&[1, 2, 3], b"one")),
+        malformed("patch without bases, with a checksum", &one(&[1, 2, 3], &based(b"one"))),
+        malformed("checksum without bases", &one(&[1, 0], &based(&[]))),
+        malformed("checksum cut", &one(&[1, 4], b"checksu")),
         malformed("image cut", &one(&[1, 1], &image[1..])),
         malformed("byte after the images", &one(&[1, 1], &[7; PAGE + 1])),
-        malformed("patch without a length", &one(&[1, 2], &[])),
-        malformed("patch of no bytes", &one(&[1, 2, 0], &[])),
-        malformed("patch longer than the page", &one(&[1, 2, 0x81, 4], &[7; PAGE + 1])),
-        malformed("length of a patch longer than needed", &one(&[1, 2, 0x85, 0], &[7; 5])),
-        malformed("length of a patch of 33 bits", &one(&[1, 2, 0x81, 0x80, 0x80, 0x80, 0x10], &[7])),
+        malformed("patch without a length", &one(&[1, 6], &based(&[]))),
+        malformed("patch of no bytes", &one(&[1, 6, 0], &based(&[]))),
+        malformed("patch longer than the page", &one(&[1, 6, 0x81, 4], &based(&[7; PAGE + 1]))),
+        malformed("length of a patch longer than needed", &one(&[1, 6, 0x85, 0], &based(&[7; 5]))),
+        malformed("length of a patch of 33 bits", &one(&[1, 6, 0x81, 0x80, 0x80, 0x80, 0x10], &based(&[7]))),
         malformed("patch cut", &patched[..patched.len() - 1]),
         malformed("byte after the patches", &[&patched[..], &[0]].concat()),
         malformed("byte after the index", &one(&[1, 0, 0], &[])),
@@ -186,56 +209,117 @@ fn broken_files() -> Vec<Value> {
     ]
 }
 
-/// One page of 512 bytes before and after a patch.
+/// Patches over the bases of three pages.
 pub(crate) fn patches() -> Value {
-    let base: Vec<u8> = (0..PAGE).map(|at| (at * 7 + at / 256) as u8).collect();
-    let valid = |name: &str, patch: &[u8], page: Vec<u8>| {
+    let mut bases = [0; 3 * PAGE];
+    blake3::Hasher::new().update(b"bases").finalize_xof().fill(&mut bases);
+    let mut cases = good_patches(&bases);
+    cases.extend(broken_patches());
+    json!({"what": "patches", "page_size": PAGE, "bases": hex::encode(bases), "cases": cases})
+}
+
+/// So many literals, from 128 on, and the number before them.
+fn literals(count: usize) -> Vec<u8> {
+    [&[0x80 | (count & 0x7f) as u8, (count >> 7) as u8][..], &vec![9; count]].concat()
+}
+
+fn good_patches(bases: &[u8]) -> Vec<Value> {
+    let valid = |name: &str, place: usize, patch: &[u8], page: &[&[u8]]| {
         let mut image = vec![0; PAGE];
-        apply_patch(&base, patch, &mut image).unwrap();
-        assert_eq!(image, page, "{name}");
-        json!({"name": name, "base": hex::encode(&base), "patch": hex::encode(patch), "page": hex::encode(page)})
+        apply_patch(bases, place, patch, &mut image).expect(name);
+        assert_eq!(image, page.concat(), "{name}");
+        json!({"name": name, "place": place, "patch": hex::encode(patch), "page": hex::encode(image)})
     };
-    let malformed = |name: &str, patch: &[u8]| {
-        let (base, patch) = (hex::encode(&base), hex::encode(patch));
-        json!({"name": name, "base": base, "patch": patch, "error": "Malformed"})
-    };
-    let literals =
-        |count: usize| [&[0x80 | (count & 0x7f) as u8, (count >> 7) as u8][..], &vec![9; count]].concat();
+    let (first, own, last) = (&bases[..512], &bases[512..1024], &bases[1024..]);
     // the example of docs/format.md
     let documented = hex::decode("0014076c69746572616c8d060d00b30128").unwrap();
     let documented = [&documented[..], &[16], &[b'x'; 16]].concat();
-    let example = [&base[..10], b"literal", &base[10..400], &base[420..509], &[b'x'; 16]].concat();
-    json!({"what": "patches", "cases": [
-        valid("the example in the document", &documented, example),
-        valid("the page as it was", &[0, 0x80, 8], base.clone()),
-        valid("literals at the end", &[&[0, 0x80, 4][..], &literals(256)].concat(), [&base[..256], &[9; 256]].concat()),
-        valid("literals at the start", &[&literals(256)[..], &[0x80, 4]].concat(), [&[9; 256], &base[256..]].concat()),
-        valid("halves changed over", &[0, 0x81, 4, 0x80, 4, 0, 0x81, 4, 0xff, 7], [&base[256..], &base[..256]].concat()),
-        valid("the distance stays", &[0, 0x81, 4, 2, 0, 0xfe, 3, 1, 9],
-            [&base[1..257], &base[257..512], &[9]].concat()),
-        valid("a change of distance that is none", &[0, 0x81, 8, 0], base.clone()),
-        valid("copies of one byte", &[&[0, 2].repeat(100)[..], &[0, 0xb8, 6]].concat(), base.clone()),
-        malformed("no bytes", &[]),
-        malformed("the page does not get full", &[0, 0xfe, 7]),
-        malformed("longer than the page", &[&[0, 2].repeat(256)[..], &[0, 0x80, 4]].concat()),
-        malformed("as many literals as the page has bytes", &literals(PAGE)),
-        malformed("literals and a copy past the page", &[1, 9, 0x80, 8]),
-        malformed("literals past the page", &[&[0, 0x80, 4][..], &literals(300)].concat()),
-        malformed("literals past the patch", &[0x80, 4, 9]),
-        malformed("copy past the page", &[0, 0x82, 8]),
-        malformed("copy past the page from before in the base", &[0, 0x80, 4, 0, 0xd9, 4, 0xc7, 1]),
-        malformed("copy past the base", &[0, 0xff, 7, 4, 2, 9, 9]),
-        malformed("copy from before the base", &[0, 0x81, 8, 1]),
-        malformed("copy that lies before the base", &[0, 11, 19, 0, 0xf7, 7, 20]),
-        malformed("copy of no bytes", &[0, 0, 0, 0x80, 8]),
-        malformed("copy of no bytes from elsewhere", &[0, 1, 2, 0, 0x80, 8]),
-        malformed("no copy behind the literals", &literals(500)),
-        malformed("no distance behind the copy", &[0, 0x81, 8]),
-        malformed("largest distance", &[0, 0x81, 8, 0xfe, 0xff, 0xff, 0xff, 0x0f]),
-        malformed("largest copy", &[0, 0xfe, 0xff, 0xff, 0xff, 0x0f]),
-        malformed("most literals", &[0xff, 0xff, 0xff, 0xff, 0x0f, 9]),
-        malformed("varint longer than needed", &[0x80, 0, 0x80, 8]),
-        malformed("varint of 33 bits", &[0, 0x80, 0x80, 0x80, 0x80, 0x10]),
-        malformed("byte behind the full page", &[0, 0x80, 8, 0]),
-    ]})
+    let longest = [&literals(509)[..], &[6]].concat();
+    let halves = [0, 0x81, 4, 0x80, 4, 0, 0x81, 4, 0xff, 7];
+    vec![
+        valid("the page as it was", 0, &[0, 0x80, 8], &[first]),
+        valid("the last page as it was", 1024, &[0, 0x80, 8], &[last]),
+        valid(
+            "the example in the document",
+            512,
+            &documented,
+            &[&own[..10], b"literal", &own[10..400], &own[420..509], &[b'x'; 16]],
+        ),
+        valid("as long as the page", 512, &longest, &[&[9; 509], &own[509..]]),
+        valid(
+            "literals at the end",
+            512,
+            &[&[0, 0x80, 4], &literals(256)[..]].concat(),
+            &[&own[..256], &[9; 256]],
+        ),
+        valid(
+            "literals at the start",
+            512,
+            &[&literals(256)[..], &[0x80, 4]].concat(),
+            &[&[9; 256], &own[256..]],
+        ),
+        valid("halves changed over", 512, &halves, &[&own[256..], &own[..256]]),
+        valid(
+            "the distance stays",
+            512,
+            &[0, 0x81, 4, 2, 0, 0xfe, 3, 1, 9],
+            &[&own[1..257], &own[257..], &[9]],
+        ),
+        valid("a change of distance that is none", 512, &[0, 0x81, 8, 0], &[own]),
+        valid("copies of one byte", 512, &[&[0, 2].repeat(100)[..], &[0, 0xb8, 6]].concat(), &[own]),
+        valid("the page before", 512, &[0, 0x81, 8, 0xff, 7], &[first]),
+        valid("the page behind", 512, &[0, 0x81, 8, 0x80, 8], &[last]),
+        valid(
+            "from the first byte of the bases to the last",
+            0,
+            &[1, 9, 0xfd, 7, 1, 0, 3, 0x82, 16],
+            &[&[9], &first[..510], &last[511..]],
+        ),
+        valid(
+            "copies across the bases of two pages",
+            0,
+            &[0, 0x81, 8, 0x80, 4],
+            &[&first[256..], &own[..256]],
+        ),
+        valid("a page without base behind all", 1536, &[0, 0x81, 8, 0xff, 7], &[last]),
+        valid(
+            "to the first page and to the last",
+            1024,
+            &[0, 0x81, 4, 0xff, 0x0f, 0, 0x81, 4, 0x80, 0x10],
+            &[&first[..256], &last[256..]],
+        ),
+    ]
+}
+
+fn broken_patches() -> Vec<Value> {
+    let malformed = |name: &str, place: usize, patch: &[u8]| json!({"name": name, "place": place, "patch": hex::encode(patch), "error": "Malformed"});
+    vec![
+        malformed("no bytes", 0, &[]),
+        malformed("no copy", 0, &[0]),
+        malformed("the page does not get full", 0, &[0, 0xfe, 7]),
+        malformed("longer than the page", 0, &[&[0, 2].repeat(256)[..], &[0, 0x80, 4]].concat()),
+        malformed("as many literals as the page has bytes", 0, &literals(PAGE)),
+        malformed("literals and a copy past the page", 0, &[1, 9, 0x80, 8]),
+        malformed("literals past the page", 0, &[&[0, 0x80, 4][..], &literals(300)].concat()),
+        malformed("literals past the patch", 0, &[0x80, 4, 9]),
+        malformed("copy past the page", 0, &[0, 0x82, 8]),
+        malformed("copy past the page from before in the bases", 512, &[0, 0x80, 4, 0, 0xd9, 4, 0xc7, 1]),
+        malformed("copy past the bases", 1024, &[0, 0xff, 7, 4, 2, 9, 9]),
+        malformed("copy that lies behind the bases", 1024, &[0, 0x81, 4, 0x80, 8]),
+        malformed("copy of a base that is not there", 1536, &[0, 0x80, 8]),
+        malformed("copy from before the bases", 0, &[0, 0x81, 8, 1]),
+        malformed("copy that lies before the bases", 0, &[0, 11, 19, 0, 0xf7, 7, 20]),
+        malformed("place past the bases", 1537, &[0, 0x81, 8, 0x81, 8]),
+        malformed("copy of no bytes", 0, &[0, 0, 0, 0x80, 8]),
+        malformed("copy of no bytes from elsewhere", 0, &[0, 1, 2, 0, 0x80, 8]),
+        malformed("no copy behind the literals", 0, &literals(500)),
+        malformed("no distance behind the copy", 0, &[0, 0x81, 8]),
+        malformed("largest distance", 0, &[0, 0x81, 8, 0xfe, 0xff, 0xff, 0xff, 0x0f]),
+        malformed("change of the distance past 32 bits", 0, &[0, 0x81, 8, 0xff, 0xff, 0xff, 0xff, 0x1f]),
+        malformed("largest copy", 0, &[0, 0xfe, 0xff, 0xff, 0xff, 0x0f]),
+        malformed("most literals", 0, &[0xff, 0xff, 0xff, 0xff, 0x0f, 9]),
+        malformed("varint longer than needed", 0, &[0x80, 0, 0x80, 8]),
+        malformed("varint of 33 bits", 0, &[0, 0x80, 0x80, 0x80, 0x80, 0x10]),
+        malformed("byte behind the full page", 0, &[0, 0x80, 8, 0]),
+    ]
 }

@@ -8,7 +8,7 @@ use chatkeep_format::{
 };
 use serde_json::{Value, json};
 
-use crate::archive::{ArchiveWriter, file, patch_of, set, state_digest};
+use crate::archive::{ArchiveWriter, file, patch_of, raw_set, set, state_digest};
 use crate::entries::{entry, folder, gone, record};
 use crate::{ARCHIVE, PAGE};
 
@@ -19,6 +19,8 @@ struct Story {
     archive: ArchiveWriter,
     /// What messages.db is.
     image: Vec<u8>,
+    /// What it was at entry 1.
+    first_image: Vec<u8>,
     /// What the folder `media` is.
     media: Files,
     /// Pieces of files that packs have.
@@ -35,6 +37,7 @@ pub(crate) fn write(out: &Path) -> Value {
     let mut story = Story {
         archive,
         image,
+        first_image: Vec::new(),
         media: Files::new(),
         pieces: BTreeMap::new(),
         digests: BTreeMap::new(),
@@ -61,12 +64,12 @@ impl Story {
             let mut pages = PageSet::builder(PAGE as u32);
             for pgno in (from..=to).filter(|pgno| from == 1 || *pgno == 5 || *pgno > 25) {
                 let stale = from == 1 && [5, 20].contains(&pgno);
-                pages.push(pgno, if stale { &[0xee; PAGE] } else { self.page(pgno) });
+                pages.push(pgno, if stale { &[0xee; PAGE] } else { self.page(pgno) }, None);
             }
             messages.packs.push(self.archive.pages(&pages.finish()));
         }
         let mut inline = PageSet::builder(PAGE as u32);
-        inline.push(20, self.page(20));
+        inline.push(20, self.page(20), None);
         messages.inline = inline.finish();
 
         self.blob(&[("left", 300), ("right", 50)]);
@@ -95,42 +98,62 @@ impl Story {
         self.expect(1, "notes.db", &[[1; PAGE], [2; PAGE]].concat());
     }
 
-    /// Page 3 changes, page 4 as a patch; the database shrinks, then grows; notes.db goes; a point is pinned.
+    /// Page 3 changes, page 4 as a patch; the database shrinks, and page 7 gets what page 35 was. Then it grows by a page
+    /// with what page 3 was; notes.db goes; a point is pinned.
     fn second_and_third(&mut self) {
-        self.image.truncate(30 * PAGE);
-        let messages = self.changed(&[(3, 2)], &[(4, 100, b"second")]);
+        self.first_image = self.image.clone();
+        // 14 literals, then 498 bytes of the base behind its own
+        let from_35 = [&[14][..], &[b'7'; 14], &[0xe5, 7, 0x80, 8]].concat();
+        let messages = self.changed(
+            &[(3, 1, &[2; PAGE]), (4, 6, &patch_of(100, b"second")), (7, 6, &from_35), (35, 4, &[])],
+            30,
+        );
+        assert_eq!(self.page(7)[14..], self.first_image[34 * PAGE + 14..35 * PAGE]);
         let changed =
             [self.new_file(b"2024/note", 0o600, 5, &["other", "left"]), self.gone_file(b"2024/05/photo.jpg")];
         let media = media_with(changed.into());
         self.finish(self.follow(2, 1), vec![messages, unchanged_notes()], vec![media]);
         self.expect(2, "notes.db", &[[1; PAGE], [2; PAGE]].concat());
 
-        self.image.resize(31 * PAGE, 0x33);
-        let messages = self.changed(&[(3, 3), (31, 0x33)], &[(4, 300, b"third"), (12, 1, b"no zeros")]);
+        // its place is behind three bases, the first of which is page 3's
+        let from_3 = [&[1, 0x33][..], &[0xff, 7, 0xff, 0x17]].concat();
+        let messages = self.changed(
+            &[
+                (3, 5, &[3; PAGE]),
+                (4, 6, &patch_of(300, b"third")),
+                (12, 6, &patch_of(1, b"no zeros")),
+                (31, 2, &from_3),
+            ],
+            31,
+        );
+        assert_eq!(self.page(31), [&[0x33][..], &[2; 511]].concat());
         let media = media_with(vec![]);
         let entry = Entry { pins: vec![2], ..self.follow(3, 2) };
         self.finish(entry, vec![messages, gone("notes.db")], vec![media]);
         self.expected.push(json!({"seq": 3, "database": "notes.db", "gone": true}));
     }
 
-    /// On entry 1: what entries 2 and 3 changed, and more. Pages in a pack, one of them again inline; a list.
+    /// On entry 1: what entries 2 and 3 changed, and more. Pages in a pack, two of them again inline, one as a patch of what the
+    /// pack has; a list.
     fn fourth(&mut self) {
-        self.image[4 * PAGE + 7] = 0x77;
-        self.image[5 * PAGE..6 * PAGE].fill(0x66);
-        let mut packed = PageSet::builder(PAGE as u32);
-        packed.push(3, self.page(3));
-        packed.push_patch(5, &patch_of(7, &[0x77]));
-        packed.push(6, &[0xee; PAGE]);
-        packed.push(31, self.page(31));
-        packed.push(35, &[0xee; PAGE]);
-        let packed = self.archive.pages(&packed.finish());
-        let mut inline = PageSet::builder(PAGE as u32);
-        inline.push(4, self.page(4));
-        inline.push(6, self.page(6));
-        inline.push(12, self.page(12));
-        let inline = inline.finish();
+        let now = std::mem::replace(&mut self.image, self.first_image.clone());
+        let page = |pgno: usize| &now[(pgno - 1) * PAGE..pgno * PAGE];
+        let packed = self.apply(
+            &[
+                (3, 1, page(3)),
+                (4, 1, &[0xee; PAGE]),
+                (5, 6, &patch_of(7, &[0x77])),
+                (6, 1, &[0xee; PAGE]),
+                (31, 1, page(31)),
+                (35, 1, &[0xee; PAGE]),
+            ],
+            40,
+        );
+        let packed = self.archive.pages(&packed);
+        let inline = self
+            .apply(&[(4, 1, page(4)), (6, 6, &patch_of(9, b"six")), (7, 1, page(7)), (12, 1, page(12))], 31);
         let messages =
-            DatabaseRecord { packs: vec![packed], inline, changed_pages: 6, ..self.changed(&[], &[]) };
+            DatabaseRecord { packs: vec![packed], inline, changed_pages: 7, ..self.changed(&[], 31) };
 
         let list = [
             self.new_file(b"2024/note", 0o600, 5, &["other", "left"]),
@@ -147,7 +170,15 @@ impl Story {
 
     /// On entry 4; entries 5 and 6 are no more. Patches of patched pages; notes.db is back; a new folder.
     fn seventh(&mut self) {
-        let messages = self.changed(&[], &[(5, 9, b"seventh"), (4, 301, b"H"), (11, 5, &[1; 100])]);
+        let messages = self.changed(
+            &[
+                (4, 6, &patch_of(301, b"H")),
+                (5, 6, &patch_of(9, b"seventh")),
+                (6, 4, &[]),
+                (11, 6, &patch_of(5, &[1; 100])),
+            ],
+            31,
+        );
         let mut notes = record("notes.db", &[(1, 7)], 1);
         (notes.is_base, notes.state_digest) = (false, state_digest(&[7; PAGE], PAGE));
         let piece = self.pieces["right"].clone();
@@ -166,9 +197,9 @@ impl Story {
     fn eighth_to_tenth(&mut self) {
         self.image.truncate(2 * PAGE);
         let mut pages = PageSet::builder(PAGE as u32);
-        (1..=2).for_each(|pgno| pages.push(pgno, self.page(pgno)));
+        (1..=2).for_each(|pgno| pages.push(pgno, self.page(pgno), None));
         let inline = pages.finish();
-        let messages = DatabaseRecord { is_base: true, inline, changed_pages: 2, ..self.changed(&[], &[]) };
+        let messages = DatabaseRecord { is_base: true, inline, changed_pages: 2, ..self.changed(&[], 2) };
         let note = self.new_file(b"2024/note", 0o600, 5, &["other"]);
         self.media.retain(|path, _| *path == note.0);
         let media = media_with(vec![note]);
@@ -182,8 +213,8 @@ impl Story {
 
         let large = [0x99; 1024];
         let mut pages = PageSet::builder(1024);
-        pages.push(1, &large);
-        pages.push_zero(2);
+        pages.push(1, &large, None);
+        pages.push(2, &[0; 1024], None);
         let notes = DatabaseRecord {
             is_base: false,
             page_size: 1024,
@@ -191,13 +222,13 @@ impl Story {
             state_digest: state_digest(&[large, [0; 1024]].concat(), 1024),
             ..record("notes.db", &[], 2)
         };
-        let messages = self.changed(&[], &[(1, 1, b"ninth")]);
+        let messages = self.changed(&[(1, 6, &patch_of(1, b"ninth"))], 2);
         let media = FolderRecord { is_base: true, ..media_with(vec![]) };
         self.media.clear();
         self.finish(self.follow(9, 8), vec![messages, notes], vec![media]);
         self.expect(9, "notes.db", &[large, [0; 1024]].concat());
 
-        let messages = self.changed(&[], &[]);
+        let messages = self.changed(&[], 2);
         let notes = record("notes.db", &[(1, 1)], 1);
         let media = media_with(vec![]);
         self.finish(self.follow(10, 9), vec![messages, notes], vec![media]);
@@ -229,30 +260,30 @@ impl Story {
         (path.to_vec(), FileOp::Gone)
     }
 
-    /// An increment of messages.db: pages that are filled with a byte, and pages with some bytes replaced.
-    fn changed(&mut self, full: &[(u32, u8)], patches: &[(u32, usize, &[u8])]) -> DatabaseRecord {
-        let count = (self.image.len() / PAGE) as u32;
-        let mut inline = PageSet::builder(PAGE as u32);
-        for (pgno, fill) in full {
-            inline.push(*pgno, &[*fill; PAGE]);
-        }
-        for (pgno, at, bytes) in patches {
-            inline.push_patch(*pgno, &patch_of(*at, bytes));
-        }
-        let inline = inline.finish();
-        for (pgno, op) in inline.iter() {
+    /// An increment of messages.db, which has `count` pages then.
+    fn changed(&mut self, pages: &[(u8, u8, &[u8])], count: u32) -> DatabaseRecord {
+        let inline = self.apply(pages, count);
+        let changed_pages = inline.len() as u64;
+        DatabaseRecord { is_base: false, inline, changed_pages, ..record("messages.db", &[], count) }
+    }
+
+    /// A page set, applied to `image`, which has `count` pages then. Its bases are what the pages are now.
+    fn apply(&mut self, pages: &[(u8, u8, &[u8])], count: u32) -> PageSet {
+        let based = pages.iter().filter(|(_, operation, _)| operation & 4 != 0);
+        let bases: Vec<u8> =
+            based.flat_map(|(pgno, ..)| self.page(u32::from(*pgno)).iter().copied()).collect();
+        let set = if pages.is_empty() { PageSet::default() } else { raw_set(pages, &bases) };
+        self.image.resize(40 * PAGE, 0);
+        for (pgno, op) in set.iter() {
             let page = &mut self.image[(pgno as usize - 1) * PAGE..pgno as usize * PAGE];
             match op {
                 PageOp::Full(image) => page.copy_from_slice(image),
-                PageOp::Patch(patch) => {
-                    let before = page.to_vec();
-                    apply_patch(&before, patch, page).unwrap();
-                }
+                PageOp::Patch { place, patch } => apply_patch(&bases, place, patch, page).unwrap(),
                 PageOp::Zero => page.fill(0),
             }
         }
-        let changed_pages = inline.len() as u64;
-        DatabaseRecord { is_base: false, inline, changed_pages, ..record("messages.db", &[], count) }
+        self.image.truncate(count as usize * PAGE);
+        set
     }
 
     fn follow(&self, seq: u64, parent_seq: u64) -> Entry {

@@ -6,14 +6,23 @@ use chatkeep_format::{
 };
 use serde_json::{Value, json};
 
-/// `[[number, "zero"], [number, "image", bytes], [number, "patch", bytes]]`
+/// `[[number, whether it has a base, "zero"], [.., "image", bytes], [.., "patch", bytes]]`
 pub(crate) fn pages_json(pages: &PageSet) -> Value {
-    let page = |(pgno, op): (u32, PageOp<'_>)| match op {
-        PageOp::Zero => json!([pgno, "zero"]),
-        PageOp::Full(image) => json!([pgno, "image", hex::encode(image)]),
-        PageOp::Patch(patch) => json!([pgno, "patch", hex::encode(patch)]),
+    let bases: Vec<u32> = pages.bases().collect();
+    let page = |(pgno, op): (u32, PageOp<'_>)| {
+        let has_base = bases.binary_search(&pgno).is_ok();
+        match op {
+            PageOp::Zero => json!([pgno, has_base, "zero"]),
+            PageOp::Full(image) => json!([pgno, has_base, "image", hex::encode(image)]),
+            PageOp::Patch { patch, .. } => json!([pgno, has_base, "patch", hex::encode(patch)]),
+        }
     };
     pages.iter().map(page).collect()
+}
+
+/// Null when there are no bases.
+pub(crate) fn checksum_json(pages: &PageSet) -> Value {
+    pages.bases_checksum().map(hex::encode).into()
 }
 
 /// `[[path, what it is, or null when it is gone]]`
@@ -76,6 +85,7 @@ fn database_json(record: &DatabaseRecord) -> Value {
         "state_digest": hex::encode(record.state_digest),
         "changed_pages": record.changed_pages,
         "packs": packs_json(&record.packs),
+        "bases_checksum": checksum_json(&record.inline),
         "inline": pages_json(&record.inline),
     })
 }

@@ -17,8 +17,8 @@ use super::members::Members;
 use crate::spool::Spooled;
 use crate::writer::Writer;
 
-/// Bytes read in one slice, some milliseconds of work: one pack.
-const SLICE_LEN: u64 = 4 << 20;
+/// Bytes read in one slice, some ten milliseconds of work: one set of patches, or two packs.
+const SLICE_LEN: u64 = 8 << 20;
 /// A span of up to so many bytes is read in the capture itself.
 const DIRECT_LEN: u64 = 8 << 20;
 

@@ -296,10 +296,8 @@ impl World {
     ) -> Result<bool, CaptureError> {
         let mut store = std::mem::take(&mut self.store);
         store.new = std::mem::take(into);
-        if !store.new.is_empty() {
-            // `begin` was called with the first slice.
-            store.is_base = collection.parent() == 0;
-        }
+        // `begin` is called with the first slice only.
+        store.is_base = collection.parent() == 0;
         store.parent = store.state_at(collection.parent());
         let finished = self.live().collect(collection, max_bytes, &mut store);
         *into = std::mem::take(&mut store.new);

@@ -90,6 +90,7 @@ impl Life {
             writer: writer.clone(),
             rebase: log.rebase,
             links: true,
+            attachments: None,
         };
         let follower = Some(Follower::start(start, events)?);
         Ok(Life { catalogue, spool, log, writer, follower, incoming, uploaded: 0 })
@@ -119,6 +120,7 @@ impl Life {
             chain: self.log.chain.clone(),
             clock,
             writer: self.writer.clone(),
+            even_if_unchanged: false,
             cancelled: Arc::new(AtomicBool::new(false)),
             done_bytes: Arc::new(AtomicU64::new(0)),
         };

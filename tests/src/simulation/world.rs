@@ -191,6 +191,7 @@ impl World {
         let destination = Destination {
             folder: std::fs::File::open(folder.path())?.into(),
             file_name: None,
+            in_place: false,
             existing: Existing::Refuse,
             label: String::new(),
         };

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
-use chatkeep_format::{apply_patch, make_patch};
+use chatkeep_format::{PatchMaker, apply_patch};
 use chatkeep_sqlite::{
     Capture, CaptureError, Collection, Existing, Integrity, LiveDatabase, PageSink, RestoreError,
     RestoreWriter,
@@ -164,7 +164,7 @@ impl Replica {
             Some(base) if self.image_at(parent, pgno).as_deref() != Some(base) => {
                 Err(io::Error::other(format!("page {pgno} was something else at the parent")))
             }
-            Some(base) if make_patch(base, image, &mut patch) => Ok(Op::Patch(patch)),
+            Some(base) if PatchMaker::new(base).make_patch(0, image, &mut patch) => Ok(Op::Patch(patch)),
             _ => Ok(Op::Whole(image.to_vec())),
         }
     }
@@ -224,7 +224,7 @@ impl Replica {
                     let mut image = image.clone();
                     for patch in patches.into_iter().rev() {
                         let base = image.clone();
-                        apply_patch(&base, patch, &mut image).ok()?;
+                        apply_patch(&base, 0, patch, &mut image).ok()?;
                     }
                     return Some(image);
                 }
@@ -243,7 +243,15 @@ impl Replica {
                 match op {
                     Op::Whole(image) => writer.write_page(*pgno, image)?,
                     Op::Patch(patch) => {
-                        writer.patch_page(*pgno, |base, image| apply_patch(base, patch, image).is_ok())?;
+                        let (mut base, mut image) =
+                            (vec![0; page_size as usize], vec![0; page_size as usize]);
+                        let known = *pgno > page_count || writer.read_page(*pgno, &mut base)?;
+                        if known && apply_patch(&base, 0, patch, &mut image).is_ok() {
+                            writer.write_page(*pgno, &image)?;
+                        } else if *pgno <= page_count {
+                            let reason = format!("page {pgno} cannot be made from what it was");
+                            return Err(RestoreError::Invalid { reason });
+                        }
                     }
                 }
             }
