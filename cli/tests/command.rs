@@ -117,7 +117,7 @@ fn points_are_a_table_or_json() {
         points[1],
         json!({
             "id": "7", "time": fake::NOW, "size": 2048, "verified": 0, "pinned": false, "base": true,
-            "level": "base", "forgotten": false,
+            "level": "base", "forgotten": false, "damaged": false,
         })
     );
     assert_eq!(fake.log(), ["points Some(2)", "points None"]);
