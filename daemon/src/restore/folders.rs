@@ -135,7 +135,7 @@ impl Source {
         let bytes: u64 = files.values().map(|file| file.len).sum();
         if (files.len() as u64, bytes) != (record.files, record.bytes) || !is_a_tree(&files) {
             let what = format!("the files of the folder {} do not fit together", record.name);
-            return Err(ArchiveError::Damaged { key: self.key(chain.newest.seq), what }.into());
+            return Err(ArchiveError::Content { key: self.key(chain.newest.seq), what }.into());
         }
         Ok((files, objects))
     }
@@ -229,7 +229,7 @@ impl Work<'_> {
         bytes.filter(right).ok_or_else(|| {
             let key = ObjectName::Pack(chunk.pack).store_key(&self.source.archive.id);
             let what = "a piece of a file in it is not what it should be".to_owned();
-            Fault::from(ArchiveError::Damaged { key, what }).into()
+            Fault::from(ArchiveError::Content { key, what }).into()
         })
     }
 
