@@ -278,7 +278,7 @@ impl Source {
                 refuse_if_there(&folder, &file_name(database))?;
             }
         }
-        let restored = self.restore_folders(&chain, (&folder, &destination), total, runtime)?;
+        let restored = self.restore_folders(chain, (&folder, &destination), total, runtime)?;
         report.folders = restored.0;
         report.objects += restored.1;
         let Destination { existing, label, .. } = destination;

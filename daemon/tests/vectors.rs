@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -25,6 +27,14 @@ struct Vectors {
     archive: Archive,
     roots: Arc<chatkeep_crypto::DataRoots>,
     restores: Vec<Value>,
+}
+
+/// A file that was restored.
+#[derive(Debug, PartialEq, Eq)]
+struct Restored {
+    mode: u64,
+    mtime_ns: i64,
+    hash: String,
 }
 
 fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -60,7 +70,7 @@ impl Vectors {
     }
 
     /// The files of a point, by their path below the folder.
-    async fn restore(&self, seq: u64) -> Result<BTreeMap<String, [u8; 32]>, Fault> {
+    async fn restore(&self, seq: u64) -> Result<BTreeMap<Vec<u8>, Restored>, Fault> {
         let target = tempfile::tempdir().unwrap();
         let source = Source {
             archive: self.archive.clone(),
@@ -85,9 +95,15 @@ impl Vectors {
                 files.iter().filter(|file| file.to_string_lossy().contains(".chatkeep")).collect();
             assert!(left.is_empty(), "{left:?}");
         })?;
-        let relative = |path: &Path| path.strip_prefix(target.path()).unwrap().to_str().unwrap().to_owned();
-        let hash = |path: &Path| *blake3::hash(&std::fs::read(path).unwrap()).as_bytes();
-        Ok(files.iter().map(|path| (relative(path), hash(path))).collect())
+        let relative =
+            |path: &Path| path.strip_prefix(target.path()).unwrap().as_os_str().as_bytes().to_vec();
+        let restored = |path: &Path| {
+            let metadata = path.metadata().unwrap();
+            let mtime_ns = metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec();
+            let hash = hex::encode(blake3::hash(&std::fs::read(path).unwrap()).as_bytes());
+            Restored { mode: u64::from(metadata.mode() & 0o777), mtime_ns, hash }
+        };
+        Ok(files.iter().map(|path| (relative(path), restored(path))).collect())
     }
 }
 
@@ -97,6 +113,7 @@ fn error_name(fault: &Fault) -> &'static str {
         [damage] => match damage.kind {
             DamageKind::Missing => "Missing",
             DamageKind::Chain => "Damaged chain",
+            DamageKind::Content if damage.what.contains("folder") => "Damaged folder",
             DamageKind::Content => "Damaged database",
             DamageKind::Malformed => "Malformed",
             DamageKind::Swapped => "NotThisObject",
@@ -106,37 +123,50 @@ fn error_name(fault: &Fault) -> &'static str {
     }
 }
 
-/// Checks every case about a database; returns how many there were, and how many about folders were left.
-async fn check(name: &str) -> (usize, usize) {
-    let vectors = Vectors::read(name).await;
-    let (mut checked, mut left) = (0, 0);
-    for case in &vectors.restores {
-        let Some(database) = case["database"].as_str() else {
-            left += 1;
-            continue;
+/// The files that a case says are in its folder.
+fn files_of(case: &Value, folder: &str) -> BTreeMap<Vec<u8>, Restored> {
+    let file = |file: &Value| {
+        let path = hex::decode(file[0].as_str().unwrap()).unwrap();
+        let restored = Restored {
+            mode: file[1].as_u64().unwrap(),
+            mtime_ns: file[2].as_i64().unwrap(),
+            hash: file[3].as_str().unwrap().to_owned(),
         };
-        checked += 1;
+        ([folder.as_bytes(), b"/", &path].concat(), restored)
+    };
+    case["files"].as_array().unwrap().iter().map(file).collect()
+}
+
+/// Checks every case; returns how many there were.
+async fn check(name: &str) -> usize {
+    let vectors = Vectors::read(name).await;
+    for case in &vectors.restores {
         let restored = vectors.restore(case["seq"].as_u64().unwrap()).await;
         let what = format!("{name} {case}");
         match (case["error"].as_str(), restored) {
             (Some(expected), Err(fault)) => assert_eq!(error_name(&fault), expected, "{what}: {fault:?}"),
-            (None, Ok(files)) if case["gone"] == true => assert_eq!(files.get(database), None, "{what}"),
-            (None, Ok(files)) => {
-                assert_eq!(hex::encode(files[database]), case["blake3"].as_str().unwrap(), "{what}");
+            (None, Ok(mut files)) => {
+                if let Some(folder) = case["folder"].as_str() {
+                    files.retain(|path, _| path.starts_with(format!("{folder}/").as_bytes()));
+                    assert_eq!(files, files_of(case, folder), "{what}");
+                    continue;
+                }
+                let database = files.remove(case["database"].as_str().unwrap().as_bytes());
+                let hash = if case["gone"] == true { None } else { case["blake3"].as_str() };
+                assert_eq!(database.as_ref().map(|file| file.hash.as_str()), hash, "{what}");
             }
             (_, other) => panic!("{what}: {other:?}"),
         }
     }
-    (checked, left)
+    vectors.restores.len()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_must_restore_does_to_the_byte() {
-    // Folders are restored by the second decoder only, so far.
-    assert_eq!(check("store").await, (16, 9));
+    assert_eq!(check("store").await, 25);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_must_not_restore_fails_with_the_error_that_the_format_names() {
-    assert_eq!(check("hostile").await, (32, 15));
+    assert_eq!(check("hostile").await, 47);
 }

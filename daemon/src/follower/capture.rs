@@ -105,7 +105,7 @@ impl Members {
         }
         match self.publish(order, plan, taken, media, (parts, packs), now_us) {
             Ok((written, draft)) => {
-                media.commit(&written, draft);
+                media.commit(&written, &draft);
                 let mut chain = order.chain.clone();
                 chain.retain(|point| point.seq <= written.point.parent_seq);
                 chain.insert(0, written.point.clone());

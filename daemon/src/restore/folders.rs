@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chatkeep_attachments::{Begun, Content, Folder, RelPath, RestoreError, Restorer, Wanted};
-use chatkeep_format::{ChunkRef, FileOp, FileRecord, FileSet, FolderRecord, ObjectName};
+use chatkeep_format::{ChunkRef, FileOp, FileRecord, FileSet, FolderRecord};
 use chatkeep_ipc::Error;
 use chatkeep_sqlite::Existing;
 use rustix::fs::{AtFlags, RenameFlags};
@@ -27,6 +27,9 @@ const BLOBS_KEPT: usize = 3;
 
 /// Files of a folder, by path.
 type Files = BTreeMap<Vec<u8>, FileRecord>;
+
+/// Blobs with their names, the newest first.
+type Blobs = VecDeque<([u8; 16], Arc<Vec<u8>>)>;
 
 /// A restored folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,8 +53,10 @@ struct Work<'a> {
     source: &'a Source,
     restorer: &'a Restorer,
     key: [u8; 32],
+    seq: u64,
+    folder: &'a str,
     files: Mutex<std::collections::btree_map::Iter<'a, Vec<u8>, FileRecord>>,
-    blobs: Mutex<VecDeque<([u8; 16], Arc<Vec<u8>>)>>,
+    blobs: Mutex<Blobs>,
     runtime: &'a Handle,
     failed: AtomicBool,
     objects: AtomicU32,
@@ -125,14 +130,14 @@ impl Source {
             for pack in &older.packs {
                 self.check_cancelled()?;
                 objects += 1;
-                take(&mut files, runtime.block_on(self.archive.file_set(pack.name, &self.roots))?);
+                take(&mut files, &runtime.block_on(self.archive.file_set(pack.name, &self.roots))?);
             }
-            take(&mut files, older.inline.clone());
+            take(&mut files, &older.inline);
         }
         let bytes: u64 = files.values().map(|file| file.len).sum();
         if (files.len() as u64, bytes) != (record.files, record.bytes) || !is_a_tree(&files) {
             let what = format!("the files of the folder {} do not fit together", record.name);
-            return Err(ArchiveError::Damaged { key: self.key(chain.newest.seq), what }.into());
+            return Err(ArchiveError::Content { key: self.key(chain.newest.seq), what }.into());
         }
         Ok((files, objects))
     }
@@ -152,6 +157,8 @@ impl Source {
             source: self,
             restorer: &restorer,
             key: chain.newest.digest_key,
+            seq: chain.newest.seq,
+            folder: &record.name,
             files: Mutex::new(files.iter()),
             blobs: Mutex::default(),
             runtime,
@@ -224,9 +231,12 @@ impl Work<'_> {
         let bytes = blob.get(start..start + chunk.len as usize);
         let right = |bytes: &&[u8]| blake3::keyed_hash(&self.key, bytes).as_bytes()[..16] == chunk.id;
         bytes.filter(right).ok_or_else(|| {
-            let key = ObjectName::Pack(chunk.pack).store_key(&self.source.archive.id);
-            let what = "a piece of a file in it is not what it should be".to_owned();
-            Fault::from(ArchiveError::Damaged { key, what }).into()
+            let what = format!(
+                "a piece of a file of the folder {} is not what the pack {} has",
+                self.folder,
+                hex::encode(chunk.pack)
+            );
+            Fault::from(ArchiveError::Content { key: self.source.key(self.seq), what }).into()
         })
     }
 
@@ -270,7 +280,7 @@ impl From<RestoreError> for Failure {
     }
 }
 
-fn take(files: &mut Files, set: FileSet) {
+fn take(files: &mut Files, set: &FileSet) {
     for (path, op) in set.iter() {
         match op {
             FileOp::Gone => drop(files.remove(path)),

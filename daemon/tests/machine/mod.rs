@@ -95,7 +95,7 @@ impl Machine {
         let path = self.media().join(path);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(&path, content).unwrap();
-        let settled = std::time::SystemTime::now() - Duration::from_secs(3600);
+        let settled = std::time::SystemTime::now() - Duration::from_hours(1);
         std::fs::File::options().write(true).open(&path).unwrap().set_modified(settled).unwrap();
     }
 

@@ -87,6 +87,8 @@ pub(super) struct MediaFolder {
     /// New or changed, and not noted.
     beyond: Amount,
     pub(super) captures: u64,
+    /// Is being read just now.
+    pub(super) reading: Option<Found>,
     pub(super) ready: BTreeMap<Vec<u8>, Change>,
     /// As they were when they could not be read.
     unreadable: BTreeMap<RelPath, Found>,
@@ -117,6 +119,7 @@ impl MediaFolder {
             later: VecDeque::new(),
             beyond: Amount::default(),
             captures: 0,
+            reading: None,
             ready: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             unreadable_due: now + UNREADABLE_PAUSE,
@@ -307,6 +310,10 @@ impl MediaFolder {
         self.beyond.files > 0
     }
 
+    pub(super) fn is_pending(&self, path: &RelPath) -> bool {
+        self.pending.iter().chain(&self.unsettled).any(|pending| pending.found.path == *path)
+    }
+
     /// Takes out what a capture reads: everything, or what came since the capture before.
     pub(super) fn take_pending(&mut self, everything: bool) -> Vec<Pending> {
         let captures = self.captures;
@@ -462,7 +469,7 @@ impl Look<'_> {
     }
 
     fn pend(&mut self, found: &Found) {
-        if self.is_refused(found) {
+        if self.is_refused(found) || self.folder.reading.as_ref() == Some(found) {
             return;
         }
         if self.pending.len() + self.unsettled.len() >= PENDING_MAX {
