@@ -211,6 +211,9 @@ pub trait Database {
     /// `DeletePending`
     #[zbus(property)]
     fn delete_pending(&self) -> zbus::Result<u64>;
+    /// `Caution`
+    #[zbus(property)]
+    fn caution(&self) -> zbus::Result<String>;
     /// `LastPrune`
     #[zbus(property)]
     fn last_prune(&self) -> zbus::Result<u64>;

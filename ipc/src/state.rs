@@ -60,6 +60,8 @@ pub struct DatabaseState {
     pub last_attempt: u64,
     /// Short error name and text, both empty when all is well.
     pub last_error: (String, String),
+    /// What the user should know although nothing failed; empty when there is nothing.
+    pub caution: String,
     /// No recovery point for longer than the policy allows.
     pub overdue: bool,
     /// When the next capture is due.

@@ -14,7 +14,7 @@ mod list;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -80,15 +80,16 @@ impl MediaDraft {
 
 impl Media {
     /// `wake` is called from other threads when there may be something to do.
-    pub(super) fn new(
+    pub(super) fn new<'a>(
         start: Option<&Attachments>,
-        links: bool,
-        rebase: bool,
+        databases: impl Iterator<Item = &'a Path>,
+        (links, rebase): (bool, bool),
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let folders = start.map(|start| start.folders.clone()).unwrap_or_default();
+        let databases: Vec<&Path> = databases.collect();
         let mut media = Self {
-            folders: folders.into_iter().map(|path| MediaFolder::new(path, links)).collect(),
+            folders: folders.into_iter().map(|path| MediaFolder::new(path, links, &databases)).collect(),
             known: start.map(|start| start.known.clone()),
             key: start.map_or([0; 32], |start| start.digest_key),
             blobs: Blobs::default(),
@@ -96,15 +97,27 @@ impl Media {
             owes: false,
             failed: None,
         };
-        if let Some(known) = &media.known
-            && let Err(error) = forget_others(known, &media.folders)
-        {
-            media.fail(&error);
+        if let Some(known) = media.known.clone() {
+            // The configuration says what there is. An app that registers says what it has: what an archive has that was
+            // taken over, and nobody registered here, stays in it.
+            if !links {
+                media.add_absent(&known);
+            } else if let Err(error) = forget_others(&known, &media.folders) {
+                media.fail(&error);
+            }
         }
         if rebase {
             media.list_anew();
         }
         media
+    }
+
+    fn add_absent(&mut self, known: &KnownFiles) {
+        for name in known.folders() {
+            if self.folders.iter().all(|folder| folder.name != name) {
+                self.folders.push(MediaFolder::absent(name));
+            }
+        }
     }
 
     /// Whether there is something to do now.

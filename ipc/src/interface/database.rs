@@ -339,6 +339,11 @@ impl DatabaseInterface {
     }
 
     #[zbus(property)]
+    fn caution(&self) -> String {
+        self.read(|state| state.caution.clone())
+    }
+
+    #[zbus(property)]
     fn last_prune(&self) -> u64 {
         self.read(|state| state.last_prune)
     }

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -67,6 +68,8 @@ impl Amount {
 pub(super) struct MediaFolder {
     pub(super) name: String,
     path: PathBuf,
+    /// Databases of the source that are in it.
+    databases: Vec<Vec<u8>>,
     /// The path is a link, and was meant to be.
     through_link: bool,
     /// No part of the path may be a link.
@@ -101,11 +104,21 @@ pub(super) struct MediaFolder {
 }
 
 impl MediaFolder {
-    pub(super) fn new(path: PathBuf, links: bool) -> Self {
+    /// One that an archive has and that is not registered here: it stays as it is.
+    pub(super) fn absent(name: String) -> Self {
+        Self { name, ..Self::new(PathBuf::new(), false, &[]) }
+    }
+
+    /// The folder at `path`. `databases` are those of the source: in a folder they are no attachments.
+    pub(super) fn new(path: PathBuf, links: bool, databases: &[&Path]) -> Self {
+        let inside =
+            |database: &&Path| Some(database.strip_prefix(&path).ok()?.as_os_str().as_bytes().to_vec());
+        let databases = databases.iter().filter_map(inside).collect();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let now = Instant::now();
         Self {
             name,
+            databases,
             through_link: links && path.is_symlink(),
             strict: !links,
             path,
@@ -131,6 +144,9 @@ impl MediaFolder {
 
     /// Opens the folder, if it is what was registered.
     pub(super) fn open(&self) -> io::Result<Folder> {
+        if self.path.as_os_str().is_empty() {
+            return Err(io::Error::other("not registered on this machine"));
+        }
         if self.strict && std::fs::canonicalize(&self.path)? != self.path {
             return Err(io::Error::other("its path leads through a symbolic link now"));
         }
@@ -358,6 +374,12 @@ impl MediaFolder {
     }
 }
 
+/// Whether a file is a database, or what SQLite keeps beside it.
+fn belongs_to(path: &[u8], database: &[u8]) -> bool {
+    let rest = path.strip_prefix(database);
+    rest.is_some_and(|rest| matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal"))
+}
+
 /// Whether two records are of one content, wherever it lies.
 fn says_the_same(a: &FileRecord, b: &FileRecord) -> bool {
     let ids = |record: &FileRecord| record.chunks.iter().map(|chunk| chunk.id).collect::<Vec<_>>();
@@ -404,6 +426,9 @@ struct Look<'a> {
 
 impl Look<'_> {
     fn found(&mut self, found: Found) {
+        if self.folder.databases.iter().any(|database| belongs_to(found.path.as_bytes(), database)) {
+            return;
+        }
         self.window.push(found);
         if self.window.len() >= WINDOW {
             self.compare(false);
