@@ -48,6 +48,12 @@ pub(crate) enum Command {
         /// Where its backups go [default: the configured store]
         #[arg(long)]
         store: Option<String>,
+        /// Another database of the same app; may be given several times
+        #[arg(long = "database", value_name = "FILE")]
+        databases: Vec<PathBuf>,
+        /// A folder with the app's attachments; may be given several times
+        #[arg(long, value_name = "DIR")]
+        attachments: Vec<PathBuf>,
     },
     /// Stop watching a database; its backups stay
     Unregister {

@@ -77,7 +77,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
     let context = &context;
     match cli.command {
         Command::Status => return status::status(context).await,
-        Command::Register { file, name, store } => register::register(context, &file, name, store).await?,
+        Command::Register { file, name, store, databases, attachments } => {
+            register::register(context, &file, name, store, (&databases, &attachments)).await?;
+        }
         Command::Unregister { id } => register::unregister(context, &id).await?,
         Command::Backup { id, all: _, wait } => backup::backup(context, id.as_deref(), wait).await?,
         Command::Points { id, limit, all } => points::points(context, &id, limit, all).await?,

@@ -73,6 +73,9 @@ pub struct Point {
     pub packs: Vec<[u8; 16]>,
     /// Its databases.
     pub databases: Vec<DatabaseFacts>,
+    /// Its folders of attachments.
+    #[serde(default)]
+    pub folders: Vec<String>,
     /// When it was last read back and proved, µs since 1970; 0 for never.
     pub verified_us: u64,
     /// A list of files that it names could not be read: it needs more packs than are known.
@@ -95,6 +98,7 @@ impl Point {
             bytes: len + pages.chain(lists).map(|pack| pack.sealed_len).sum::<u64>(),
             packs: entry.pack_names(),
             databases: entry.databases.iter().map(DatabaseFacts::of).collect(),
+            folders: entry.folders.iter().map(|folder| folder.name.clone()).collect(),
             verified_us: 0,
             lists_unread: false,
         }
@@ -435,6 +439,7 @@ mod tests {
             bytes: 9,
             packs: vec![[4; 16]],
             databases: Vec::new(),
+            folders: Vec::new(),
             verified_us: 0,
             lists_unread: false,
         }

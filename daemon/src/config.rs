@@ -333,6 +333,21 @@ impl Config {
         Ok(config)
     }
 
+    /// Why a folder of attachments cannot be this: what is written by a backup would be in the next one.
+    pub fn inside_of(&self, folder: &Path, state: &Path) -> Option<String> {
+        let store = |store: &Store| {
+            let path = store.url.strip_prefix("file:")?;
+            let path = Path::new(path.strip_prefix("//").unwrap_or(path)).to_owned();
+            Some((path, format!("the store `{}`", store.name)))
+        };
+        let written =
+            self.store.iter().filter_map(store).chain([(state.to_owned(), "the service's state".to_owned())]);
+        let mut meeting = written.filter(|(path, _)| path.starts_with(folder) || folder.starts_with(path));
+        meeting
+            .next()
+            .map(|(_, what)| format!("{what} and a folder of attachments cannot be inside of each other"))
+    }
+
     fn check(&self) -> Result<(), String> {
         unique("store", self.store.iter().map(|s| s.name.as_str()))?;
         unique("vault", self.vault.iter().map(|v| v.name.as_str()))?;
@@ -353,6 +368,13 @@ impl Config {
             let paths = || std::iter::once(&source.path).chain(&source.databases).chain(&source.attachments);
             if paths().any(|path| !path.is_absolute()) {
                 return Err(format!("source `{}`: `path` must be absolute", source.name));
+            }
+            if let Some(inside) = source
+                .attachments
+                .iter()
+                .find_map(|folder| self.inside_of(folder, Path::new("/proc/no-state")))
+            {
+                return Err(format!("source `{}`: {inside}", source.name));
             }
             let mut names: Vec<_> = paths().map(|path| path.file_name()).collect();
             names.sort_unstable();
@@ -550,6 +572,7 @@ mod tests {
             "[[source]]\nname='a'\npath='/x'\nstore='b'\n",
             "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x/a.db'\ndatabases=['/y/a.db']\n",
             "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x/a.db'\nattachments=['media']\n",
+            "[[store]]\nname='s'\nurl='file:///x/store'\n[[source]]\nname='a'\npath='/x/a.db'\nattachments=['/x']\n",
             "[[store]]\nname='a'\nurl='file:///x'\n[[store]]\nname='a'\nurl='file:///y'\n",
             "[[store]]\nname='a'\nurl='file:///x'\n[[source]]\nname='a'\npath='x'\n",
             "[capture]\nquiet='1m'\n",

@@ -223,6 +223,7 @@ mod tests {
             bytes: 0,
             packs: packs.to_vec(),
             databases: Vec::new(),
+            folders: Vec::new(),
             lists_unread: false,
             verified_us: 0,
         }

@@ -225,7 +225,12 @@ impl Body {
                 waker.wake();
             }
         };
-        let mut media = Media::new(start.attachments.as_ref(), start.links, start.rebase, wake);
+        let mut media = Media::new(
+            start.attachments.as_ref(),
+            start.databases.iter().map(|database| database.path.as_path()),
+            (start.links, start.rebase),
+            wake,
+        );
         let mut failures = 0;
         while !self.stopped() {
             if let Err(error) = members.open(start) {

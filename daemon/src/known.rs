@@ -36,15 +36,6 @@ pub struct Place {
     pub digest: [u8; 32],
 }
 
-/// Where the whole of it stands.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Standing {
-    /// None while nothing is known.
-    place: Option<Place>,
-    /// Blobs get names of their own until a base is written: some in the store may be damaged.
-    distrust: bool,
-}
-
 /// A folder, as the entry has it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
@@ -103,15 +94,6 @@ impl KnownFiles {
 
     /// The entry it stands at; nothing when nothing is known.
     pub fn place(&self) -> Option<Place> {
-        self.standing()?.place
-    }
-
-    /// Whether blobs in the store may be damaged.
-    pub fn distrusts(&self) -> bool {
-        self.standing().is_some_and(|standing| standing.distrust)
-    }
-
-    fn standing(&self) -> Option<Standing> {
         let value = self.tree.get(STANDING).ok()??;
         serde_json::from_slice(&value).ok()
     }
@@ -194,8 +176,7 @@ impl KnownFiles {
         self.apply(changes)
     }
 
-    /// Forgets the files that have something in these packs, and lets all blobs have new names for a while. Returns how
-    /// many there were.
+    /// Forgets the files that have something in these packs. Returns how many there were.
     pub fn forget_packs(&self, packs: &BTreeSet<[u8; 16]>) -> anyhow::Result<u64> {
         let mut forgotten = 0;
         let mut changes = Changes::default();
@@ -212,9 +193,6 @@ impl KnownFiles {
                 }
             }
             changes.totals(&folder, &totals);
-        }
-        if let Some(place) = self.place() {
-            changes.stands_at(place, true);
         }
         self.apply(changes)?;
         self.flush()?;
@@ -235,9 +213,8 @@ impl KnownFiles {
 
 impl Changes {
     /// It stands at this entry now.
-    pub fn stands_at(&mut self, place: Place, distrust: bool) {
-        let standing = Standing { place: Some(place), distrust };
-        self.batch.insert(STANDING, serde_json::to_vec(&standing).expect("numbers can be written"));
+    pub fn stands_at(&mut self, place: Place) {
+        self.batch.insert(STANDING, serde_json::to_vec(&place).expect("numbers can be written"));
     }
 
     /// Totals of a folder.

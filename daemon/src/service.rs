@@ -5,6 +5,7 @@ mod damage;
 mod encryption;
 mod events;
 mod pins;
+mod register;
 mod shown;
 mod upkeep;
 

@@ -265,6 +265,7 @@ impl Source {
             last_success: kept,
             last_attempt: self.last_attempt_us.max(kept),
             last_error: self.fault().map(Fault::pair).unwrap_or_default(),
+            caution: self.caution.clone().unwrap_or_default(),
             overdue: self.phase != Phase::Off && behind && now_us.saturating_sub(kept) > OVERDUE_US,
             next_run,
             pending_bytes: self.pending_bytes
@@ -280,7 +281,6 @@ impl Source {
             delete_pending: 0,
             last_prune: self.pruned.pruned_us,
             last_prune_error: self.pruned.hindrance.clone().unwrap_or_default(),
-            caution: self.caution.clone().unwrap_or_default(),
             forgotten_points: self.forgotten,
             forgotten_bytes: self.pruned.waiting_bytes,
             current_job: self

@@ -476,7 +476,7 @@ async fn permissions_and_times_alone_are_changes_too() {
     let path = machine.media().join("a");
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
     machine.back_up_everything().await;
-    while newest(&machine).await.inline.len() == 0 || machine.seq() < 2 {
+    while newest(&machine).await.inline.is_empty() || machine.seq() < 2 {
         machine.listen();
         machine.back_up_everything().await;
     }

@@ -34,6 +34,8 @@ pub struct RegisterOptions {
     pub store: Option<String>,
     /// Name or text of a policy.
     pub schedule: Option<String>,
+    /// Further database files of the same app: one recovery point has all of them.
+    pub databases: Vec<OwnedFd>,
     /// Directories whose files belong to the database.
     pub attachments: Vec<OwnedFd>,
     /// For host callers only; a sandboxed caller's own identifier is in [`Caller`].

@@ -60,6 +60,8 @@ pub struct DatabaseState {
     pub last_attempt: u64,
     /// Short error name and text, both empty when all is well.
     pub last_error: (String, String),
+    /// What the user should know although nothing failed; empty when there is nothing.
+    pub caution: String,
     /// No recovery point for longer than the policy allows.
     pub overdue: bool,
     /// When the next capture is due.
@@ -88,8 +90,6 @@ pub struct DatabaseState {
     pub last_prune: u64,
     /// Short error name and text: why nothing was deleted. Both empty when all is well.
     pub last_prune_error: (String, String),
-    /// Why changes are not captured as soon as they are made, or not all of them; empty when all is well.
-    pub caution: String,
     /// Recovery points that are forgotten and still in the store.
     pub forgotten_points: u32,
     /// What waits to be deleted from the store.

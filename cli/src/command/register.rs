@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use chatkeep_ipc::proxy::{ManagerProxy, Options};
 use serde_json::json;
-use zbus::zvariant::{OwnedValue, Value};
+use zbus::zvariant::{Fd, OwnedValue, Value};
 
 use super::{Context, restore};
 use crate::explain::{Failure, Result};
@@ -19,22 +19,25 @@ pub(super) async fn register(
     file: &Path,
     name: Option<String>,
     store: Option<String>,
+    (databases, attachments): (&[PathBuf], &[PathBuf]),
 ) -> Result<()> {
-    let opened = File::open(file).map_err(|error| Failure::local(&file.display().to_string(), &error))?;
-    if !opened.metadata().is_ok_and(|meta| meta.is_file()) {
-        return Err(Failure::said(
-            &format!("{} is no file", file.display()),
-            "name the database file itself",
-        ));
-    }
+    let opened = open_database(file)?;
     let stem = || file.file_stem().map(|stem| stem.to_string_lossy().into_owned());
     let name = name.or_else(stem).unwrap_or_default();
     let mut options = Options::new();
     if let Some(store) = store {
         options.insert("store", store.into());
     }
+    let databases = databases.iter().map(|file| open_database(file)).collect::<Result<Vec<_>>>()?;
+    let folders = attachments.iter().map(|folder| open_folder(folder)).collect::<Result<Vec<_>>>()?;
+    for (option, files) in [("databases", &databases), ("attachments", &folders)] {
+        if !files.is_empty() {
+            let descriptors: Vec<Fd<'_>> = files.iter().map(Fd::from).collect();
+            options.insert(option, descriptors.into());
+        }
+    }
     let manager = ManagerProxy::new(&context.service.connection).await?;
-    let path = manager.register_database(&name, OwnedFd::from(opened).into(), options).await?;
+    let path = manager.register_database(&name, opened.into(), options).await?;
     let view = context.view().await?;
     let found = view.databases.iter().find(|database| database.state.path == path);
     let (id, mode) = found.map(|found| (found.id(), found.encryption.text("Mode"))).unwrap_or_default();
@@ -50,6 +53,25 @@ pub(super) async fn register(
         ));
     }
     Ok(())
+}
+
+fn open_database(file: &Path) -> Result<OwnedFd> {
+    let opened = File::open(file).map_err(|error| Failure::local(&file.display().to_string(), &error))?;
+    if !opened.metadata().is_ok_and(|meta| meta.is_file()) {
+        return Err(Failure::said(
+            &format!("{} is no file", file.display()),
+            "name the database file itself",
+        ));
+    }
+    Ok(opened.into())
+}
+
+fn open_folder(folder: &Path) -> Result<OwnedFd> {
+    let opened = File::open(folder).map_err(|error| Failure::local(&folder.display().to_string(), &error))?;
+    if !opened.metadata().is_ok_and(|meta| meta.is_dir()) {
+        return Err(Failure::said(&format!("{} is no folder", folder.display()), "name the folder itself"));
+    }
+    Ok(opened.into())
 }
 
 pub(super) async fn unregister(context: &Context, id: &str) -> Result<()> {

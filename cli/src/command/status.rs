@@ -196,7 +196,7 @@ fn show(view: &View, reasons: &[(Verdict, String)]) {
     for database in &view.databases {
         let caution = database.state.text("Caution");
         if !caution.is_empty() {
-            output::line(&plain(&format!("{}: {caution}", database.id())));
+            output::line(&format!("{}: {}", plain(&database.id()), plain(&caution)));
         }
     }
     view.databases.iter().filter_map(forgotten).for_each(|line| output::line(&line));
@@ -296,12 +296,12 @@ fn database_json(view: &View, database: &Database) -> Value {
         "last_attempt": state.number("LastAttempt"), "last_verified": state.number("LastVerified"),
         "last_drill": state.number("LastDrill"), "drill": job::to_json(&state.map("LastDrillResult")),
         "damage": state.get::<Vec<job::Damage>>("Damage"), "last_error": error_json(&state.error("LastError")),
+        "caution": state.text("Caution"),
         "next_run": state.number("NextRun"), "pending_bytes": state.number("PendingBytes"),
         "stored_bytes": state.number("RemoteBytes"), "points": state.get::<u32>("RecoveryPoints"),
         "oldest": state.number("Oldest"), "newest": state.number("Newest"),
         "delete_pending": state.number("DeletePending"), "last_prune": state.number("LastPrune"),
         "last_prune_error": error_json(&state.error("LastPruneError")),
-        "caution": state.text("Caution"),
         "forgotten_points": state.get::<u32>("ForgottenPoints"), "forgotten_bytes": state.number("ForgottenBytes"),
         "encryption": {
             "mode": encryption.text("Mode"), "state": encryption.text("State"), "key_id": encryption.text("KeyId"),

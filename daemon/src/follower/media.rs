@@ -14,10 +14,11 @@ mod list;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use chatkeep_attachments::Found;
 use chatkeep_format::FolderRecord;
 use tracing::{debug, warn};
 
@@ -79,15 +80,16 @@ impl MediaDraft {
 
 impl Media {
     /// `wake` is called from other threads when there may be something to do.
-    pub(super) fn new(
+    pub(super) fn new<'a>(
         start: Option<&Attachments>,
-        links: bool,
-        rebase: bool,
+        databases: impl Iterator<Item = &'a Path>,
+        (links, rebase): (bool, bool),
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let folders = start.map(|start| start.folders.clone()).unwrap_or_default();
+        let databases: Vec<&Path> = databases.collect();
         let mut media = Self {
-            folders: folders.into_iter().map(|path| MediaFolder::new(path, links)).collect(),
+            folders: folders.into_iter().map(|path| MediaFolder::new(path, links, &databases)).collect(),
             known: start.map(|start| start.known.clone()),
             key: start.map_or([0; 32], |start| start.digest_key),
             blobs: Blobs::default(),
@@ -95,15 +97,27 @@ impl Media {
             owes: false,
             failed: None,
         };
-        if let Some(known) = &media.known
-            && let Err(error) = forget_others(known, &media.folders)
-        {
-            media.fail(&error);
+        if let Some(known) = media.known.clone() {
+            // The configuration says what there is. An app that registers says what it has: what an archive has that was
+            // taken over, and nobody registered here, stays in it.
+            if !links {
+                media.add_absent(&known);
+            } else if let Err(error) = forget_others(&known, &media.folders) {
+                media.fail(&error);
+            }
         }
         if rebase {
             media.list_anew();
         }
         media
+    }
+
+    fn add_absent(&mut self, known: &KnownFiles) {
+        for name in known.folders() {
+            if self.folders.iter().all(|folder| folder.name != name) {
+                self.folders.push(MediaFolder::absent(name));
+            }
+        }
     }
 
     /// Whether there is something to do now.
@@ -143,12 +157,25 @@ impl Media {
         }
         let due = self.folders.iter().position(|folder| folder.due().is_some_and(|due| due <= now));
         let done = match due {
-            Some(at) => self.folders[at].walk(&known, now_ns(), &self.wake),
+            Some(at) => self.walk(at, &known),
             None => self.blobs.read(&mut self.folders, Pick::Slice, (&known, &self.key), writer),
         };
         if let Err(error) = done {
             self.fail(&error);
         }
+    }
+
+    fn walk(&mut self, at: usize, known: &KnownFiles) -> io::Result<()> {
+        let folder = &mut self.folders[at];
+        folder.reading = self.blobs.current().filter(|(of, _)| *of == at).map(|(_, found)| found.clone());
+        folder.walk(known, now_ns(), &self.wake)?;
+        // It is not as it was when it was begun.
+        if let Some(Found { path, .. }) = folder.reading.take()
+            && folder.is_pending(&path)
+        {
+            self.blobs.abandon(at, &path);
+        }
+        Ok(())
     }
 
     fn fail(&mut self, error: &io::Error) {
@@ -186,9 +213,10 @@ impl Media {
     }
 
     fn read_new(&mut self, known: &KnownFiles, writer: &Writer, first: bool) -> io::Result<()> {
-        for folder in &mut self.folders {
+        for at in 0..self.folders.len() {
+            let folder = &self.folders[at];
             if if first { folder.is_due_in_capture() } else { !folder.unsettled.is_empty() } {
-                folder.walk(known, now_ns(), &self.wake)?;
+                self.walk(at, known)?;
             }
         }
         let small = self.unread().bytes <= CAPTURE_LEN;
@@ -212,7 +240,7 @@ impl Media {
         if files.is_empty() && !self.blobs.is_busy() {
             return Ok(());
         }
-        self.blobs.read(&mut self.folders, Pick::All(files), (known, &self.key), writer)
+        self.blobs.read(&mut self.folders, Pick::All { files, current: small }, (known, &self.key), writer)
     }
 
     /// Whether there is something for an entry.
@@ -273,8 +301,7 @@ impl Media {
         for (folder, listed) in self.folders.iter_mut().zip(&draft.listed) {
             folder.note(&known, written.head.seq, listed, &mut changes);
         }
-        let distrust = known.distrusts() && self.has_more();
-        changes.stands_at(Place { seq: written.head.seq, digest: written.head.digest }, distrust);
+        changes.stands_at(Place { seq: written.head.seq, digest: written.head.digest });
         let kept = known.apply(changes).and_then(|()| if changed { known.flush() } else { Ok(()) });
         if let Err(error) = kept {
             // What is known is behind the log now, and is made anew from it at the next start.
@@ -332,8 +359,8 @@ impl Media {
             unread.files += amount.files;
             unread.bytes += amount.bytes;
         }
-        if let Some((_, len)) = self.blobs.current() {
-            unread.add(len);
+        if let Some((_, found)) = self.blobs.current() {
+            unread.add(found.len);
         }
         unread
     }

@@ -134,7 +134,6 @@ impl Reader<'_> {
 impl KnownFiles {
     /// Takes over what entries list, oldest first. Without `goes_on` they are all there is.
     fn take(&self, listed: &[Listed], goes_on: bool, newest: Place) -> anyhow::Result<()> {
-        let distrust = self.distrusts();
         self.tree.remove(super::STANDING)?;
         // What was read by this device and is listed just so needs not be read again.
         let mut remembered: BTreeMap<String, BTreeMap<Vec<u8>, Known>> = BTreeMap::new();
@@ -154,7 +153,7 @@ impl KnownFiles {
             }
         }
         let mut changes = Changes::default();
-        changes.stands_at(newest, distrust);
+        changes.stands_at(newest);
         self.apply(changes)?;
         self.flush()
     }

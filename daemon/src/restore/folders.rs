@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use chatkeep_attachments::{Begun, Content, Folder, RelPath, RestoreError, Restorer, Wanted};
-use chatkeep_format::{ChunkRef, FileOp, FileRecord, FileSet, FolderRecord, ObjectName};
+use chatkeep_format::{ChunkRef, FileOp, FileRecord, FileSet, FolderRecord};
 use chatkeep_ipc::Error;
 use chatkeep_sqlite::Existing;
 use rustix::fs::{AtFlags, RenameFlags};
@@ -28,6 +28,9 @@ const BLOBS_KEPT: usize = 3;
 /// Files of a folder, by path.
 type Files = BTreeMap<Vec<u8>, FileRecord>;
 
+/// Blobs with their names, the newest first.
+type Blobs = VecDeque<([u8; 16], Arc<Vec<u8>>)>;
+
 /// A restored folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RestoredFolder {
@@ -45,16 +48,15 @@ pub struct RestoredFolder {
     pub kept_beside: Option<String>,
 }
 
-/// A pack of chunks by its name.
-type Blob = ([u8; 16], Arc<Vec<u8>>);
-
 /// What the threads share.
 struct Work<'a> {
     source: &'a Source,
     restorer: &'a Restorer,
     key: [u8; 32],
+    seq: u64,
+    folder: &'a str,
     files: Mutex<std::collections::btree_map::Iter<'a, Vec<u8>, FileRecord>>,
-    blobs: Mutex<VecDeque<Blob>>,
+    blobs: Mutex<Blobs>,
     runtime: &'a Handle,
     failed: AtomicBool,
     objects: AtomicU32,
@@ -155,6 +157,8 @@ impl Source {
             source: self,
             restorer: &restorer,
             key: chain.newest.digest_key,
+            seq: chain.newest.seq,
+            folder: &record.name,
             files: Mutex::new(files.iter()),
             blobs: Mutex::default(),
             runtime,
@@ -227,9 +231,12 @@ impl Work<'_> {
         let bytes = blob.get(start..start + chunk.len as usize);
         let right = |bytes: &&[u8]| blake3::keyed_hash(&self.key, bytes).as_bytes()[..16] == chunk.id;
         bytes.filter(right).ok_or_else(|| {
-            let key = ObjectName::Pack(chunk.pack).store_key(&self.source.archive.id);
-            let what = "a piece of a file in it is not what it should be".to_owned();
-            Fault::from(ArchiveError::Content { key, what }).into()
+            let what = format!(
+                "a piece of a file of the folder {} is not what the pack {} has",
+                self.folder,
+                hex::encode(chunk.pack)
+            );
+            Fault::from(ArchiveError::Content { key: self.source.key(self.seq), what }).into()
         })
     }
 

@@ -1,18 +1,19 @@
 //! What callers ask: checked here, answered here or turned into a job.
 
 use std::collections::BTreeSet;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 
 use chatkeep_format::ArchiveId;
 use chatkeep_ipc::{
-    Call, Caller, Error, JobId, JobOutcome, NewJob, PointFilter, RecoveryPoint, RegisterOptions, Reply,
-    RestoreOptions, RestoreTarget,
+    Call, Caller, Error, JobId, JobOutcome, NewJob, PointFilter, RecoveryPoint, Reply, RestoreOptions,
+    RestoreTarget,
 };
 use chatkeep_planner::{Event as Happened, Level, SourceId, Target, choose_point};
 use chatkeep_sqlite::Existing;
 
+use super::register::path_of;
 use super::{Pause, Service};
 use crate::archive::Archive;
 use crate::catalogue::{Point, restorable};
@@ -129,57 +130,7 @@ impl Service {
         }
     }
 
-    fn register(
-        &mut self,
-        name: String,
-        file: &OwnedFd,
-        options: RegisterOptions,
-        caller: &Caller,
-    ) -> Result<String, Error> {
-        if options.kind.as_deref().is_some_and(|kind| kind != "sqlite") {
-            return Err(Error::Unsupported("only SQLite databases can be watched".to_owned()));
-        }
-        if !options.attachments.is_empty() || options.schedule.is_some() {
-            return Err(Error::Unsupported("this version knows no attachments and no schedules".to_owned()));
-        }
-        let path = path_of(file)?;
-        looks_like_a_database(file, &path)?;
-        let display_name = options.display_name.unwrap_or(name);
-        if display_name.is_empty() || display_name.len() > 256 {
-            return Err(Error::InvalidArgument("a name has 1 to 256 bytes".to_owned()));
-        }
-        if let Some((id, known)) = self.registry.database.iter().find(|(_, known)| known.path == path) {
-            let same_store = options.store.as_ref().is_none_or(|store| *store == known.store);
-            if same_store && known.display_name == display_name {
-                return Ok(id.clone());
-            }
-            let text =
-                format!("{} is watched as `{id}` already, with the store `{}`", path.display(), known.store);
-            return Err(Error::AlreadyRegistered(text));
-        }
-        if self.registry.database.values().any(|known| known.display_name == display_name) {
-            return Err(Error::AlreadyRegistered(format!("another file is registered as `{display_name}`")));
-        }
-        let store = self.choose_store(options.store)?;
-        let id = self.registry.new_id(&display_name);
-        let registration = Registration {
-            display_name,
-            app_id: caller.app_id().map(str::to_owned).or(options.app_id).unwrap_or_default(),
-            path,
-            more_databases: Vec::new(),
-            attachments: Vec::new(),
-            store,
-            archive: None,
-            vault: String::new(),
-        };
-        let added = registration.clone();
-        self.change_registry(|registry| registry.database.insert(id.clone(), added))
-            .map_err(|fault| fault.error)?;
-        self.add_source(id.clone(), registration, false);
-        Ok(id)
-    }
-
-    fn choose_store(&self, wanted: Option<String>) -> Result<String, Error> {
+    pub(super) fn choose_store(&self, wanted: Option<String>) -> Result<String, Error> {
         match wanted {
             Some(name) if self.stores.contains_key(&name) => Ok(name),
             Some(name) => Err(Error::NotFound(format!("the store `{name}` is not configured"))),
@@ -564,55 +515,6 @@ pub(super) fn is_abandoned(call: &Call) -> bool {
         | Call::ShowKey { reply, .. } => reply.is_closed(),
         _ => false,
     }
-}
-
-/// The path of an open file or folder, as the system names it now.
-fn path_of(file: &OwnedFd) -> Result<PathBuf, Error> {
-    let unknown =
-        |error: std::io::Error| Error::InvalidArgument(format!("the file's path is unknown: {error}"));
-    let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(unknown)?;
-    if path.to_str().is_none() {
-        return Err(Error::InvalidArgument("the path is not UTF-8".to_owned()));
-    }
-    if !path.is_absolute() || std::fs::metadata(&path).is_err() {
-        return Err(Error::InvalidArgument("the file has no path: it was deleted, or is none".to_owned()));
-    }
-    Ok(path)
-}
-
-/// Refuses what is certainly no database, before it is watched: a text, a picture, a folder.
-///
-/// An empty file may become a database. An encrypted one begins with noise, so what cannot be told is accepted.
-fn looks_like_a_database(file: &OwnedFd, path: &Path) -> Result<(), Error> {
-    use std::os::unix::fs::FileExt;
-    let no =
-        |what: &str| Error::InvalidArgument(format!("{} is not an SQLite database: {what}", path.display()));
-    let file = std::fs::File::from(file.try_clone().map_err(|error| no(&error.to_string()))?);
-    let metadata = file.metadata().map_err(|error| no(&error.to_string()))?;
-    if !metadata.is_file() {
-        return Err(no("it is not a file"));
-    }
-    let mut head = [0; 512];
-    let mut len = 0;
-    while len < head.len() {
-        match file.read_at(&mut head[len..], len as u64) {
-            Ok(0) => break,
-            Ok(count) => len += count,
-            Err(error) => return Err(no(&error.to_string())),
-        }
-    }
-    let head = &head[..len];
-    if head.is_empty() || head.starts_with(b"SQLite format 3\0") {
-        return Ok(());
-    }
-    let printable = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
-    if head.iter().all(printable) {
-        return Err(no("it is a text"));
-    }
-    if !metadata.len().is_multiple_of(512) {
-        return Err(no("its length is not a multiple of a page"));
-    }
-    Ok(())
 }
 
 /// How a level is called.

@@ -170,6 +170,11 @@ impl Service {
         if let Some(blocked) = opened.log.blocked.clone() {
             self.fail_waiters(number, &blocked);
         }
+        if self.sources[&number].restore_when_open
+            && let Err(fault) = self.register_siblings(number)
+        {
+            warn!(error = %fault.error.text(), "what belongs to the database could not be registered");
+        }
         if self.sources[&number].phase == Phase::Open {
             for written in &opened.log.waiting {
                 self.enqueue(number, written);
@@ -222,6 +227,7 @@ impl Service {
             cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
         }
         source.uploads.clear();
+        source.caution = None;
         source.held = false;
         source.wait_anew();
         if std::mem::take(&mut source.following) {
@@ -545,7 +551,7 @@ impl Service {
         self.show(number);
     }
 
-    fn change_registration(
+    pub(super) fn change_registration(
         &mut self,
         number: SourceId,
         change: impl FnOnce(&mut crate::registry::Registration),
@@ -559,6 +565,34 @@ impl Service {
         self.change_registry(|registry| registry.database.insert(id, changed))?;
         self.update(number, |source| source.registration = registration);
         Ok(())
+    }
+
+    /// What else is in the newest point is watched beside the database from now on.
+    fn register_siblings(&mut self, number: SourceId) -> Result<()> {
+        let Some(source) = self.sources.get(&number) else { return Ok(()) };
+        let (Some(log), Some(archive)) = (&source.log, source.registration.archive) else { return Ok(()) };
+        let Some(point) = self.tools.catalogue.point(&archive, log.stored.seq) else { return Ok(()) };
+        let path = source.registration.path.clone();
+        let Some(parent) = path.parent() else { return Ok(()) };
+        let mut databases: Vec<PathBuf> =
+            point.databases.iter().map(|database| parent.join(&database.name)).collect();
+        let folders: Vec<PathBuf> = point.folders.iter().map(|folder| parent.join(folder)).collect();
+        if databases.len() <= 1 && folders.is_empty() {
+            return Ok(());
+        }
+        // One database has the name that was asked for, several have their own.
+        let first = match databases.iter().position(|database| *database == path) {
+            _ if databases.len() <= 1 => {
+                databases.clear();
+                path
+            }
+            Some(at) => databases.remove(at),
+            None => databases.remove(0),
+        };
+        self.change_registration(number, |registration| {
+            registration.path = first;
+            (registration.more_databases, registration.attachments) = (databases, folders);
+        })
     }
 
     /// Puts the newest point where the database belongs, for `adopt --restore`.

@@ -58,6 +58,7 @@ impl ManagerInterface {
                 .transpose()?,
             store: given.text("store")?,
             schedule: given.text("schedule")?,
+            databases: given.fds("databases")?,
             attachments: given.fds("attachments")?,
             app_id: given.text("app-id")?.map(|text| short_text("app-id", text)).transpose()?,
             kind: given.text("kind")?,

@@ -8,9 +8,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::time::{Duration, Instant};
 
-use chatkeep_attachments::{Chunk, ChunkId, Folder, Found, ReadError, Reading};
+use chatkeep_attachments::{Chunk, ChunkId, Folder, Found, ReadError, Reading, RelPath};
 use chatkeep_format::{ChunkRef, FileRecord};
-use rand_core::{OsRng, RngCore};
 use tracing::warn;
 
 use super::folder::{MediaFolder, Pending};
@@ -47,8 +46,8 @@ struct Read {
 pub(super) enum Pick {
     /// Those that may be read, until there was enough.
     Slice,
-    /// These, all of them, whatever is under way.
-    All(Vec<(usize, Pending)>),
+    /// These, all of them; with `current` also the one that is being read, to its end.
+    All { files: Vec<(usize, Pending)>, current: bool },
 }
 
 #[derive(Default)]
@@ -75,7 +74,6 @@ struct Slice<'a, 's, 'scope, 'env> {
     sealing: &'s mut Sealing<'scope, 'env>,
     known: &'a KnownFiles,
     key: &'a [u8; 32],
-    distrust: bool,
     /// The numbers of the blobs that were sent.
     sent: Vec<u64>,
 }
@@ -86,9 +84,14 @@ impl Blobs {
         self.current.is_some() || !self.unsealed.is_empty()
     }
 
-    /// The file that is being read: which folder, how long.
-    pub(super) fn current(&self) -> Option<(usize, u64)> {
-        self.current.as_ref().map(|(read, _)| (read.folder, read.found.len))
+    /// The file that is being read, and in which folder.
+    pub(super) fn current(&self) -> Option<(usize, &Found)> {
+        self.current.as_ref().map(|(read, _)| (read.folder, &read.found))
+    }
+
+    /// Drops the file that is being read, if it is this one.
+    pub(super) fn abandon(&mut self, of: usize, path: &RelPath) {
+        self.current.take_if(|(read, _)| read.folder == of && read.found.path == *path);
     }
 
     /// What the sealed blobs take, in bytes.
@@ -104,14 +107,13 @@ impl Blobs {
         (known, key): (&KnownFiles, &[u8; 32]),
         writer: &Writer,
     ) -> io::Result<()> {
-        let distrust = known.distrusts();
         let first_position = self.next_position;
         let blobs = &mut *self;
         let (read, packs) = writer.sealing(0, first_position, |sealing| {
-            let mut slice = Slice { blobs, sealing, known, key, distrust, sent: Vec::new() };
+            let mut slice = Slice { blobs, sealing, known, key, sent: Vec::new() };
             let read = match pick {
                 Pick::Slice => slice.read_some(folders),
-                Pick::All(files) => slice.read_these(folders, files),
+                Pick::All { files, current } => slice.read_these(folders, files, current),
             };
             read.map(|()| slice.sent)
         });
@@ -230,15 +232,12 @@ impl Slice<'_, '_, '_, '_> {
         loop {
             if self.blobs.current.is_none() {
                 let Some((at, pending)) = next(folders) else { break };
-                let folder = match &mut opened[at] {
-                    Some(folder) => folder,
-                    none => {
-                        let Ok(folder) = folders[at].open() else {
-                            folders[at].vanished();
-                            continue;
-                        };
-                        none.insert(folder)
-                    }
+                if opened[at].is_none() {
+                    opened[at] = folders[at].open().ok();
+                }
+                let Some(folder) = &opened[at] else {
+                    folders[at].vanished();
+                    continue;
                 };
                 self.begin(folder, &mut folders[at], (at, pending));
             }
@@ -253,7 +252,15 @@ impl Slice<'_, '_, '_, '_> {
         self.send()
     }
 
-    fn read_these(&mut self, folders: &mut [MediaFolder], files: Vec<(usize, Pending)>) -> io::Result<()> {
+    fn read_these(
+        &mut self,
+        folders: &mut [MediaFolder],
+        files: Vec<(usize, Pending)>,
+        current: bool,
+    ) -> io::Result<()> {
+        while current && let Some((read, reading)) = self.blobs.current.take() {
+            self.step(folders, read, reading)?;
+        }
         let under_way = self.blobs.current.take();
         let mut opened: Option<(usize, Folder)> = None;
         for (at, pending) in files {
@@ -324,11 +331,7 @@ impl Slice<'_, '_, '_, '_> {
         if blobs.body.is_empty() {
             return Ok(());
         }
-        let mut body = std::mem::take(&mut blobs.body);
-        if self.distrust {
-            // Bytes that no file names: the blob must not have the name of one that is damaged.
-            body.extend_from_slice(&OsRng.next_u64().to_le_bytes());
-        }
+        let body = std::mem::take(&mut blobs.body);
         self.sent.push(blobs.number);
         blobs.number += 1;
         let part = self.sealing.begin_part();

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -67,6 +68,8 @@ impl Amount {
 pub(super) struct MediaFolder {
     pub(super) name: String,
     path: PathBuf,
+    /// Databases of the source that are in it.
+    databases: Vec<Vec<u8>>,
     /// The path is a link, and was meant to be.
     through_link: bool,
     /// No part of the path may be a link.
@@ -87,6 +90,8 @@ pub(super) struct MediaFolder {
     /// New or changed, and not noted.
     beyond: Amount,
     pub(super) captures: u64,
+    /// Is being read just now.
+    pub(super) reading: Option<Found>,
     pub(super) ready: BTreeMap<Vec<u8>, Change>,
     /// As they were when they could not be read.
     unreadable: BTreeMap<RelPath, Found>,
@@ -99,11 +104,21 @@ pub(super) struct MediaFolder {
 }
 
 impl MediaFolder {
-    pub(super) fn new(path: PathBuf, links: bool) -> Self {
+    /// One that an archive has and that is not registered here: it stays as it is.
+    pub(super) fn absent(name: String) -> Self {
+        Self { name, ..Self::new(PathBuf::new(), false, &[]) }
+    }
+
+    /// The folder at `path`. `databases` are those of the source: in a folder they are no attachments.
+    pub(super) fn new(path: PathBuf, links: bool, databases: &[&Path]) -> Self {
+        let inside =
+            |database: &&Path| Some(database.strip_prefix(&path).ok()?.as_os_str().as_bytes().to_vec());
+        let databases = databases.iter().filter_map(inside).collect();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let now = Instant::now();
         Self {
             name,
+            databases,
             through_link: links && path.is_symlink(),
             strict: !links,
             path,
@@ -117,6 +132,7 @@ impl MediaFolder {
             later: VecDeque::new(),
             beyond: Amount::default(),
             captures: 0,
+            reading: None,
             ready: BTreeMap::new(),
             unreadable: BTreeMap::new(),
             unreadable_due: now + UNREADABLE_PAUSE,
@@ -128,6 +144,9 @@ impl MediaFolder {
 
     /// Opens the folder, if it is what was registered.
     pub(super) fn open(&self) -> io::Result<Folder> {
+        if self.path.as_os_str().is_empty() {
+            return Err(io::Error::other("not registered on this machine"));
+        }
         if self.strict && std::fs::canonicalize(&self.path)? != self.path {
             return Err(io::Error::other("its path leads through a symbolic link now"));
         }
@@ -307,6 +326,10 @@ impl MediaFolder {
         self.beyond.files > 0
     }
 
+    pub(super) fn is_pending(&self, path: &RelPath) -> bool {
+        self.pending.iter().chain(&self.unsettled).any(|pending| pending.found.path == *path)
+    }
+
     /// Takes out what a capture reads: everything, or what came since the capture before.
     pub(super) fn take_pending(&mut self, everything: bool) -> Vec<Pending> {
         let captures = self.captures;
@@ -349,6 +372,12 @@ impl MediaFolder {
         self.news.store(true, Ordering::Release);
         self.walk_due = Instant::now();
     }
+}
+
+/// Whether a file is a database, or what SQLite keeps beside it.
+fn belongs_to(path: &[u8], database: &[u8]) -> bool {
+    let rest = path.strip_prefix(database);
+    rest.is_some_and(|rest| matches!(rest, b"" | b"-wal" | b"-shm" | b"-journal"))
 }
 
 /// Whether two records are of one content, wherever it lies.
@@ -397,6 +426,9 @@ struct Look<'a> {
 
 impl Look<'_> {
     fn found(&mut self, found: Found) {
+        if self.folder.databases.iter().any(|database| belongs_to(found.path.as_bytes(), database)) {
+            return;
+        }
         self.window.push(found);
         if self.window.len() >= WINDOW {
             self.compare(false);
@@ -462,7 +494,7 @@ impl Look<'_> {
     }
 
     fn pend(&mut self, found: &Found) {
-        if self.is_refused(found) {
+        if self.is_refused(found) || self.folder.reading.as_ref() == Some(found) {
             return;
         }
         if self.pending.len() + self.unsettled.len() >= PENDING_MAX {
