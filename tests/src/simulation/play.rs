@@ -129,10 +129,16 @@ impl Play {
 
     fn step(&mut self, life: &mut Life) -> Result<(), Stop> {
         let (world, pace) = (&mut self.world, self.pace);
-        match world.random.below(10) {
-            0 | 1 => world.write()?,
-            2 => pace.pass(world),
-            3..7 => {
+        match world.random.below(20) {
+            0..3 => world.write()?,
+            3 => {
+                let report = life.prune(world)?;
+                if let Some(hindrance) = report.hindrance.filter(|_| !self.flaky && !self.is_off()) {
+                    return Err(anyhow::anyhow!("nothing is deleted: {hindrance:?}").into());
+                }
+            }
+            4 | 5 => pace.pass(world),
+            6..14 => {
                 pace.pass(world);
                 if world.random.below(8) > 0 {
                     world.write()?;
