@@ -283,7 +283,8 @@ pub(super) fn kept(points: &[Point], now_us: i64, policy: &RetentionPolicy) -> B
     plan.keep.into_iter().chain(plan.carry).collect()
 }
 
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+/// Copies a folder with all that is in it.
+pub(super) fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
