@@ -312,13 +312,12 @@ fn a_lost_pack_is_made_again_from_the_database() {
         let back = wait::until("the pack is there again", std::time::Duration::from_secs(10), || {
             Ok(pack.exists().then_some(()))
         });
-        match back {
-            Ok(()) => made_again += 1,
-            Err(_) => {
-                let points = archive.machine.points(&archive.id).unwrap();
-                assert!(points.iter().any(|point| point.id == "3" && point.damaged), "{points:?}");
-                write(&pack, &good);
-            }
+        if back.is_ok() {
+            made_again += 1;
+        } else {
+            let points = archive.machine.points(&archive.id).unwrap();
+            assert!(points.iter().any(|point| point.id == "3" && point.damaged), "{points:?}");
+            write(&pack, &good);
         }
         archive.machine.verify(&archive.id, "chunks").unwrap().success().unwrap();
         assert!(archive.machine.points(&archive.id).unwrap().iter().all(|point| !point.damaged));
