@@ -194,7 +194,8 @@ pub struct Facts {
 /// they look every second, and never end: on a machine at rest they would be its most frequent guests.
 const SLACK_NS: u64 = 60_000_000_000;
 
-/// Threads that are begun meanwhile have time (`PR_SET_TIMERSLACK` is inherited).
+/// Threads that are begun meanwhile have time (`PR_SET_TIMERSLACK` is inherited); and so has this one, so nothing sleeps
+/// here.
 struct Unhurried {
     before: Option<NonZeroU64>,
 }
@@ -224,7 +225,10 @@ pub struct Catalogue {
 impl Catalogue {
     /// Opens the cache in `folder`; one that is damaged is moved away and begun anew.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        let open = || sled::Config::new().path(folder).cache_capacity(4 << 20).flush_every_ms(None).open();
+        let open = || {
+            let _unhurried = Unhurried::begin();
+            sled::Config::new().path(folder).cache_capacity(4 << 20).flush_every_ms(None).open()
+        };
         let open = || {
             for _ in 1..LOCK_TRIES {
                 match open() {
@@ -234,7 +238,6 @@ impl Catalogue {
             }
             open()
         };
-        let _unhurried = Unhurried::begin();
         // The library panics on some kinds of damage.
         OPENING.store(true, Ordering::SeqCst);
         let opened = std::panic::catch_unwind(open);
@@ -254,7 +257,8 @@ impl Catalogue {
                 open()?
             }
         };
-        // Its threads begin with the first write.
+        // Its threads begin with the first write, if they have not begun.
+        let _unhurried = Unhurried::begin();
         db.open_tree("opened")?.insert("", "")?;
         db.flush()?;
         Ok(Self { db, deleting: forgotten::BeingDeleted::default() })
