@@ -293,13 +293,9 @@ impl Collector<'_, '_, '_> {
         let full = self.pages.take().expect("pages were just added");
         let had_bases = full.bases_len() > 0;
         let full = full.finish();
-        if had_bases {
-            // Encrypted: the next ones are no better.
-            self.patches &= full.has_bases();
-            // Much is left to be sealed while the next set is gathered, so that one has to be smaller.
-            if full.byte_len() > PACK_LEN / 2 {
-                self.patched_len = PACK_LEN;
-            }
+        // Much is left to be sealed while the next set is gathered, so that one has to be smaller.
+        if had_bases && full.byte_len() > PACK_LEN / 2 {
+            self.patched_len = PACK_LEN;
         }
         for (pgno, _) in full.iter() {
             let word = pgno as usize / 64;
