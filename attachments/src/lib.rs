@@ -31,7 +31,7 @@ pub use compare::{Changes, compare};
 pub use folder::Folder;
 pub use found::{Found, is_settled};
 pub use path::{PathError, RelPath};
-pub use read::{Read, ReadError};
+pub use read::{Read, ReadError, Reading};
 pub use restore::{Begun, Content, FileWriter, RestoreError, Restored, Restorer, Wanted};
 pub use walk::{Problem, Skipped, Walked, Why};
 pub use watch::{Cause, Noticing, WatchPolicy, Watcher};

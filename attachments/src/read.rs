@@ -61,16 +61,74 @@ impl Folder {
         key: &[u8; 32],
         sink: &mut dyn FnMut(Chunk<'_>) -> io::Result<()>,
     ) -> Result<Read, ReadError> {
+        let mut reading = self.begin(found)?;
+        let mut chunks = 0;
+        while let Some(chunk) = reading.next(key)? {
+            sink(chunk).map_err(ReadError::Sink)?;
+            chunks += 1;
+        }
+        Ok(Read { len: found.len, chunks })
+    }
+
+    /// Begins to read a file, for whoever has other things to do between its chunks. As [`read`](Self::read).
+    pub fn begin(&self, found: &Found) -> Result<Reading, ReadError> {
         let file = os::open_below(self.fd(), found.path.as_bytes(), FILE)?;
         let start_ns = now_ns();
         check(&file, found)?;
         os::leave_no_trace(&file);
-        let chunks = pass_on(&file, found.len, key, sink)?;
-        check(&file, found)?;
-        if is_too_fresh(found.ctime_ns, start_ns, now_ns()) {
-            return Err(ReadError::Changed);
+        let capacity = if found.len <= UNCUT_LEN_MAX { found.len as usize } else { 2 * CHUNK_LEN_MAX };
+        let buffer = Vec::with_capacity(capacity);
+        Ok(Reading { file, found: found.clone(), start_ns, buffer, given: 0, left: found.len })
+    }
+}
+
+/// A file that is being read.
+#[derive(Debug)]
+pub struct Reading {
+    file: OwnedFd,
+    found: Found,
+    start_ns: i64,
+    buffer: Vec<u8>,
+    /// Bytes at the front of the buffer that were given away.
+    given: usize,
+    /// Bytes of the file that are not in the buffer yet.
+    left: u64,
+}
+
+impl Reading {
+    /// The file, as it was found.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// The next chunk. Nothing when there are no more, and the file is as it was found: only then do those before count.
+    pub fn next(&mut self, key: &[u8; 32]) -> Result<Option<Chunk<'_>>, ReadError> {
+        if self.left > 0 && self.buffer.len() - self.given < CHUNK_LEN_MAX {
+            self.buffer.drain(..self.given);
+            self.given = 0;
+            self.fill()?;
         }
-        Ok(Read { len: found.len, chunks })
+        let rest = &self.buffer[self.given..];
+        if rest.is_empty() {
+            check(&self.file, &self.found)?;
+            if is_too_fresh(self.found.ctime_ns, self.start_ns, now_ns()) {
+                return Err(ReadError::Changed);
+            }
+            return Ok(None);
+        }
+        let cut = if self.found.len <= UNCUT_LEN_MAX { rest.len() } else { first_cut(rest) };
+        self.given += cut;
+        Ok(Some(Chunk::new(key, &rest[..cut])))
+    }
+
+    fn fill(&mut self) -> Result<(), ReadError> {
+        while self.left > 0 && self.buffer.len() < self.buffer.capacity() {
+            let count = retry_on_intr(|| rustix::io::read(&self.file, spare_capacity(&mut self.buffer)))?;
+            // shorter or longer than it was found
+            self.left =
+                self.left.checked_sub(count as u64).filter(|_| count > 0).ok_or(ReadError::Changed)?;
+        }
+        Ok(())
     }
 }
 
@@ -85,35 +143,6 @@ fn is_too_fresh(ctime_ns: i64, start_ns: i64, end_ns: i64) -> bool {
     // where the clock of files has no more than hundredths, it may have no more than seconds
     let tick_ns = if ctime_ns % 10_000_000 == 0 { COARSE_TICK_NS } else { TICK_NS };
     ctime_ns > start_ns.saturating_sub(tick_ns) && ctime_ns < end_ns.saturating_add(tick_ns)
-}
-
-fn pass_on(
-    file: &OwnedFd,
-    len: u64,
-    key: &[u8; 32],
-    sink: &mut dyn FnMut(Chunk<'_>) -> io::Result<()>,
-) -> Result<u64, ReadError> {
-    let capacity = if len <= UNCUT_LEN_MAX { len as usize } else { 2 * CHUNK_LEN_MAX };
-    let mut buffer = Vec::with_capacity(capacity);
-    let mut left = len;
-    let mut chunks = 0;
-    while left > 0 || !buffer.is_empty() {
-        while left > 0 && buffer.len() < buffer.capacity() {
-            let count = retry_on_intr(|| rustix::io::read(file, spare_capacity(&mut buffer)))?;
-            // shorter or longer than it was found
-            left = left.checked_sub(count as u64).filter(|_| count > 0).ok_or(ReadError::Changed)?;
-        }
-        let mut start = 0;
-        while start < buffer.len() && (left == 0 || buffer.len() - start >= CHUNK_LEN_MAX) {
-            let rest = &buffer[start..];
-            let cut = if len <= UNCUT_LEN_MAX { rest.len() } else { first_cut(rest) };
-            sink(Chunk::new(key, &rest[..cut])).map_err(ReadError::Sink)?;
-            start += cut;
-            chunks += 1;
-        }
-        buffer.drain(..start);
-    }
-    Ok(chunks)
 }
 
 fn now_ns() -> i64 {

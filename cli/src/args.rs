@@ -73,6 +73,31 @@ pub(crate) enum Command {
         /// At most so many, the newest ones
         #[arg(long)]
         limit: Option<u32>,
+        /// Those, too, that are forgotten and not deleted yet
+        #[arg(long)]
+        all: bool,
+    },
+    /// Keep a point, whatever is forgotten
+    Pin {
+        /// The database
+        id: String,
+        /// A point from `chatkeep points`
+        point: String,
+    },
+    /// Keep a pinned point no longer than others
+    Unpin {
+        /// The database
+        id: String,
+        /// A point from `chatkeep points`
+        point: String,
+    },
+    /// Forget points as the configuration says, and delete what was forgotten a week ago
+    Prune {
+        /// The database
+        id: String,
+        /// Change nothing, show what would be done
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Restore a database into a new file
     Restore {
@@ -146,6 +171,11 @@ pub(crate) enum Command {
         /// How deep: manifest (is it all there), chunks (read it back), restore (a full rehearsal)
         #[arg(long, default_value = "chunks", value_parser = ["manifest", "chunks", "restore"])]
         depth: String,
+    },
+    /// Rehearse a restore: the newest point and an older one, in full, checked, counted and thrown away
+    Drill {
+        /// The database
+        id: String,
     },
     /// Look for what could be wrong
     Doctor,

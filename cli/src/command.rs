@@ -4,10 +4,12 @@ mod backup;
 mod doctor;
 mod encryption;
 mod manual;
+mod points;
 mod register;
 mod restore;
 mod status;
 mod vault;
+mod verify;
 
 use clap::CommandFactory as _;
 use serde_json::json;
@@ -78,7 +80,10 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Register { file, name, store } => register::register(context, &file, name, store).await?,
         Command::Unregister { id } => register::unregister(context, &id).await?,
         Command::Backup { id, all: _, wait } => backup::backup(context, id.as_deref(), wait).await?,
-        Command::Points { id, limit } => restore::points(context, &id, limit).await?,
+        Command::Points { id, limit, all } => points::points(context, &id, limit, all).await?,
+        Command::Pin { id, point } => points::pin(context, &id, &point, true).await?,
+        Command::Unpin { id, point } => points::pin(context, &id, &point, false).await?,
+        Command::Prune { id, dry_run } => points::prune(context, &id, dry_run).await?,
         Command::Restore { id, to, at, point, overwrite } => {
             let target = restore::Target { at, point, overwrite };
             restore::restore(context, &id, &to, target).await?;
@@ -95,7 +100,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Store(StoreCommand::Test { store }) => vault::test_store(context, &store).await?,
         Command::Pause { duration, reason } => backup::pause(context, duration.as_deref(), &reason).await?,
         Command::Resume => backup::resume(context).await?,
-        Command::Verify { id, depth } => backup::verify(context, &id, &depth).await?,
+        Command::Verify { id, depth } => verify::verify(context, &id, &depth).await?,
+        Command::Drill { id } => verify::drill(context, &id).await?,
         Command::Doctor | Command::Completions { .. } | Command::Man => unreachable!("carried out above"),
     }
     Ok(0)

@@ -19,6 +19,9 @@ use crate::time;
 
 type Properties = HashMap<String, OwnedValue>;
 
+/// An object that is damaged: its key, how, what it holds, points that it costs.
+pub(crate) type Damage = (String, String, String, Vec<String>);
+
 /// How a job that did not fail ended.
 pub(crate) struct Outcome {
     result: Properties,
@@ -29,6 +32,22 @@ impl Outcome {
     pub(crate) fn warning(&self) -> Option<String> {
         self.result.get("warning").and_then(|value| <&str>::try_from(value).ok()).map(str::to_owned)
     }
+
+    /// How many of something; 0 when it is not told.
+    pub(crate) fn count(&self, name: &str) -> u32 {
+        get(&self.result, name)
+    }
+
+    /// A size or time; 0 when it is not told.
+    pub(crate) fn number(&self, name: &str) -> u64 {
+        get(&self.result, name)
+    }
+
+    /// Of forgotten points: identifier, bytes, and when it is deleted at the earliest.
+    pub(crate) fn points(&self) -> Vec<(String, u64, u64)> {
+        let value = self.result.get("points").and_then(|value| value.try_clone().ok());
+        value.and_then(|value| Vec::try_from(value).ok()).unwrap_or_default()
+    }
 }
 
 /// A job that failed, with what it said about it.
@@ -36,6 +55,8 @@ pub(crate) struct Ended {
     pub(crate) failure: Failure,
     pub(crate) attempts_left: Option<u32>,
     pub(crate) retry_after: Option<u64>,
+    /// What a verification found.
+    pub(crate) damage: Vec<Damage>,
 }
 
 impl From<Ended> for Failure {
@@ -46,7 +67,7 @@ impl From<Ended> for Failure {
 
 impl From<Failure> for Ended {
     fn from(failure: Failure) -> Self {
-        Self { failure, attempts_left: None, retry_after: None }
+        Self { failure, attempts_left: None, retry_after: None, damage: Vec::new() }
     }
 }
 
@@ -139,6 +160,7 @@ fn ending(state: &Properties) -> Option<Result<Outcome, Ended>> {
                     .get("retry-after")
                     .and_then(|at| u64::try_from(at).ok())
                     .filter(|at| *at != 0),
+                damage: get(&result, "damage"),
             }))
         }
         _ => None,
@@ -229,22 +251,23 @@ fn message(phase: &str, state: &Properties, done: u64, total: u64) -> String {
     if parts.is_empty() { phase.to_owned() } else { format!("{phase}  {}", parts.join(", ")) }
 }
 
-/// Details for scripts: numbers, texts and truth values as such, anything else as it prints.
+/// Details for scripts: numbers, texts, truth values and lists of them as such, anything else as it prints.
 pub(crate) fn to_json(details: &Properties) -> Json {
-    let mut object = serde_json::Map::new();
-    for (name, value) in details {
-        let json = match &**value {
-            Value::Bool(value) => json!(value),
-            Value::U32(value) => json!(value),
-            Value::U64(value) => json!(value),
-            Value::I64(value) => json!(value),
-            Value::F64(value) => json!(value),
-            Value::Str(value) => json!(value.as_str()),
-            other => json!(other.to_string()),
-        };
-        object.insert(name.clone(), json);
+    details.iter().map(|(name, value)| (name.clone(), value_json(value))).collect()
+}
+
+fn value_json(value: &Value<'_>) -> Json {
+    match value {
+        Value::Bool(value) => json!(value),
+        Value::U32(value) => json!(value),
+        Value::U64(value) => json!(value),
+        Value::I64(value) => json!(value),
+        Value::F64(value) => json!(value),
+        Value::Str(value) => json!(value.as_str()),
+        Value::Array(values) => values.iter().map(value_json).collect(),
+        Value::Structure(fields) => fields.fields().iter().map(value_json).collect(),
+        other => json!(other.to_string()),
     }
-    Json::Object(object)
 }
 
 #[cfg(test)]

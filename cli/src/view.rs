@@ -48,6 +48,12 @@ impl Object {
         value.and_then(|value| Vec::<String>::try_from(value).ok()).unwrap_or_default()
     }
 
+    /// Details by name.
+    pub(crate) fn map(&self, name: &str) -> HashMap<String, OwnedValue> {
+        let value = self.properties.get(name).and_then(|value| value.try_clone().ok());
+        value.and_then(|value| HashMap::try_from(value).ok()).unwrap_or_default()
+    }
+
     /// Another object's path.
     pub(crate) fn path_in(&self, name: &str) -> Option<OwnedObjectPath> {
         let value = self.properties.get(name)?.try_clone().ok()?;

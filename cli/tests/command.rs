@@ -109,14 +109,71 @@ fn points_are_a_table_or_json() {
     assert_eq!(ran.code, 0, "{ran:?}");
     let lines: Vec<&str> = ran.out.lines().collect();
     assert!(lines[0].starts_with("POINT  TIME (UTC)"), "{}", ran.out);
-    assert!(lines[1].contains("2026-11-24 08:30:00") && lines[1].contains("increment"), "{}", ran.out);
+    assert!(lines[1].contains("2026-11-24 08:30:00") && lines[1].contains("hour"), "{}", ran.out);
     assert!(lines[2].contains("2.0 KiB") && lines[2].contains("base"), "{}", ran.out);
-    let points = &fake.run(&["points", "notes", "--json"]).json()[0]["points"];
+    let mut points = fake.run(&["points", "notes", "--json"]).json()[0]["points"].take();
+    assert!(points[1].as_object_mut().unwrap().remove("age").unwrap().is_u64());
     assert_eq!(
         points[1],
-        json!({"id": "7", "time": fake::NOW, "size": 2048, "verified": 0, "pinned": false, "base": true})
+        json!({
+            "id": "7", "time": fake::NOW, "size": 2048, "verified": 0, "pinned": false, "base": true,
+            "level": "base", "forgotten": false, "damaged": false,
+        })
     );
     assert_eq!(fake.log(), ["points Some(2)", "points None"]);
+    let ran = fake.run(&["points", "notes", "--all"]);
+    assert!(ran.out.lines().nth(3).unwrap().contains("entry, pinned, forgotten"), "{}", ran.out);
+}
+
+#[test]
+fn a_pin_names_its_point() {
+    let fake = Fake::start();
+    let ran = fake.run(&["pin", "Notes (fake)", "7"]);
+    assert!(ran.code == 0 && ran.out.contains("point 7 stays"), "{ran:?}");
+    assert_eq!(fake.run(&["unpin", "notes", "7"]).code, 0);
+    let ran = fake.run(&["pin", "notes", "9"]);
+    assert!(ran.code == 1 && ran.err.contains("there is no point `9`"), "{ran:?}");
+    assert_eq!(fake.log(), ["pin notes 7 true", "pin notes 7 false", "pin notes 9 true"]);
+}
+
+#[test]
+fn a_prune_says_what_goes_and_what_waits() {
+    let fake = Fake::start();
+    let ran = fake.run(&["prune", "notes", "--dry-run"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let lines: Vec<&str> = ran.out.lines().collect();
+    assert!(lines[1].starts_with('6') && lines[1].contains("after 2026-11-24 08:30:00 UTC"), "{}", ran.out);
+    assert!(lines[2].starts_with('3') && lines[2].ends_with("now"), "{}", ran.out);
+    assert!(ran.out.contains("would be deleted: 1 points, 2 objects, 4.0 KiB"), "{}", ran.out);
+    assert!(ran.out.contains("waiting: 1 objects, 1.0 KiB"), "{}", ran.out);
+    let ran = fake.run(&["prune", "notes"]);
+    assert!(ran.out.starts_with("deleted: 1 points"), "{}", ran.out);
+    let ran = fake.run(&["prune", "notes", "--json"]);
+    let result = &ran.json().pop().unwrap()["result"];
+    assert_eq!(result["points"], json!([["6", 2048, fake::NOW], ["3", 1024, 0]]));
+    assert_eq!(fake.log(), ["prune true", "prune false", "prune false"]);
+}
+
+#[test]
+fn the_status_says_what_is_forgotten_and_why_it_does_not_go() {
+    let fake = Fake::start();
+    fake.server
+        .update_database("notes", |state, _| (state.forgotten_points, state.forgotten_bytes) = (3, 2048));
+    let ran = fake.run(&["status"]);
+    assert!(ran.code == 0 && ran.out.contains("3 forgotten points, 2.0 KiB: wait"), "{ran:?}");
+    // a store that permits no deletion is no reason to look
+    fake.server.update_database("notes", |state, _| {
+        state.last_prune_error = ("AccessDenied".into(), "the store permits no deletion".into());
+    });
+    let ran = fake.run(&["status"]);
+    assert!(ran.code == 0 && ran.out.contains("permits no deletion"), "{ran:?}");
+    fake.server.update_database("notes", |state, _| {
+        state.last_prune_error = ("ObjectMissing".into(), "two objects are missing".into());
+    });
+    let ran = fake.run(&["status"]);
+    assert!(ran.code == 1 && ran.out.contains("nothing is deleted: two objects"), "{ran:?}");
+    let status = fake.run(&["status", "--json"]).json().pop().unwrap();
+    assert_eq!(status["databases"][0]["forgotten_points"], 3);
 }
 
 #[test]

@@ -16,4 +16,4 @@ pub use digits::{DigitsError, GROUPS, locate_typo};
 pub use error::{DamagedPart, OpenError};
 pub use keyring::{open_keyring, read_keyring, write_keyring};
 pub use object::{open, seal};
-pub use roots::{DataRoots, pack_name};
+pub use roots::{DataRoots, drill_mac, is_pack_name, pack_name};

@@ -71,7 +71,25 @@ impl fmt::Debug for DataRoots {
 /// The name of a pack: a hash of its plaintext that only holders of the current root can compute, so that a store
 /// cannot test for content it knows.
 pub fn pack_name(roots: &DataRoots, plaintext: &[u8]) -> [u8; 16] {
-    let key = schedule::names_key(roots.current().1);
-    let hash = blake3::keyed_hash(&key, plaintext);
+    name_under(roots.current().1, plaintext)
+}
+
+/// Whether this name was given to this plaintext, in whichever key epoch: then it is what the pack of this name holds.
+pub fn is_pack_name(roots: &DataRoots, name: &[u8; 16], plaintext: &[u8]) -> bool {
+    roots.by_epoch.values().rev().any(|root| name_under(root, plaintext) == *name)
+}
+
+fn name_under(root: &[u8; 32], plaintext: &[u8]) -> [u8; 16] {
+    let hash = blake3::keyed_hash(&schedule::names_key(root), plaintext);
     *hash.as_bytes().first_chunk().expect("a hash is longer than a name")
+}
+
+/// Authenticates what a rehearsal of a restore found, under the root of this key epoch; nothing when there is no such epoch.
+///
+/// A MAC is the right signature here. Whoever can rehearse a restore has the data root, and whoever has it could have: so a
+/// right MAC says all that a signature could say. Who reads it is the same service, or another one with the same key; nobody
+/// else is to be convinced, and a key pair would be one more secret to lose.
+pub fn drill_mac(roots: &DataRoots, key_epoch: u32, record: &[u8]) -> Option<[u8; 32]> {
+    let key = schedule::drill_key(roots.root(key_epoch)?);
+    Some(*blake3::keyed_hash(&key, record).as_bytes())
 }

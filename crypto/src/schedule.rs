@@ -12,6 +12,7 @@ const KEYRING_CHECK: &[u8] = b"chatkeep/1 keyring check";
 const KEYRING_MAC: &[u8] = b"chatkeep/1 keyring mac";
 const KEYRING_WRAP: &[u8] = b"chatkeep/1 keyring wrap";
 const NAMES: &[u8] = b"chatkeep/1 names";
+const DRILL: &[u8] = b"chatkeep/1 drill";
 const OBJECT: &[u8] = b"chatkeep/1 object";
 
 fn derive<const N: usize>(key: &[u8; 32], salt: &[u8], info: &[&[u8]]) -> Zeroizing<[u8; N]> {
@@ -41,6 +42,11 @@ pub(crate) fn wrap_key(key: &[u8; 32], salt: &[u8; 32], archive: &ArchiveId, epo
 /// Key of the hash that names packs.
 pub(crate) fn names_key(root: &[u8; 32]) -> Zeroizing<[u8; 32]> {
     derive(root, &[], &[NAMES])
+}
+
+/// Key of the MAC of what a rehearsal of a restore found.
+pub(crate) fn drill_key(root: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+    derive(root, &[], &[DRILL])
 }
 
 /// Key and commitment of one object.

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use chatkeep_crypto::{BackupKey, DataRoots, OpenError};
-use chatkeep_format::{ArchiveId, Entry, Keyring, ObjectName, PageSet, entry_digest, limits};
+use chatkeep_format::{ArchiveId, Entry, FileSet, Keyring, ObjectName, PageSet, entry_digest, limits};
 use chatkeep_store::{PutCondition, Store, StoreError, StoreKey};
+
+use crate::damage::{Damage, DamageKind};
 
 /// Why an archive cannot be read or continued. Each says which of the promised kinds it is.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +44,30 @@ pub enum ArchiveError {
         /// The version it names.
         version: u8,
     },
+    /// It is authentic, and against the rules of the format.
+    #[error("damaged data: {key} is malformed ({what})")]
+    Malformed {
+        /// Its key in the store.
+        key: String,
+        /// Which rule it breaks.
+        what: String,
+    },
+    /// An intact entry is not the one that a newer entry builds on.
+    #[error("damaged data: {key} is not part of this chain ({what})")]
+    Chain {
+        /// Its key in the store.
+        key: String,
+        /// What does not fit.
+        what: &'static str,
+    },
+    /// Every object is intact, and together they are not what was captured.
+    #[error("damaged data: the objects of {key} do not add up ({what})")]
+    Content {
+        /// The key of the point's entry.
+        key: String,
+        /// What is missing or differs.
+        what: String,
+    },
     /// An intact object of another archive, name or writer stands where this one belongs.
     #[error("damaged data: {key} is intact, but belongs somewhere else (swapped)")]
     Swapped {
@@ -62,6 +88,26 @@ pub enum ArchiveError {
         /// Newest entry listed now.
         found: u64,
     },
+}
+
+impl ArchiveError {
+    /// Which object is damaged and how; nothing when the error is not about one.
+    pub fn damage(&self) -> Option<Damage> {
+        let (object, kind) = match self {
+            Self::Missing { key } => (key, DamageKind::Missing),
+            Self::Damaged { key, .. } => (key, DamageKind::Damaged),
+            Self::NewerFormat { key, .. } => (key, DamageKind::Newer),
+            Self::Swapped { key } => (key, DamageKind::Swapped),
+            Self::Malformed { key, .. } => (key, DamageKind::Malformed),
+            Self::Chain { key, .. } => (key, DamageKind::Chain),
+            Self::Content { key, .. } => (key, DamageKind::Content),
+            Self::Store(_) | Self::WrongKey | Self::WriterFenced { .. } | Self::RolledBack { .. } => {
+                return None;
+            }
+        };
+        let (object, what) = (object.clone(), self.to_string());
+        Some(Damage { object, kind, what, holds: String::new(), points: Vec::new() })
+    }
 }
 
 impl From<StoreError> for ArchiveError {
@@ -165,16 +211,38 @@ impl Archive {
         }
     }
 
+    /// Deletes an object.
+    pub async fn delete(&self, name: ObjectName) -> Result<(), StoreError> {
+        self.store.delete(&self.key(name)).await
+    }
+
     /// Puts a pack. Packs are named after their content: one that is there already must open to the same content.
+    ///
+    /// One that is there and damaged is taken away first: the same content is in hand, and whoever gives it keeps it until
+    /// it is in the store. Nothing else is ever replaced.
     pub async fn put_pack(&self, id: [u8; 16], sealed: Bytes, roots: &DataRoots) -> Result<(), ArchiveError> {
-        let name = ObjectName::Pack(id);
-        match self.store.put(&self.key(name), sealed.clone(), PutCondition::CreateIfAbsent).await {
-            Ok(_) => Ok(()),
-            Err(StoreError::AlreadyExists { .. }) => {
-                let stored = self.get(name).await?;
-                if stored == sealed { Ok(()) } else { self.open(name, roots, &stored).map(|_| ()) }
+        let (name, key) = (ObjectName::Pack(id), self.key(ObjectName::Pack(id)));
+        let create = || self.store.put(&key, sealed.clone(), PutCondition::CreateIfAbsent);
+        match create().await {
+            Ok(_) => return Ok(()),
+            Err(StoreError::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let stored = match self.get(name).await {
+            Ok(stored) if stored == sealed => return Ok(()),
+            Ok(stored) => self.open(name, roots, &stored).map(drop),
+            Err(error) => Err(error),
+        };
+        match stored {
+            Err(ArchiveError::Damaged { .. } | ArchiveError::Swapped { .. }) => {
+                // Only what opens is a replacement.
+                self.open(name, roots, &sealed)?;
+                tracing::warn!(object = %key, "a damaged pack is replaced by the same content");
+                self.store.delete(&key).await?;
+                create().await?;
+                Ok(())
             }
-            Err(error) => Err(error.into()),
+            stored => stored,
         }
     }
 
@@ -190,7 +258,7 @@ impl Archive {
     pub fn open_entry(&self, seq: u64, roots: &DataRoots, sealed: &[u8]) -> Result<Entry, ArchiveError> {
         let name = ObjectName::Entry(seq);
         let entry = Entry::decode(&self.open(name, roots, sealed)?)
-            .map_err(|error| self.damaged(name, error.to_string()))?;
+            .map_err(|error| self.malformed(name, error.to_string()))?;
         if entry.archive == self.id && entry.seq == seq {
             Ok(entry)
         } else {
@@ -200,10 +268,33 @@ impl Archive {
 
     /// Reads and opens a pack.
     pub async fn pack(&self, id: [u8; 16], roots: &DataRoots) -> Result<PageSet, ArchiveError> {
+        let body = self.pack_body(id, roots).await?;
+        PageSet::decode(body).map_err(|error| self.malformed(ObjectName::Pack(id), error.to_string()))
+    }
+
+    /// Reads and opens a pack, whatever it holds.
+    pub async fn pack_body(&self, id: [u8; 16], roots: &DataRoots) -> Result<Vec<u8>, ArchiveError> {
         let name = ObjectName::Pack(id);
         let sealed = self.get(name).await?;
-        let body = self.open(name, roots, &sealed)?;
-        PageSet::decode(body).map_err(|error| self.damaged(name, error.to_string()))
+        self.open(name, roots, &sealed)
+    }
+
+    /// Reads and opens a list of files.
+    pub async fn file_set(&self, id: [u8; 16], roots: &DataRoots) -> Result<FileSet, ArchiveError> {
+        let sealed = self.get(ObjectName::Pack(id)).await?;
+        self.open_file_set(id, roots, &sealed)
+    }
+
+    /// Opens the bytes of a list of files.
+    pub fn open_file_set(
+        &self,
+        id: [u8; 16],
+        roots: &DataRoots,
+        sealed: &[u8],
+    ) -> Result<FileSet, ArchiveError> {
+        let name = ObjectName::Pack(id);
+        let body = self.open(name, roots, sealed)?;
+        FileSet::decode(&body).map_err(|error| self.malformed(name, error.to_string()))
     }
 
     /// Reads a keyring; no key is needed to see its structure.
@@ -229,8 +320,14 @@ impl Archive {
         StoreKey::try_from(name.store_key(&self.id)).expect("names of the format are valid keys")
     }
 
-    fn damaged(&self, name: ObjectName, what: String) -> ArchiveError {
+    /// An object that is not what was written.
+    pub fn damaged(&self, name: ObjectName, what: String) -> ArchiveError {
         ArchiveError::Damaged { key: name.store_key(&self.id), what }
+    }
+
+    /// An object that opens and is against the format.
+    pub fn malformed(&self, name: ObjectName, what: String) -> ArchiveError {
+        ArchiveError::Malformed { key: name.store_key(&self.id), what }
     }
 
     fn explain(&self, name: ObjectName, error: OpenError) -> ArchiveError {

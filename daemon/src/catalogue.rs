@@ -3,16 +3,34 @@
 //! It may be deleted at any time, and is thrown away when it cannot be read: the store has the truth. The one thing
 //! it adds is memory: a store that shows less than was once seen is noticed.
 
+mod forgotten;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use chatkeep_format::{ArchiveId, DatabaseKind, DatabaseRecord, DatabaseState, Entry, PageSet};
 use chatkeep_planner::{ChainLink, Level};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
+use crate::damage::DamageReport;
+use crate::drill::Drills;
+use crate::known::KnownFiles;
+use crate::pack_pages::PackPages;
+pub use forgotten::{PruneFacts, restorable};
+
 /// Set while the cache is opened: a panic then means damage, anywhere else it ends the service.
 pub static OPENING: AtomicBool = AtomicBool::new(false);
+
+/// A cache that was just closed is held for a moment by threads of the library.
+const LOCK_TRIES: u32 = 40;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whether somebody has the cache open: nothing is wrong with it. The library has no kind of error for that.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
 
 /// Where the writer of an archive stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +74,9 @@ pub struct Point {
     pub databases: Vec<DatabaseFacts>,
     /// When it was last read back and proved, µs since 1970; 0 for never.
     pub verified_us: u64,
+    /// A list of files that it names could not be read: it needs more packs than are known.
+    #[serde(default)]
+    pub lists_unread: bool,
 }
 
 impl Point {
@@ -74,6 +95,7 @@ impl Point {
             packs: entry.pack_names(),
             databases: entry.databases.iter().map(DatabaseFacts::of).collect(),
             verified_us: 0,
+            lists_unread: false,
         }
     }
 
@@ -167,12 +189,22 @@ pub struct Facts {
 #[derive(Clone)]
 pub struct Catalogue {
     db: sled::Db,
+    deleting: forgotten::BeingDeleted,
 }
 
 impl Catalogue {
     /// Opens the cache in `folder`; one that is damaged is moved away and begun anew.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let open = || sled::Config::new().path(folder).cache_capacity(4 << 20).flush_every_ms(None).open();
+        let open = || {
+            for _ in 1..LOCK_TRIES {
+                match open() {
+                    Err(error) if is_locked(&error) => std::thread::sleep(LOCK_PAUSE),
+                    opened => return opened,
+                }
+            }
+            open()
+        };
         // The library panics on some kinds of damage.
         OPENING.store(true, Ordering::SeqCst);
         let opened = std::panic::catch_unwind(open);
@@ -181,6 +213,7 @@ impl Catalogue {
             Ok(Ok(db)) => db,
             // A full disk or too many open files pass: what is whole is not thrown away for them.
             Ok(Err(sled::Error::Io(error))) if error.raw_os_error().is_some() => return Err(error.into()),
+            Ok(Err(error)) if is_locked(&error) => return Err(error.into()),
             damaged => {
                 let error =
                     damaged.ok().and_then(Result::err).map_or("it panicked".to_owned(), |e| e.to_string());
@@ -191,7 +224,7 @@ impl Catalogue {
                 open()?
             }
         };
-        Ok(Self { db })
+        Ok(Self { db, deleting: forgotten::BeingDeleted::default() })
     }
 
     /// Where the writer stands; nothing when this device never wrote or the cache was lost.
@@ -213,12 +246,7 @@ impl Catalogue {
 
     /// All known recovery points, oldest first.
     pub fn points(&self, archive: &ArchiveId) -> Vec<Point> {
-        let Ok(tree) = self.db.open_tree("points") else { return Vec::new() };
-        tree.scan_prefix(archive.0)
-            .values()
-            .flatten()
-            .filter_map(|v| serde_json::from_slice(&v).ok())
-            .collect()
+        self.points_in("points", archive)
     }
 
     /// One recovery point.
@@ -258,11 +286,92 @@ impl Catalogue {
         facts
     }
 
+    /// What is known to be damaged, located among the points that there are.
+    pub fn damage(&self, archive: &ArchiveId) -> DamageReport {
+        let mut report: DamageReport = self.get("damage", &archive.0).unwrap_or_default();
+        if !report.is_empty() {
+            report.locate(&self.points(archive));
+        }
+        report
+    }
+
+    /// Changes what is known to be damaged. Returns it, located.
+    pub fn update_damage(
+        &self,
+        archive: &ArchiveId,
+        update: impl FnOnce(&mut DamageReport, &[Point]),
+    ) -> DamageReport {
+        let points = self.points(archive);
+        let mut report: DamageReport = self.get("damage", &archive.0).unwrap_or_default();
+        update(&mut report, &points);
+        report.locate(&points);
+        if let Err(error) = self.put("damage", &archive.0, &report) {
+            warn!(%error, "the cache cannot be written");
+        }
+        self.flush();
+        report
+    }
+
+    /// Which pages a pack holds, if they are whole ones and this device wrote or read it.
+    pub fn pack_pages(&self, archive: &ArchiveId, pack: &[u8; 16]) -> Option<PackPages> {
+        let value = self.db.open_tree("packs").ok()?.get([archive.0, *pack].concat()).ok()??;
+        PackPages::decode(&value)
+    }
+
+    /// Remembers which pages a pack holds.
+    pub fn put_pack_pages(
+        &self,
+        archive: &ArchiveId,
+        pack: &[u8; 16],
+        pages: &PackPages,
+    ) -> anyhow::Result<()> {
+        self.db.open_tree("packs")?.insert([archive.0, *pack].concat(), pages.encode())?;
+        Ok(())
+    }
+
+    /// Forgets the pages of packs that are no more.
+    pub fn retain_packs(&self, archive: &ArchiveId, keep: impl Fn(&[u8; 16]) -> bool) -> anyhow::Result<()> {
+        let tree = self.db.open_tree("packs")?;
+        for key in tree.scan_prefix(archive.0).keys() {
+            let key = key?;
+            if key.last_chunk().is_some_and(|pack| !keep(pack)) {
+                tree.remove(key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What rehearsals found, as it was written: not proved yet.
+    pub fn drills(&self, archive: &ArchiveId) -> Drills {
+        self.get("drills", &archive.0).unwrap_or_default()
+    }
+
+    /// Changes what rehearsals found.
+    pub fn update_drills(&self, archive: &ArchiveId, update: impl FnOnce(&mut Drills)) {
+        let mut drills = self.drills(archive);
+        update(&mut drills);
+        if let Err(error) = self.put("drills", &archive.0, &drills) {
+            warn!(%error, "the cache cannot be written");
+        }
+        self.flush();
+    }
+
+    /// What is known of the files of an archive.
+    pub fn known_files(&self, archive: &ArchiveId) -> anyhow::Result<KnownFiles> {
+        KnownFiles::open(&self.db, archive)
+    }
+
     /// Writes everything out.
     pub fn flush(&self) {
         if let Err(error) = self.db.flush() {
             warn!(%error, "the cache cannot be written");
         }
+    }
+
+    fn points_in(&self, tree: &str, archive: &ArchiveId) -> Vec<Point> {
+        let Ok(tree) = self.db.open_tree(tree) else { return Vec::new() };
+        let points = tree.scan_prefix(archive.0).values().flatten();
+        points.filter_map(|value| serde_json::from_slice(&value).ok()).collect()
     }
 
     fn get<T: for<'de> Deserialize<'de>>(&self, tree: &str, key: &[u8]) -> Option<T> {
@@ -285,6 +394,36 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
+    /// A point without content.
+    pub(super) fn point(seq: u64, parent_seq: u64) -> Point {
+        Point {
+            seq,
+            digest: [8; 32],
+            parent_seq,
+            base_seq: 2,
+            level: 0,
+            taken_at_us: 7,
+            bytes: 9,
+            packs: vec![[4; 16]],
+            databases: Vec::new(),
+            verified_us: 0,
+            lists_unread: false,
+        }
+    }
+
+    #[test]
+    fn a_cache_that_somebody_has_open_is_waited_for_and_not_thrown_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let archive = ArchiveId([5; 16]);
+        let catalogue = Catalogue::open(folder.path()).unwrap();
+        catalogue.put_point(&archive, &point(1, 0)).unwrap();
+        let path = folder.path().to_owned();
+        let second = std::thread::spawn(move || Catalogue::open(&path).unwrap());
+        std::thread::sleep(LOCK_PAUSE);
+        drop(catalogue);
+        assert_eq!(second.join().unwrap().points(&archive).len(), 1);
+    }
+
     #[test]
     fn the_cache_remembers_and_a_broken_one_is_begun_anew() {
         let folder = tempfile::tempdir().unwrap();
@@ -302,19 +441,7 @@ mod tests {
         {
             let catalogue = Catalogue::open(&path).unwrap();
             for seq in [2, 300] {
-                let point = Point {
-                    seq,
-                    digest: [8; 32],
-                    parent_seq: 0,
-                    base_seq: 2,
-                    level: 0,
-                    taken_at_us: 7,
-                    bytes: 9,
-                    packs: vec![[4; 16]],
-                    databases: Vec::new(),
-                    verified_us: 0,
-                };
-                catalogue.advance(&archive, &head, Some(&point)).unwrap();
+                catalogue.advance(&archive, &head, Some(&point(seq, 0))).unwrap();
             }
             catalogue.update_facts(&archive, |facts| facts.drilled_us = 11);
         }

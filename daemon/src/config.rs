@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use chatkeep_planner::CapturePolicy;
+use chatkeep_planner::{CapturePolicy, RetentionPolicy};
 use serde::Deserialize;
 
 /// The whole configuration file.
@@ -16,6 +16,10 @@ pub struct Config {
     pub service: Service,
     /// When changes are captured and shipped.
     pub capture: Capture,
+    /// Which recovery points stay.
+    pub retention: Retention,
+    /// What is done with what is stored, and how often.
+    pub upkeep: Upkeep,
     /// Where sealed objects go.
     pub store: Vec<Store>,
     /// Backup Key Vaults a password may be entrusted to.
@@ -58,6 +62,40 @@ pub struct Capture {
     pub max_pending_bytes: u64,
     /// zstd level of sealed objects, 1 to 19.
     pub compression_level: i32,
+}
+
+/// `[retention]`: a point goes only when its age *and* its rank let it go.
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Retention {
+    /// Every point is kept for this long.
+    pub everything_for: Period,
+    /// One of each hour.
+    pub hourly_for: Period,
+    /// One of each day.
+    pub daily_for: Period,
+    /// One of each four weeks.
+    pub monthly_for: Period,
+    /// So many of the newest are kept, however old they are.
+    pub latest: usize,
+    /// So many of the newest of an hour.
+    pub hourly: usize,
+    /// So many of the newest of a day.
+    pub daily: usize,
+    /// So many of the newest of four weeks.
+    pub monthly: usize,
+}
+
+/// `[upkeep]`
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Upkeep {
+    /// Points are forgotten, and what was forgotten long enough ago is deleted.
+    pub prune_every: Period,
+    /// Every stored object is read back and opened.
+    pub verify_every: Period,
+    /// A restore is rehearsed in full.
+    pub drill_every: Period,
 }
 
 /// `[[store]]`
@@ -106,7 +144,7 @@ pub struct Source {
     pub store: Option<String>,
 }
 
-/// A duration, written `"500ms"`, `"30s"`, `"5m"` or `"2h"`. In milliseconds.
+/// A duration, written `"500ms"`, `"30s"`, `"5m"`, `"2h"` or `"7d"`. In milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span(pub u64);
 
@@ -115,7 +153,7 @@ impl<'de> Deserialize<'de> for Span {
         let text = String::deserialize(deserializer)?;
         parse_span(&text).ok_or_else(|| {
             serde::de::Error::custom(format!(
-                "`{text}` is not a duration (\"500ms\", \"30s\", \"5m\", \"2h\")"
+                "`{text}` is not a duration (\"500ms\", \"30s\", \"5m\", \"2h\", \"7d\")"
             ))
         })
     }
@@ -129,9 +167,41 @@ fn parse_span(text: &str) -> Option<Span> {
         "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return None,
     };
     value.checked_mul(factor).map(Span)
+}
+
+/// A duration that may have no end, written as a [`Span`] or `"forever"` (of what is kept), `"never"` (of what is done
+/// every so often).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Period(pub Option<Span>);
+
+impl Period {
+    const fn days(days: u64) -> Self {
+        Self(Some(Span(days * 86_400_000)))
+    }
+
+    /// How often something is done, in milliseconds; nothing for never, which no time at all means, too.
+    pub fn every_ms(self) -> Option<u64> {
+        self.0.map(|span| span.0).filter(|ms| *ms > 0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Period {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if matches!(text.as_str(), "forever" | "never") {
+            return Ok(Self(None));
+        }
+        let span = if text == "0" { Some(Span(0)) } else { parse_span(&text) };
+        span.map(|span| Self(Some(span))).ok_or_else(|| {
+            serde::de::Error::custom(format!(
+                "`{text}` is not a duration (\"12h\", \"7d\", \"forever\", \"never\")"
+            ))
+        })
+    }
 }
 
 impl Default for Service {
@@ -144,6 +214,44 @@ impl Default for Capture {
     fn default() -> Self {
         // Two seconds of silence, ten at most, 8 MiB: what a laptop's death may cost, against one object per burst.
         Self { quiet: Span(2000), max_age: Span(10_000), max_pending_bytes: 8 << 20, compression_level: 1 }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            everything_for: Period::days(2),
+            hourly_for: Period::days(14),
+            daily_for: Period::days(90),
+            monthly_for: Period(None),
+            latest: 100,
+            hourly: 48,
+            daily: 30,
+            monthly: 12,
+        }
+    }
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self { prune_every: Period::days(1), verify_every: Period::days(7), drill_every: Period::days(30) }
+    }
+}
+
+impl Retention {
+    /// For the planner.
+    pub fn policy(&self) -> RetentionPolicy {
+        let ms = |period: Period| period.0.map(|span| span.0);
+        RetentionPolicy {
+            everything_for_ms: ms(self.everything_for).unwrap_or(u64::MAX),
+            hourly_for_ms: ms(self.hourly_for).unwrap_or(u64::MAX),
+            daily_for_ms: ms(self.daily_for).unwrap_or(u64::MAX),
+            monthly_for_ms: ms(self.monthly_for),
+            latest: self.latest,
+            hourly: self.hourly,
+            daily: self.daily,
+            monthly: self.monthly,
+        }
     }
 }
 
@@ -414,6 +522,25 @@ mod tests {
         for bad in ["'5'", "'5 s'", "'s'", "5", "'99999999999999999999h'"] {
             assert!(parse(&format!("[capture]\nquiet={bad}\n")).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn periods_may_have_no_end() {
+        let text = "[retention]\nhourly_for='3d'\ndaily_for='forever'\n[upkeep]\nprune_every='never'\n\
+                    verify_every='0'\ndrill_every='12h'\n";
+        let config = parse(text).unwrap();
+        let policy = config.retention.policy();
+        assert_eq!((policy.hourly_for_ms, policy.daily_for_ms), (3 * 86_400_000, u64::MAX));
+        assert_eq!(config.upkeep.prune_every.every_ms(), None);
+        assert_eq!(config.upkeep.verify_every.every_ms(), None);
+        assert_eq!(config.upkeep.drill_every.every_ms(), Some(12 * 3_600_000));
+        assert!(parse("[retention]\nhourly_for='a while'\n").is_err());
+        assert!(parse("[retention]\nweekly=3\n").is_err());
+    }
+
+    #[test]
+    fn what_stays_by_default_is_what_the_planner_thinks() {
+        assert_eq!(Retention::default().policy(), RetentionPolicy::default());
     }
 
     #[test]

@@ -4,21 +4,22 @@
 //! it does nothing itself that may wait: what takes time is a command, and its end is an event.
 
 use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use chatkeep_crypto::BackupKey;
-use chatkeep_format::ArchiveId;
+use chatkeep_format::{ArchiveId, ObjectName};
 use chatkeep_ipc::{Call, JobId, KeyOut, Reply, Secret, VerifyDepth};
-use chatkeep_planner::{SourceId, UploadId};
+use chatkeep_planner::{RetentionPolicy, SourceId, UploadId};
 use chatkeep_vault_client::VaultPin;
 
 use crate::archive::Archive;
 use crate::catalogue::Head;
+use crate::damage::Damage;
 use crate::fault::Fault;
-use crate::follower::{CaptureOrder, Captured};
+use crate::follower::{CaptureOrder, Captured, LostPack};
+use crate::jobs::prune::PruneReport;
 use crate::keyring::Keys;
 use crate::log::Log;
 use crate::spool::{Spool, Spooled};
@@ -68,6 +69,15 @@ pub enum Event {
         source: SourceId,
         /// What came of it.
         result: Result<Captured, Fault>,
+    },
+    /// Packs were made again from the live database, or could not be.
+    Rebuilt {
+        /// Which source.
+        source: SourceId,
+        /// In the spool.
+        packs: Vec<Spooled>,
+        /// How many could not be made.
+        lost: usize,
     },
     /// An upload ended.
     Uploaded {
@@ -126,6 +136,8 @@ pub enum Command {
         source: SourceId,
         /// Its databases.
         databases: Vec<PathBuf>,
+        /// Its folders of attachments.
+        attachments: Vec<PathBuf>,
         /// What was opened.
         opened: Arc<Opened>,
         /// How its entries are made.
@@ -142,6 +154,15 @@ pub enum Command {
     Rebase {
         /// Which source.
         source: SourceId,
+        /// Packs that are damaged or missing: what is in them is stored again, where it still is there.
+        bad_packs: BTreeSet<[u8; 16]>,
+    },
+    /// Make packs again from the live database; the answer is [`Event::Rebuilt`].
+    Rebuild {
+        /// Which source.
+        source: SourceId,
+        /// Which packs.
+        packs: Vec<LostPack>,
     },
     /// Look at it now.
     Look {
@@ -234,11 +255,7 @@ pub enum Work {
         /// Which entry.
         seq: u64,
         /// Where to.
-        folder: OwnedFd,
-        /// The file's name.
-        file_name: String,
-        /// Keep an existing file beside instead of refusing.
-        overwrite: bool,
+        destination: crate::restore::Destination,
     },
     /// Check what is stored.
     Verify {
@@ -246,6 +263,13 @@ pub enum Work {
         opened: Arc<Opened>,
         /// How deep.
         depth: VerifyDepth,
+    },
+    /// Put packs that were made again into the store.
+    Repair {
+        /// Where.
+        opened: Arc<Opened>,
+        /// In the spool.
+        packs: Vec<Spooled>,
     },
     /// Encrypt with a password: a new archive.
     EnablePassword {
@@ -344,6 +368,19 @@ pub enum Work {
         /// Its accounts, by what this device has open.
         opened: Vec<Arc<Opened>>,
     },
+    /// Forget what the policy lets go, and delete what was forgotten long enough ago.
+    Prune {
+        /// Where.
+        opened: Arc<Opened>,
+        /// Points that are to stay.
+        pins: Vec<u64>,
+        /// What else stays.
+        policy: RetentionPolicy,
+        /// The time, µs since 1970.
+        now_us: i64,
+        /// Only say what would be done.
+        dry_run: bool,
+    },
 }
 
 /// What a job changed.
@@ -387,6 +424,22 @@ pub enum Outcome {
         depth: VerifyDepth,
         /// Which points.
         points: Vec<u64>,
+        /// What is wrong with objects that they need.
+        damages: Vec<Damage>,
+    },
+    /// A restore was rehearsed.
+    Drilled {
+        /// Points that were restored and proved, the newest first; it may be none.
+        points: Vec<u64>,
+        /// Why not all of them were.
+        failure: Option<Fault>,
+    },
+    /// Objects were made again.
+    Repaired {
+        /// These are what they should be now.
+        objects: Vec<ObjectName>,
+        /// Why not all of them are.
+        failure: Option<Fault>,
     },
     /// An archive was found.
     Adopted {
@@ -404,6 +457,8 @@ pub enum Outcome {
         /// How full it is, if it says.
         usage: Option<chatkeep_store::Usage>,
     },
+    /// Points were forgotten, and objects deleted.
+    Pruned(Box<PruneReport>),
 }
 
 /// What a vault said of an account.

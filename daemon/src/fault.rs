@@ -11,6 +11,7 @@ use chatkeep_vault_client::VaultError;
 use zbus::zvariant::{OwnedValue, Value};
 
 use crate::archive::ArchiveError;
+use crate::damage::{Damage, DamageKind, DamageReport};
 use crate::keys::KeyStoreError;
 
 /// Why something did not succeed: a name to branch on, words for people, and details by name.
@@ -28,6 +29,8 @@ struct Extra {
     details: Vec<(&'static str, u64)>,
     /// When trying again makes sense.
     retry: Retry,
+    /// Objects in the store that are not what was written.
+    damage: Vec<Damage>,
 }
 
 /// What parts of the daemon return.
@@ -36,7 +39,7 @@ pub type Result<T, E = Fault> = std::result::Result<T, E>;
 impl Fault {
     /// A fault with a time to try again.
     pub fn new(error: Error, retry: Retry) -> Self {
-        Self { error, extra: Box::new(Extra { details: Vec::new(), retry }) }
+        Self { error, extra: Box::new(Extra { details: Vec::new(), retry, damage: Vec::new() }) }
     }
 
     /// When trying again makes sense.
@@ -54,11 +57,35 @@ impl Fault {
         Self::from(Error::Cancelled("it was cancelled".to_owned()))
     }
 
+    /// What is damaged; the first of it is the error.
+    pub fn of_damage(damage: Vec<Damage>) -> Self {
+        let Some(first) = damage.first() else { return Self::internal("damage without an object") };
+        let text = first.what.clone();
+        let error = match first.kind {
+            DamageKind::Missing => Error::ObjectMissing(text),
+            DamageKind::Newer => Error::NewerFormat(text),
+            _ => Error::Corrupt(text),
+        };
+        Self::from(error).with_damage(damage)
+    }
+
     /// Adds a number to the result of the job.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: u64) -> Self {
         self.extra.details.push((name, value));
         self
+    }
+
+    /// Says which objects in the store are the reason.
+    #[must_use]
+    pub fn with_damage(mut self, damage: Vec<Damage>) -> Self {
+        self.extra.damage = damage;
+        self
+    }
+
+    /// Objects in the store that are not what was written, when they are the reason.
+    pub fn damage(&self) -> &[Damage] {
+        &self.extra.damage
     }
 
     /// The details as they go over D-Bus: `attempts-left` is 32 bits wide, times and sizes are 64.
@@ -70,7 +97,13 @@ impl Fault {
         let owned = |(name, value): &(&'static str, u64)| {
             Some(((*name).to_owned(), OwnedValue::try_from(wire(name, *value)).ok()?))
         };
-        self.extra.details.iter().filter_map(owned).collect()
+        let mut details: Details = self.extra.details.iter().filter_map(owned).collect();
+        if !self.extra.damage.is_empty() {
+            let report = DamageReport::of(self.extra.damage.clone());
+            let damage = OwnedValue::try_from(Value::from(report.wire()));
+            details.extend(damage.ok().map(|damage| ("damage".to_owned(), damage)));
+        }
+        details
     }
 
     /// Short name and text, as properties show it.
@@ -88,14 +121,19 @@ impl From<Error> for Fault {
 impl From<ArchiveError> for Fault {
     fn from(error: ArchiveError) -> Self {
         let text = error.to_string();
+        let damage = error.damage();
         match error {
             ArchiveError::Store(error) => error.into(),
             ArchiveError::WrongKey => Error::WrongSecret(text).into(),
-            ArchiveError::Missing { .. } => Error::ObjectMissing(text).into(),
-            ArchiveError::Damaged { .. } | ArchiveError::Swapped { .. } => Error::Corrupt(text).into(),
-            ArchiveError::NewerFormat { .. } => Error::NewerFormat(text).into(),
             ArchiveError::WriterFenced { .. } => Error::WriterFenced(text).into(),
             ArchiveError::RolledBack { .. } => Error::RollbackDetected(text).into(),
+            ArchiveError::Missing { .. }
+            | ArchiveError::Damaged { .. }
+            | ArchiveError::NewerFormat { .. }
+            | ArchiveError::Swapped { .. }
+            | ArchiveError::Malformed { .. }
+            | ArchiveError::Chain { .. }
+            | ArchiveError::Content { .. } => Self::of_damage(damage.into_iter().collect()),
         }
     }
 }
@@ -178,6 +216,20 @@ impl From<RestoreError> for Fault {
             RestoreError::InUse { .. } => Error::DatabaseInUse(text).into(),
             RestoreError::Exists => Error::InvalidArgument(format!("{text}; nothing was written")).into(),
             RestoreError::DigestMismatch | RestoreError::MissingPages { .. } => Error::Corrupt(text).into(),
+            RestoreError::Io { source, .. } => with_text(&Self::from(source).error, &text).into(),
+            _ => Self::internal(text),
+        }
+    }
+}
+
+impl From<chatkeep_attachments::RestoreError> for Fault {
+    fn from(error: chatkeep_attachments::RestoreError) -> Self {
+        use chatkeep_attachments::RestoreError;
+        let text = with_causes(&error);
+        match error {
+            RestoreError::Busy => Error::Busy(text).into(),
+            RestoreError::Exists | RestoreError::InTheWay => Error::InvalidArgument(text).into(),
+            RestoreError::Length | RestoreError::Reserved => Error::Corrupt(text).into(),
             RestoreError::Io { source, .. } => with_text(&Self::from(source).error, &text).into(),
             _ => Self::internal(text),
         }

@@ -7,8 +7,11 @@
 
 mod ahead;
 mod capture;
+mod media;
 mod members;
+mod rebuild;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
@@ -27,7 +30,12 @@ use crate::event::Event;
 use crate::fault::{Fault, Result};
 use crate::writer::{Writer, Written};
 use ahead::Ahead;
+pub use media::Attachments;
+use media::Media;
 use members::Members;
+use rebuild::Rebuilding;
+
+pub use rebuild::LostPack;
 
 /// Between two looks: what a database that is written without a pause costs us is bounded by it (capture.md, 2.4).
 const LOOK_PAUSE: Duration = Duration::from_millis(2);
@@ -53,8 +61,10 @@ const FAILED_PAUSE: Duration = Duration::from_millis(250);
 /// What the thread is told.
 enum Order {
     Capture(Box<CaptureOrder>),
+    Rebuild(Vec<LostPack>),
     Look,
-    Forget,
+    /// With packs that are damaged or missing.
+    Forget(BTreeSet<[u8; 16]>),
 }
 
 /// One capture.
@@ -71,6 +81,8 @@ pub struct CaptureOrder {
     pub cancelled: Arc<AtomicBool>,
     /// Counts the bytes read, for progress.
     pub done_bytes: Arc<AtomicU64>,
+    /// Make an entry also when nothing changed: the log has something to say, such as a pin.
+    pub even_if_unchanged: bool,
 }
 
 /// How a capture ended.
@@ -82,6 +94,8 @@ pub struct Captured {
     pub gap: Option<&'static str>,
     /// The databases are not there any more.
     pub gone: bool,
+    /// Attachments are still to be read: another capture follows that has them.
+    pub more: bool,
 }
 
 /// What the thread begins with.
@@ -90,6 +104,8 @@ pub struct Start {
     pub source: SourceId,
     /// Its databases.
     pub databases: Vec<LiveConfig>,
+    /// Its folders of attachments.
+    pub attachments: Option<Attachments>,
     /// The newest entry written.
     pub written_seq: u64,
     /// Seals.
@@ -124,6 +140,7 @@ impl Follower {
             quiet_looks: 0,
             fault: None,
             caution: None,
+            rebuilding: Rebuilding::default(),
         };
         let thread = std::thread::Builder::new()
             .name(format!("follow-{}", start.source.0))
@@ -136,9 +153,15 @@ impl Follower {
         self.send(Order::Capture(Box::new(order)));
     }
 
-    /// Drops the table of page digests: the store lacks something, so the next capture is a base.
-    pub fn forget(&self) {
-        self.send(Order::Forget);
+    /// Drops the table of page digests: the store lacks something, so the next capture is a base. Attachments in
+    /// `bad_packs` are stored again.
+    pub fn forget(&self, bad_packs: BTreeSet<[u8; 16]>) {
+        self.send(Order::Forget(bad_packs));
+    }
+
+    /// Makes packs again; the answer is [`Event::Rebuilt`].
+    pub fn rebuild(&self, packs: Vec<LostPack>) {
+        self.send(Order::Rebuild(packs));
     }
 
     /// Something happened in its folder.
@@ -187,17 +210,27 @@ struct Body {
     fault: Option<Fault>,
     /// What the loop was told about doubts and delays.
     caution: Option<String>,
+    rebuilding: Rebuilding,
 }
 
 impl Body {
     fn run(mut self, start: &Start) {
         let mut members = Members::new(start);
         let mut ahead = Ahead::default();
+        let waker = self.waker.clone();
+        let wake = move || {
+            if let Ok(waker) = waker.lock()
+                && let Some(waker) = &*waker
+            {
+                waker.wake();
+            }
+        };
+        let mut media = Media::new(start.attachments.as_ref(), start.links, start.rebase, wake);
         let mut failures = 0;
         while !self.stopped() {
             if let Err(error) = members.open(start) {
                 self.complain(error);
-                if !self.wait_without_database(failures, &mut members) {
+                if !self.wait_without_database(failures, &mut members, &mut media, &start.writer) {
                     return;
                 }
                 failures += 1;
@@ -208,14 +241,16 @@ impl Body {
             loop {
                 match self.incoming.try_recv() {
                     Ok(Order::Capture(order)) => {
-                        let result = members.capture(&order, &mut ahead);
+                        let result = members.capture(&order, &mut ahead, &mut media);
                         self.told = Told::default();
                         self.tell(Event::Captured { source: self.source, result });
                     }
-                    Ok(Order::Forget) => {
+                    Ok(Order::Forget(bad_packs)) => {
                         ahead.drop_all(&start.writer);
                         members.forget();
+                        media.forget(&bad_packs, &start.writer);
                     }
+                    Ok(Order::Rebuild(packs)) => self.rebuilding.add(packs),
                     Ok(Order::Look) => {}
                     Err(TryRecvError::Empty) => break,
                     Err(TryRecvError::Disconnected) => return,
@@ -224,13 +259,13 @@ impl Body {
             if self.stopped() {
                 return;
             }
-            match self.follow(&mut members, &mut ahead, &start.writer) {
+            match self.follow(&mut members, &mut ahead, &mut media, &start.writer) {
                 Ok(()) => failures = 0,
                 Err(error) => {
                     let absent = matches!(error, CaptureError::Missing);
                     self.complain(error);
                     if !absent {
-                        if !self.wait_without_database(failures, &mut members) {
+                        if !self.wait_without_database(failures, &mut members, &mut media, &start.writer) {
                             return;
                         }
                         failures += 1;
@@ -241,7 +276,13 @@ impl Body {
     }
 
     /// Waits before the databases are opened again, and answers orders meanwhile. False when there will be no more.
-    fn wait_without_database(&mut self, failures: u32, members: &mut Members) -> bool {
+    fn wait_without_database(
+        &mut self,
+        failures: u32,
+        members: &mut Members,
+        media: &mut Media,
+        writer: &Writer,
+    ) -> bool {
         let pause = match &self.fault {
             Some(fault) if !matches!(fault.error, Error::DatabaseMissing(_)) => {
                 (FAILED_PAUSE * 2_u32.pow(failures.min(6))).min(MISSING_LOOK)
@@ -259,7 +300,15 @@ impl Body {
                 // It may be there now.
                 Ok(Order::Look) if pause == MISSING_LOOK || self.stopped() => return true,
                 Ok(Order::Look) => {}
-                Ok(Order::Forget) => members.forget(),
+                Ok(Order::Forget(bad_packs)) => {
+                    members.forget();
+                    media.forget(&bad_packs, writer);
+                }
+                Ok(Order::Rebuild(packs)) => {
+                    self.rebuilding.add(packs);
+                    let (packs, lost) = self.rebuilding.end();
+                    self.tell(Event::Rebuilt { source: self.source, packs, lost });
+                }
                 Err(RecvTimeoutError::Timeout) => return true,
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
@@ -275,23 +324,41 @@ impl Body {
         &mut self,
         members: &mut Members,
         ahead: &mut Ahead,
+        media: &mut Media,
         writer: &Writer,
     ) -> Result<(), CaptureError> {
         let look = members.look()?;
         let mut timeout = LATER_LOOKS[self.quiet_looks.min(LATER_LOOKS.len() - 1)];
-        if look.changed && (look.pending_bytes != self.told.pending || self.told.at.is_none()) {
+        // Attachments that are in the spool are a change, too, also when no database changed.
+        let media_bytes = media.wants_entry();
+        let pending_bytes = look.pending_bytes + media_bytes.unwrap_or(0);
+        let changed = look.changed || media_bytes.is_some();
+        if changed && (pending_bytes != self.told.pending || self.told.at.is_none()) {
             let since = self.told.at.map_or(TELL_PAUSE, |at| at.elapsed());
             if since >= TELL_PAUSE {
-                self.told = Told { at: Some(Instant::now()), pending: look.pending_bytes };
-                self.tell(Event::Changed { source: self.source, pending_bytes: look.pending_bytes });
+                self.told = Told { at: Some(Instant::now()), pending: pending_bytes };
+                self.tell(Event::Changed { source: self.source, pending_bytes });
             } else {
                 timeout = timeout.min(TELL_PAUSE.saturating_sub(since));
             }
         }
-        self.caution(members.caution());
+        let cautions: Vec<String> = members.caution().into_iter().chain(media.caution()).collect();
+        self.caution((!cautions.is_empty()).then(|| cautions.join("; ")));
         if ahead.has_work() {
             ahead.read_slice(members, writer);
             timeout = Duration::ZERO;
+        }
+        if self.rebuilding.has_work() {
+            if let Some((packs, lost)) = self.rebuilding.next(members, writer) {
+                self.tell(Event::Rebuilt { source: self.source, packs, lost });
+            }
+            timeout = Duration::ZERO;
+        }
+        if media.has_work() {
+            media.work(writer);
+            timeout = Duration::ZERO;
+        } else if let Some(idle) = media.idle_for() {
+            timeout = timeout.min(idle);
         }
         let happened = members
             .wait(timeout)

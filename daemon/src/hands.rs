@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chatkeep_format::{ObjectName, entry_digest};
+use chatkeep_format::{ObjectName, PageSet, entry_digest};
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::LiveConfig;
 use notify::{RecursiveMode, Watcher};
@@ -19,9 +19,10 @@ use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
 use crate::event::{Command, Event, Opened, Stored, UploadOrder, Work};
 use crate::fault::{Fault, Result};
-use crate::follower::{Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
+use crate::follower::{Attachments, Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
 use crate::jobs::{Job, Tools, list_remote, vault_status};
 use crate::keyring::Ring;
+use crate::pack_pages::PackPages;
 use crate::service::Service;
 use crate::spool::Spool;
 
@@ -30,6 +31,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A store that does not answer for so long (a mount that hangs) is not waited for: one object, and a whole log.
 const UPLOAD_TIMEOUT: Duration = Duration::from_mins(10);
 const OPEN_TIMEOUT: Duration = Duration::from_mins(30);
+/// Between two looks whether a pack that is being deleted is gone, so that it can be put anew.
+const DELETE_PAUSE: Duration = Duration::from_millis(50);
 /// The longest sleep of the loop.
 const SLEEP_MAX: Duration = Duration::from_mins(1);
 
@@ -110,7 +113,7 @@ impl Hands {
                     Event::Opened { source, result }
                 });
             }
-            Command::Follow { source, databases, opened, writer, links } => {
+            Command::Follow { source, databases, attachments, opened, writer, links } => {
                 let tables = table_folder(&self.tools.paths.state);
                 let name = table_name(&opened.archive.id, opened.head());
                 sweep_tables(&tables, &opened.archive.id, &name);
@@ -120,9 +123,17 @@ impl Hands {
                     digest_key: opened.head().digest_key,
                     state_dir: tables.clone(),
                 };
+                let known = self.tools.catalogue.known_files(&opened.archive.id);
+                let known = known.inspect_err(|error| warn!(%error, "attachments cannot be backed up"));
+                let attachments = known.ok().map(|known| Attachments {
+                    folders: attachments,
+                    known,
+                    digest_key: opened.head().digest_key,
+                });
                 let start = Start {
                     source,
                     databases: databases.into_iter().map(live).collect(),
+                    attachments,
                     written_seq: opened.log.written.seq,
                     writer: *writer,
                     rebase: opened.log.rebase,
@@ -144,9 +155,17 @@ impl Hands {
                     Event::Unfollowed { source }
                 });
             }
-            Command::Rebase { source } => {
+            Command::Rebase { source, bad_packs } => {
                 if let Some(follower) = self.followers.get(&source) {
-                    follower.forget();
+                    follower.forget(bad_packs);
+                }
+            }
+            Command::Rebuild { source, packs } => {
+                if let Some(follower) = self.followers.get(&source) {
+                    follower.rebuild(packs);
+                } else {
+                    let lost = packs.len();
+                    self.spawn(async move { Event::Rebuilt { source, packs: Vec::new(), lost } });
                 }
             }
             Command::Look { source } => {
@@ -267,6 +286,9 @@ async fn open(
     }
     let spool = Spool::open(&tools.paths.state, &archive.id)?;
     let log = crate::log::open(&archive, &keys.roots, &tools.catalogue, &spool).await?;
+    let known = tools.catalogue.known_files(&archive.id).map_err(Fault::internal)?;
+    let queue = (&log, spool.list()?);
+    crate::known::bring_up_to_date(&known, &archive, &keys.roots, &tools.catalogue, queue).await?;
     let vault = match keys.password_slot().and_then(|slot| crate::keyring::pin_of(pins, slot)) {
         Some(pin) => {
             // The number of attempts left is nice to know; an archive does not wait for a vault.
@@ -284,7 +306,9 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     // Also a store that was exchanged under our hands shows: the entry before this one is not there.
     let before = order.publishes.as_ref().map_or(0, |written| written.head.seq - 1);
     if !order.log.confirmed || before > 0 && !order.archive.has(ObjectName::Entry(before)).await? {
-        stored.rebase = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?.rebase;
+        let confirmed = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?;
+        stored.rebase = confirmed.rebase;
+        catalogue.note_listing(&order.archive.id, &confirmed.listed).map_err(Fault::internal)?;
     }
     let path = order.object.path.clone();
     let sealed = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)?;
@@ -299,13 +323,24 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     let (roots, name) = (&order.keys.roots, order.object.name);
     let whole = match &order.publishes {
         Some(written) => entry_digest(&sealed) == written.head.digest,
-        None => chatkeep_crypto::open(&order.archive.id, name, roots, &sealed).is_ok(),
+        None => match chatkeep_crypto::open(&order.archive.id, name, roots, &sealed) {
+            Ok(body) => {
+                remember_pages(catalogue, &order, body);
+                true
+            }
+            Err(_) => false,
+        },
     };
     if !whole {
         return Ok(Stored { spoiled: true, ..stored });
     }
     match name {
-        ObjectName::Pack(id) => order.archive.put_pack(id, sealed, roots).await?,
+        ObjectName::Pack(id) => {
+            while catalogue.is_being_deleted(&order.archive.id, id) {
+                tokio::time::sleep(DELETE_PAUSE).await;
+            }
+            order.archive.put_pack(id, sealed, roots).await?;
+        }
         name => order.archive.put_new(name, sealed).await?,
     }
     if let Some(written) = order.publishes {
@@ -323,6 +358,18 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
         .map_err(Fault::internal)??;
     }
     Ok(stored)
+}
+
+/// Which pages a pack holds: should the store lose it, it can be made again from them. A pack of something else is either
+/// no page set, or one by chance, which does no harm: what is made again has to have the name.
+fn remember_pages(catalogue: &Catalogue, order: &UploadOrder, body: Vec<u8>) {
+    let ObjectName::Pack(name) = order.object.name else { return };
+    let pages = PageSet::decode(body).ok().and_then(|pages| PackPages::of(&pages, order.object.seq));
+    if let Some(pages) = pages
+        && let Err(error) = catalogue.put_pack_pages(&order.archive.id, &name, &pages)
+    {
+        warn!(%error, "the cache cannot be written");
+    }
 }
 
 /// Keeps the compiler's eye on what crosses threads.

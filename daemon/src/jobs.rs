@@ -1,20 +1,21 @@
 //! What jobs do. Each runs in a task of its own, tells its progress, and ends with an [`Outcome`] for the loop.
 
+mod drill;
 mod keys;
+pub mod prune;
+mod repair;
 mod stores;
+mod verify;
 
-use std::collections::BTreeSet;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use chatkeep_format::{Keyslot, ObjectName};
+use chatkeep_format::Keyslot;
 use chatkeep_ipc::{Error, JobId, Server, VerifyDepth};
-use chatkeep_sqlite::Existing;
 use chatkeep_vault_client::{Transport, VaultPin};
 use tokio::runtime::Handle;
 
-use crate::archive::{Archive, ArchiveError};
+use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::event::{Opened, Outcome, VaultSeen, Work};
 use crate::fault::{Fault, Result};
@@ -23,6 +24,7 @@ use crate::keys::KeyStore;
 use crate::paths::Paths;
 use crate::restore::{Destination, Source};
 
+pub use drill::rehearse_in;
 pub use keys::vault_status;
 pub use stores::list_remote;
 
@@ -75,10 +77,10 @@ impl Job {
 
     async fn carry_out(&mut self, work: Work) -> Result<Outcome> {
         match work {
-            Work::Restore { opened, seq, folder, file_name, overwrite } => {
-                self.restore(&opened, seq, folder, file_name, overwrite).await
-            }
+            Work::Restore { opened, seq, destination } => self.restore(&opened, seq, destination).await,
+            Work::Verify { opened, depth: VerifyDepth::Restore } => self.drill(&opened).await,
             Work::Verify { opened, depth } => self.verify(&opened, depth).await,
+            Work::Repair { opened, packs } => self.repair(&opened, packs).await,
             Work::EnablePassword { archive, pin, password } => {
                 self.enable_password(&archive, pin, &password).await
             }
@@ -124,6 +126,24 @@ impl Job {
                 Ok(Outcome::StoreSeen { name, usage: Some(usage) })
             }
             Work::VaultRefresh { pin, opened } => self.vault_refresh(&pin, &opened).await,
+            Work::Prune { opened, pins, policy, now_us, dry_run } => {
+                self.phase("looking for what nobody needs");
+                let (server, id) = (self.tools.server.clone(), self.id.clone());
+                let progress = move |done: usize, of: usize| {
+                    server.update_job(&id, |job| job.progress = done as f64 / of as f64);
+                };
+                let pruning = prune::Pruning {
+                    opened: &opened,
+                    catalogue: &self.tools.catalogue,
+                    pins: &pins,
+                    policy,
+                    now_us,
+                    dry_run,
+                    cancelled: &self.cancelled,
+                    progress: &progress,
+                };
+                Ok(Outcome::Pruned(Box::new(pruning.run().await?)))
+            }
         }
     }
 
@@ -144,6 +164,15 @@ impl Job {
         });
     }
 
+    /// Shows how far it is, in bytes.
+    fn progress(&self, done: u64, total: u64) {
+        self.tools.server.update_job(&self.id, |job| {
+            job.bytes_done = done;
+            job.bytes_total = total;
+            job.progress = if total == 0 { 1.0 } else { done as f64 / total as f64 };
+        });
+    }
+
     fn source(&self, opened: &Opened) -> Source {
         let (server, id, started) = (self.tools.server.clone(), self.id.clone(), std::time::Instant::now());
         Source {
@@ -161,94 +190,13 @@ impl Job {
         }
     }
 
-    async fn restore(
-        &self,
-        opened: &Opened,
-        seq: u64,
-        folder: OwnedFd,
-        file_name: String,
-        overwrite: bool,
-    ) -> Result<Outcome> {
+    async fn restore(&self, opened: &Opened, seq: u64, destination: Destination) -> Result<Outcome> {
         self.phase("restoring");
         let source = self.source(opened);
-        let destination = Destination {
-            folder,
-            file_name: Some(file_name),
-            existing: if overwrite { Existing::KeepBeside } else { Existing::Refuse },
-            label: format!("restore-{}", crate::clock::now_us() / 1_000_000),
-        };
         let runtime = Handle::current();
         let report = blocking(move || source.restore(seq, destination, &runtime)).await?;
         tracing::info!(seq, pages = report.pages, objects = report.objects, "restored and proved");
         Ok(Outcome::Restored { seq, warning: report.warning() })
-    }
-
-    async fn verify(&self, opened: &Opened, depth: VerifyDepth) -> Result<Outcome> {
-        let archive = &opened.archive;
-        let mut points = self.tools.catalogue.points(&archive.id);
-        points.sort_by_key(|point| std::cmp::Reverse(point.seq));
-        let none = || Error::NotFound("there is no recovery point yet".to_owned());
-        let newest = points.first().cloned().ok_or_else(none)?;
-        self.phase("reading the keyring");
-        let known =
-            self.tools.catalogue.keyring(&archive.id).map_or(opened.keys.counter, |(counter, _)| counter);
-        let (keyring, _) = archive.keyring(known).await?;
-        archive.open_keyring(&keyring, &opened.keys.key)?;
-        if depth == VerifyDepth::Restore {
-            return self.drill(opened, newest.seq).await;
-        }
-        self.phase("reading the log");
-        let listing = archive.list().await?;
-        let oldest = points.iter().map(|point| point.base_seq).min().unwrap_or(1);
-        let mut packs = BTreeSet::new();
-        let mut newer_prev = None;
-        for seq in (oldest..=newest.seq).rev() {
-            self.check_cancelled()?;
-            let (entry, digest, _) = archive.entry(seq, &opened.keys.roots).await?;
-            if newer_prev.is_some_and(|prev| prev != digest) {
-                return Err(
-                    ArchiveError::Swapped { key: ObjectName::Entry(seq).store_key(&archive.id) }.into()
-                );
-            }
-            newer_prev = Some(entry.prev);
-            packs.extend(entry.databases.iter().flat_map(|database| &database.packs).map(|pack| pack.name));
-        }
-        if let Some(missing) = packs.iter().find(|pack| !listing.packs.contains_key(*pack)) {
-            return Err(
-                ArchiveError::Missing { key: ObjectName::Pack(*missing).store_key(&archive.id) }.into()
-            );
-        }
-        if depth == VerifyDepth::Chunks {
-            self.phase("reading the packs");
-            let total = packs.len();
-            for (done, pack) in packs.into_iter().enumerate() {
-                self.check_cancelled()?;
-                archive.pack(pack, &opened.keys.roots).await?;
-                self.tools.server.update_job(&self.id, |job| job.progress = (done + 1) as f64 / total as f64);
-            }
-        }
-        Ok(Outcome::Verified { depth, points: points.iter().map(|point| point.seq).collect() })
-    }
-
-    /// A restore in full into a folder of our own, thrown away afterwards.
-    async fn drill(&self, opened: &Opened, seq: u64) -> Result<Outcome> {
-        self.phase("rehearsing a restore");
-        let scratch = self.tools.paths.drills().join(self.id.to_string());
-        crate::paths::private_dir(&scratch).map_err(Fault::internal)?;
-        let folder = OwnedFd::from(std::fs::File::open(&scratch)?);
-        let destination = Destination {
-            folder,
-            file_name: Some(format!("{}.db", opened.archive.id)),
-            existing: Existing::Refuse,
-            label: String::new(),
-        };
-        let source = self.source(opened);
-        let runtime = Handle::current();
-        let report = blocking(move || source.restore(seq, destination, &runtime)).await;
-        let swept = std::fs::remove_dir_all(&scratch);
-        report?;
-        swept?;
-        Ok(Outcome::Verified { depth: VerifyDepth::Restore, points: vec![seq] })
     }
 
     fn check_cancelled(&self) -> Result<()> {

@@ -3,7 +3,8 @@
 //! In reading order: [`config`] and [`paths`] say what the user wants and where things lie; [`event`] is all that can
 //! happen and all that can be done; [`service`] decides, [`hands`] act. What they work with: [`keys`] (the device's
 //! copy), [`keyring`] (what can be done with keys), [`archive`] and [`log`] (what is in a store), [`registry`] (what is
-//! watched), [`catalogue`] (what is remembered), [`spool`] (what waits). The way out: [`follower`] captures on a
+//! watched), [`catalogue`] (what is remembered), [`spool`] (what waits),
+//! [`damage`] (what is found damaged). The way out: [`follower`] captures on a
 //! thread of its own, [`sealing`] makes packs and [`writer`] the entry. The way back: [`restore`]. [`jobs`] is everything a person waits for,
 //! [`secrets`] what people type.
 
@@ -22,9 +23,13 @@ pub mod archive;
 pub mod catalogue;
 pub mod clock;
 pub mod courier;
+pub mod damage;
+pub mod drill;
 pub mod keyring;
 pub mod keys;
+pub mod known;
 pub mod log;
+pub mod pack_pages;
 pub mod registry;
 pub mod spool;
 pub mod stores;

@@ -5,7 +5,9 @@
 //! by another installation, which this one must not write past. A device that knows nothing (a new machine, a deleted
 //! cache) takes the newest entry as the head, and continues as a new writer with the next writer epoch.
 
-use std::collections::{BTreeMap, VecDeque};
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chatkeep_crypto::DataRoots;
 use chatkeep_format::{Entry, ObjectName, entry_digest};
@@ -17,6 +19,9 @@ use crate::catalogue::{Catalogue, Head, Point};
 use crate::fault::{Fault, Result};
 use crate::spool::{Spool, Spooled};
 use crate::writer::Written;
+
+pub use read::{ReadEntry, read_entries};
+use read::{list_newer_points, read_log};
 
 /// The log as the writer continues it.
 #[derive(Debug, Clone)]
@@ -38,16 +43,18 @@ pub struct Log {
 }
 
 /// What the store says of a log that is known here.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Confirmed {
     /// The chain below the newest entry has a hole: what comes next must be a base.
     pub rebase: bool,
+    /// The entries that the store lists.
+    pub listed: BTreeSet<u64>,
 }
 
 /// Opens the log: from the cache if there is one, else from the store.
 pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, spool: &Spool) -> Result<Log> {
     let Some(head) = catalogue.head(&archive.id).map_err(Fault::internal)? else {
-        let (mut head, rebase, blocked) = rebuild(archive, roots, catalogue).await?;
+        let (mut head, blocked) = rebuild(archive, roots, catalogue).await?;
         // The cache was lost, the queue was not: what continues the store's newest entry is ours.
         let spooled = spool.list()?;
         if let Some(first) = spooled.iter().find(|object| object.name == ObjectName::Entry(head.seq + 1))
@@ -56,16 +63,20 @@ pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, s
         {
             (head.writer_id, head.writer_epoch) = (entry.0.writer_id, entry.0.writer_epoch);
         }
-        let log = continue_spool(archive, roots, head, spooled, spool).with_chain(archive, catalogue);
-        let rebase = rebase || log.rebase;
+        let log =
+            continue_spool(archive, roots, head, (spooled, spool), catalogue).with_chain(archive, catalogue);
         if blocked.is_none() {
             catalogue.advance(&archive.id, &log.stored, None).map_err(Fault::internal)?;
         }
-        return Ok(Log { confirmed: true, rebase, blocked, ..log });
+        return Ok(Log { confirmed: true, blocked, ..log });
     };
-    let mut log = continue_spool(archive, roots, head, spool.list()?, spool).with_chain(archive, catalogue);
+    let mut log = continue_spool(archive, roots, head, (spool.list()?, spool), catalogue)
+        .with_chain(archive, catalogue);
     match confirm(archive, roots, &log).await {
-        Ok(confirmed) => (log.confirmed, log.rebase) = (true, log.rebase || confirmed.rebase),
+        Ok(confirmed) => {
+            (log.confirmed, log.rebase) = (true, log.rebase || confirmed.rebase);
+            catalogue.note_listing(&archive.id, &confirmed.listed).map_err(Fault::internal)?;
+        }
         Err(ArchiveError::Store(error)) => {
             info!(%error, "the log is confirmed when the store answers");
         }
@@ -112,8 +123,8 @@ fn continue_spool(
     archive: &Archive,
     roots: &DataRoots,
     head: Head,
-    spooled: Vec<Spooled>,
-    spool: &Spool,
+    (spooled, spool): (Vec<Spooled>, &Spool),
+    catalogue: &Catalogue,
 ) -> Log {
     let mut by_entry: BTreeMap<u64, Vec<Spooled>> = BTreeMap::new();
     for object in spooled {
@@ -128,12 +139,18 @@ fn continue_spool(
         rebase: false,
         blocked: None,
     };
+    // Packs that are in the store, or on their way there.
+    let mut stored = BTreeSet::new();
+    if by_entry.keys().any(|seq| *seq > log.written.seq) {
+        stored.extend(catalogue.points(&archive.id).into_iter().flat_map(|point| point.packs));
+    }
     for (seq, objects) in by_entry {
         // Those up to the head are in the store: the note of it came before the removal.
-        let continued =
-            (seq > log.written.seq).then(|| continue_with(archive, roots, &log.written, seq, &objects));
+        let continued = (seq > log.written.seq)
+            .then(|| continue_with(archive, roots, &log.written, seq, &objects, &stored));
         if let Some(Some(written)) = continued {
             log.written = written.head.clone();
+            stored.extend(written.point.packs.iter().copied());
             log.waiting.push_back(written);
             continue;
         }
@@ -159,18 +176,28 @@ fn continue_with(
     after: &Head,
     seq: u64,
     objects: &[Spooled],
+    stored: &BTreeSet<[u8; 16]>,
 ) -> Option<Written> {
     let spooled = objects.iter().find(|object| object.name == ObjectName::Entry(seq))?;
     let (entry, digest) = read_spooled(archive, roots, spooled)?;
     let continues = seq == after.seq + 1 && entry.prev == after.digest && entry.writer_id == after.writer_id;
-    let mut packs = entry.databases.iter().flat_map(|database| &database.packs);
-    let whole = packs.all(|pack| objects.iter().any(|object| object.name == ObjectName::Pack(pack.name)));
+    let mut listed = Vec::new();
+    for list in entry.folders.iter().flat_map(|folder| &folder.packs) {
+        let spooled = objects.iter().find(|object| object.name == ObjectName::Pack(list.name))?;
+        let sealed = std::fs::read(&spooled.path).ok()?;
+        listed.extend(archive.open_file_set(list.name, roots, &sealed).ok()?.packs());
+    }
+    let mut point = Point::of(&entry, digest, spooled.len);
+    point.bytes = objects.iter().map(|object| object.len).sum();
+    point.refer_to(listed);
+    // What is in files may have come with an entry before this one.
+    let is_there = |pack: &[u8; 16]| {
+        objects.iter().any(|object| object.name == ObjectName::Pack(*pack)) || stored.contains(pack)
+    };
+    let whole = point.packs.iter().all(is_there);
     (continues && whole).then(|| Written {
         head: Head { seq, digest, base_seq: entry.base_seq, pins: entry.pins.clone(), ..after.clone() },
-        point: Point {
-            bytes: objects.iter().map(|object| object.len).sum(),
-            ..Point::of(&entry, digest, spooled.len)
-        },
+        point,
         objects: objects.to_vec(),
     })
 }
@@ -214,60 +241,17 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
             "entries are missing or damaged in the store; the next capture is a base"
         );
     }
-    Ok(Confirmed { rebase })
+    Ok(Confirmed { rebase, listed: listing.entries.into_keys().collect() })
 }
 
-/// Entries that somebody else wrote after ours are points, too: they can be restored here.
-async fn list_newer_points(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, after: u64) {
-    let Ok(listing) = archive.list().await else { return };
-    for seq in listing.entries.range(after + 1..).map(|(seq, _)| *seq) {
-        if let Ok((entry, digest, len)) = archive.entry(seq, roots).await
-            && let Err(error) = catalogue.put_point(&archive.id, &Point::of(&entry, digest, len))
-        {
-            warn!(%error, "the cache cannot be written");
-        }
-    }
-}
-
-/// Reads the whole log, newest entry first, and fills the catalogue. Returns where a new writer continues, whether it
-/// must begin with a base, and what forbids it: never write after an entry that cannot be read.
-///
-/// Entries may be missing: they were forgotten. Each says which one it builds on, and by which digest.
+/// Reads the whole log into the catalogue. Returns where a new writer continues, and what forbids it: never write after an
+/// entry that cannot be read.
 async fn rebuild(
     archive: &Archive,
     roots: &DataRoots,
     catalogue: &Catalogue,
-) -> Result<(Head, bool, Option<Fault>)> {
-    let listing = archive.list().await?;
-    let mut head: Option<Head> = None;
-    // What newer entries say the digest of an older one is.
-    let mut named: BTreeMap<u64, [u8; 32]> = BTreeMap::new();
-    let mut fault = None;
-    for seq in listing.entries.keys().copied().rev() {
-        let (entry, digest, len) = match archive.entry(seq, roots).await {
-            Ok(found) => found,
-            // What cannot be reached now must not look like a shorter history.
-            Err(ArchiveError::Store(error)) => return Err(error.into()),
-            Err(error) => {
-                warn!(seq, %error, "an entry cannot be read, its point is not listed");
-                if head.is_none() {
-                    fault = fault.or(Some(error.into()));
-                }
-                continue;
-            }
-        };
-        if named.get(&seq).is_some_and(|named| *named != digest) {
-            warn!(seq, "a newer entry does not name this one; its point is not listed");
-            continue;
-        }
-        named.insert(entry.seq - 1, entry.prev);
-        named.insert(entry.parent_seq, entry.parent_digest);
-        if head.is_none() {
-            head = Some(next_writer(&entry, digest));
-        }
-        let point = Point::of(&entry, digest, len);
-        catalogue.put_point(&archive.id, &point).map_err(Fault::internal)?;
-    }
+) -> Result<(Head, Option<Fault>)> {
+    let (head, fault) = read_log(archive, roots, catalogue).await?;
     let head = head.unwrap_or_else(|| {
         let mut digest_key = [0; 32];
         OsRng.fill_bytes(&mut digest_key);
@@ -283,7 +267,7 @@ async fn rebuild(
         renewed(none)
     });
     info!(seq = head.seq, writer_epoch = head.writer_epoch, "the log was read from the store");
-    Ok((head, false, fault))
+    Ok((head, fault))
 }
 
 /// A writer that was never here before, after this entry.

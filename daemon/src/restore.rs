@@ -1,4 +1,9 @@
 //! From a recovery point to proven files: the entries of its chain, applied from the oldest to the newest.
+//!
+//! Databases here, attachments in [`folders`]. Attachments come first: while a database is not there, the restore is
+//! not done, and can be begun again to go on.
+
+mod folders;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -10,9 +15,11 @@ use chatkeep_format::{
 };
 use chatkeep_ipc::Error;
 use chatkeep_planner::{ChainError, follows, next_of_chain};
-use chatkeep_sqlite::{Existing, Integrity, Kind, RestoreWriter, Restored};
+use chatkeep_sqlite::{Existing, Integrity, Kind, RestoreError, RestoreWriter, Restored};
 use rustix::fs::{Mode, OFlags};
 use tokio::runtime::Handle;
+
+pub use folders::RestoredFolder;
 
 use crate::archive::{Archive, ArchiveError};
 use crate::fault::{Fault, Result};
@@ -39,6 +46,8 @@ pub struct Destination {
     /// The file's name in it; `None` for that of the database. A source of several databases, or with attachments, makes
     /// a folder of this name, or goes right into `folder`.
     pub file_name: Option<String>,
+    /// `folder` is where the files belong: several go right into it, too, and `file_name` is that of the only database.
+    pub in_place: bool,
     /// What becomes of a file that is there.
     pub existing: Existing,
     /// Names the file that is kept beside.
@@ -50,6 +59,8 @@ pub struct Destination {
 pub struct Report {
     /// The databases.
     pub databases: Vec<Restored>,
+    /// The folders of attachments.
+    pub folders: Vec<RestoredFolder>,
     /// The point.
     pub seq: u64,
     /// When it was captured, µs since 1970.
@@ -70,7 +81,13 @@ impl Report {
             let warning = warning_of(&database.integrity)?;
             Some(if several { format!("{}: {warning}", database.path_name) } else { warning })
         });
-        let warnings: Vec<_> = warnings.collect();
+        let unread: u64 = self.folders.iter().map(|folder| u64::from(folder.unread)).sum();
+        let unread = (unread > 0).then(|| {
+            format!(
+                "{unread} files of attachments were not read yet, or could not be, when this point was made"
+            )
+        });
+        let warnings: Vec<_> = warnings.chain(unread).collect();
         (!warnings.is_empty()).then(|| warnings.join("; "))
     }
 }
@@ -96,10 +113,36 @@ fn warning_of(integrity: &Integrity) -> Option<String> {
 struct Link {
     seq: u64,
     digest: [u8; 32],
-    /// Databases that are whole in it.
-    bases: Vec<String>,
+    /// What it has of each database, by name, and how many bytes that had then.
+    records: Vec<(String, Has, u64)>,
     /// Nothing when it would take too much memory.
     entry: Option<Entry>,
+}
+
+/// What an entry has of a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Has {
+    /// Every page.
+    Base,
+    /// What changed since the parent.
+    Changes,
+    /// That it was gone.
+    Gone,
+}
+
+/// Bytes of a database.
+fn size(record: &DatabaseRecord) -> u64 {
+    u64::from(record.page_count) * u64::from(record.page_size)
+}
+
+impl Has {
+    fn of(record: &DatabaseRecord) -> Self {
+        match record.state {
+            DatabaseState::Gone => Self::Gone,
+            DatabaseState::Present if record.is_base => Self::Base,
+            DatabaseState::Present => Self::Changes,
+        }
+    }
 }
 
 /// The entries that a restore of a point reads, newest first. All of them were read once, and follow each other.
@@ -124,32 +167,77 @@ impl Chain {
     pub fn seqs(&self) -> impl Iterator<Item = u64> {
         self.links.iter().map(|link| link.seq)
     }
+
+    /// Bytes of what comes back.
+    pub fn bytes(&self) -> u64 {
+        self.sum(size)
+    }
+
+    /// The most bytes that a restore takes meanwhile: pages beyond the end stay until then, others may build on them.
+    pub fn bytes_max(&self) -> u64 {
+        self.sum(|record| {
+            let then = self.needed(&record.name).iter().flat_map(|link| &link.records);
+            let then = then.filter(|(name, ..)| *name == record.name).map(|(.., bytes)| *bytes);
+            then.max().unwrap_or(0)
+        })
+    }
+
+    fn sum(&self, bytes: impl Fn(&DatabaseRecord) -> u64) -> u64 {
+        let databases = self.newest.databases.iter().map(bytes);
+        let folders = self.newest.folders.iter().map(|folder| folder.bytes);
+        databases.chain(folders).fold(0, u64::saturating_add)
+    }
+
+    /// The entries whose records of a database are applied, newest first: down to a base of it, or to where it began.
+    fn needed(&self, name: &str) -> &[Link] {
+        let mut needed = 0;
+        for link in &self.links {
+            let has = link.records.iter().find(|(known, ..)| known == name).map(|(_, has, _)| *has);
+            match has {
+                Some(Has::Changes) => needed += 1,
+                Some(Has::Base) => {
+                    needed += 1;
+                    break;
+                }
+                // What it was before it went, or before it came, is not what this builds on.
+                Some(Has::Gone) | None => break,
+            }
+        }
+        &self.links[..needed]
+    }
 }
 
 impl Source {
-    /// Reads the chain of a point, and proves that each entry builds on the one before it.
+    /// Reads the chain of a point, and proves that each entry builds on the one before it, in the same archive.
     pub fn chain(&self, seq: u64, runtime: &Handle) -> Result<Chain> {
         let mut links: Vec<Link> = Vec::new();
         let mut kept = 0;
-        let mut newest = None;
+        let mut newest: Option<Entry> = None;
         let mut next = Some((seq, None));
         while let Some((seq, named)) = next {
             self.check_cancelled()?;
             let (entry, digest, len) = runtime.block_on(self.archive.entry(seq, &self.roots))?;
+            let other = |what| ArchiveError::Chain { key: self.key(seq), what };
             if named.is_some_and(|named| !follows(&named, &digest)) {
-                return Err(ArchiveError::Swapped { key: self.key(seq) }.into());
+                return Err(other("a newer entry names another digest").into());
+            }
+            let newest = newest.get_or_insert_with(|| entry.clone());
+            if entry.base_seq != newest.base_seq {
+                return Err(other("it names another base").into());
+            }
+            if entry.digest_key != newest.digest_key {
+                return Err(other("it has another digest key").into());
             }
             let parent = next_of_chain(seq, entry.parent_seq).map_err(|error| self.unplanned(seq, error))?;
             next = parent.map(|parent| (parent, Some(entry.parent_digest)));
             // Its pages, unpacked, may be more; the bound is about the sum.
-            kept +=
-                (len as usize).max(entry.databases.iter().map(|database| database.inline.byte_len()).sum());
-            if newest.is_none() {
-                newest = Some(entry.clone());
-            }
-            let whole = entry.databases.iter().filter(|database| database.is_base);
-            let bases = whole.map(|database| database.name.clone()).collect();
-            links.push(Link { seq, digest, bases, entry: (kept <= KEPT_MAX).then_some(entry) });
+            let pages: usize = entry.databases.iter().map(|database| database.inline.byte_len()).sum();
+            let files: usize = entry.folders.iter().map(|folder| folder.inline.byte_len()).sum();
+            kept += (len as usize).max(pages + files);
+            let records =
+                entry.databases.iter().map(|record| (record.name.clone(), Has::of(record), size(record)));
+            let records = records.collect();
+            links.push(Link { seq, digest, records, entry: (kept <= KEPT_MAX).then_some(entry) });
         }
         let newest = newest.expect("a chain has its point");
         Ok(Chain { links, newest })
@@ -157,28 +245,46 @@ impl Source {
 
     /// Restores point `seq`. Blocks; run it on a thread for that.
     pub fn restore(&self, seq: u64, destination: Destination, runtime: &Handle) -> Result<Report> {
-        let chain = self.chain(seq, runtime)?;
+        self.restore_chain(&self.chain(seq, runtime)?, destination, runtime)
+    }
+
+    /// Restores the point whose chain was read. Blocks, as [`restore`](Self::restore).
+    pub fn restore_chain(&self, chain: &Chain, destination: Destination, runtime: &Handle) -> Result<Report> {
+        let seq = chain.newest.seq;
         let present = |record: &&DatabaseRecord| record.state == DatabaseState::Present;
         let databases: Vec<DatabaseRecord> =
             chain.newest.databases.iter().filter(present).map(DatabaseRecord::clone).collect();
-        let Destination { folder, file_name, existing, label } = destination;
         let single = databases.len() == 1 && chain.newest.folders.is_empty();
-        let (folder, name) = match file_name {
-            Some(name) if !single => (open_folder(&folder, &name)?, None),
-            name => (folder, name),
+        let (folder, name) = match &destination.file_name {
+            Some(name) if !single && !destination.in_place => (open_folder(&destination.folder, name)?, None),
+            // Several have their own names.
+            name => (destination.folder.try_clone()?, name.clone().filter(|_| databases.len() == 1)),
         };
+        let file_name = |database: &DatabaseRecord| name.clone().unwrap_or_else(|| database.name.clone());
         let mut report = Report {
             databases: Vec::new(),
+            folders: Vec::new(),
             seq,
             taken_at_us: chain.newest.taken_at_us,
             pages: databases.iter().map(|database| u64::from(database.page_count)).sum(),
             objects: chain.len() as u32,
             entries: chain.len() as u32,
         };
-        let size = |database: &DatabaseRecord| u64::from(database.page_count) * u64::from(database.page_size);
-        let mut progress = Progress { source: self, done: 0, total: databases.iter().map(size).sum() };
+        let files: u64 = chain.newest.folders.iter().map(|folder| folder.bytes).sum();
+        let total = files + databases.iter().map(size).sum::<u64>();
+        if !single && destination.existing == Existing::Refuse {
+            // Before gigabytes are written for nothing.
+            for database in &databases {
+                refuse_if_there(&folder, &file_name(database))?;
+            }
+        }
+        let restored = self.restore_folders(chain, (&folder, &destination), total, runtime)?;
+        report.folders = restored.0;
+        report.objects += restored.1;
+        let Destination { existing, label, .. } = destination;
+        let mut progress = Progress { source: self, done: files, total };
         for database in &databases {
-            let file_name = name.clone().unwrap_or_else(|| database.name.clone());
+            let file_name = file_name(database);
             let folder = folder.try_clone()?;
             let mut writer = RestoreWriter::create(
                 folder,
@@ -188,14 +294,14 @@ impl Source {
                 chain.newest.digest_key,
             )?;
             let begun = progress.done;
-            report.objects +=
-                self.write_database(&chain, &database.name, &mut writer, &mut progress, runtime)?;
+            report.objects += self.write_database(chain, database, &mut writer, &mut progress, runtime)?;
             self.check_cancelled()?;
             let kind = match database.kind {
                 DatabaseKind::Plain => Kind::Plain,
                 DatabaseKind::Opaque => Kind::Opaque,
             };
-            report.databases.push(writer.finish(database.state_digest, kind, existing, &label)?);
+            let restored = writer.finish(database.state_digest, kind, existing, &label);
+            report.databases.push(restored.map_err(|error| self.unproved(seq, &database.name, error))?);
             progress.done = begun + size(database);
         }
         Ok(report)
@@ -205,16 +311,14 @@ impl Source {
     fn write_database(
         &self,
         chain: &Chain,
-        name: &str,
+        goal: &DatabaseRecord,
         writer: &mut RestoreWriter,
         progress: &mut Progress<'_>,
         runtime: &Handle,
     ) -> Result<u32> {
         let begun = progress.done;
         let mut objects = 0;
-        let base = chain.links.iter().position(|link| link.bases.iter().any(|base| base == name));
-        let needed = &chain.links[..base.map_or(chain.links.len(), |base| base + 1)];
-        for link in needed.iter().rev() {
+        for link in chain.needed(&goal.name).iter().rev() {
             self.check_cancelled()?;
             let again;
             let entry = if let Some(entry) = &link.entry {
@@ -224,17 +328,29 @@ impl Source {
                 again = self.read_again(link, runtime)?;
                 &again
             };
-            let Some(record) = entry.databases.iter().find(|record| record.name == name) else { continue };
-            let damaged = |what: &str| self.damaged_set(link.seq, name, what);
+            let Some(record) = entry.databases.iter().find(|record| record.name == goal.name) else {
+                continue;
+            };
+            let has_pages = !record.packs.is_empty() || !record.inline.is_empty();
+            let entry_name = ObjectName::Entry(link.seq);
+            if has_pages && record.page_size != goal.page_size {
+                let what = format!("pages of {} bytes in the chain of {}", record.page_size, goal.page_size);
+                return Err(self.archive.malformed(entry_name, what).into());
+            }
             for pack in &record.packs {
                 self.check_cancelled()?;
                 objects += 1;
+                let name = ObjectName::Pack(pack.name);
                 let pages = runtime.block_on(self.archive.pack(pack.name, &self.roots))?;
-                write_pages(writer, &pages, &damaged)?;
-                progress.tell(begun, writer, record.page_size);
+                if let Some(rule) = broken_rule(record, &pages) {
+                    return Err(self.archive.malformed(name, rule.to_owned()).into());
+                }
+                write_pages(writer, &pages).map_err(|error| self.bad_set(chain, name, goal, error))?;
+                progress.tell(begun, writer, goal.page_size);
             }
-            write_pages(writer, &record.inline, &damaged)?;
-            progress.tell(begun, writer, record.page_size);
+            write_pages(writer, &record.inline)
+                .map_err(|error| self.bad_set(chain, entry_name, goal, error))?;
+            progress.tell(begun, writer, goal.page_size);
         }
         Ok(objects)
     }
@@ -244,7 +360,7 @@ impl Source {
         if digest == link.digest {
             Ok(entry)
         } else {
-            Err(ArchiveError::Swapped { key: self.key(link.seq) }.into())
+            Err(ArchiveError::Chain { key: self.key(link.seq), what: "it was another a moment ago" }.into())
         }
     }
 
@@ -263,8 +379,45 @@ impl Source {
         }
     }
 
-    fn damaged_set(&self, seq: u64, name: &str, what: &str) -> Fault {
-        ArchiveError::Damaged { key: self.key(seq), what: format!("what changed in {name} {what}") }.into()
+    /// Why pages of an object could not be written.
+    fn bad_set(&self, chain: &Chain, object: ObjectName, goal: &DatabaseRecord, error: SetError) -> Fault {
+        let name = &goal.name;
+        match error {
+            SetError::Malformed(what) => self.archive.malformed(object, format!("{name}: {what}")).into(),
+            SetError::OtherBases(what) => {
+                let what = format!("what changed in {name} {what}");
+                ArchiveError::Content { key: self.key(chain.newest.seq), what }.into()
+            }
+            SetError::Writing(error) => error.into(),
+        }
+    }
+
+    /// Why what was written is not the state that was captured.
+    fn unproved(&self, seq: u64, name: &str, error: RestoreError) -> Fault {
+        match error {
+            RestoreError::DigestMismatch | RestoreError::MissingPages { .. } => {
+                ArchiveError::Content { key: self.key(seq), what: format!("{name}: {error}") }.into()
+            }
+            other => other.into(),
+        }
+    }
+}
+
+/// The rule that a pack of a record breaks, if it breaks one.
+pub fn broken_rule(record: &DatabaseRecord, pages: &PageSet) -> Option<&'static str> {
+    if !pages.is_empty() && pages.page_size() != record.page_size {
+        Some("its pages have another size than its entry says")
+    } else if record.is_base && pages.has_bases() {
+        Some("a base builds on no page")
+    } else {
+        None
+    }
+}
+
+fn refuse_if_there(folder: &OwnedFd, name: &str) -> Result<()> {
+    match rustix::fs::statat(folder.as_fd(), name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => Err(chatkeep_sqlite::RestoreError::Exists.into()),
+        Err(_) => Ok(()),
     }
 }
 
@@ -287,17 +440,34 @@ fn open_folder(parent: &OwnedFd, name: &str) -> Result<OwnedFd> {
     }
 }
 
-/// Applies a page set. Its bases are read first: it may replace them. `damaged` makes an error of what is wrong.
-fn write_pages(writer: &mut RestoreWriter, pages: &PageSet, damaged: &dyn Fn(&str) -> Fault) -> Result<()> {
+/// Why a page set cannot be applied.
+enum SetError {
+    /// No version of ours wrote it.
+    Malformed(String),
+    /// It builds on other pages than there are.
+    OtherBases(String),
+    /// The file cannot be written.
+    Writing(RestoreError),
+}
+
+impl From<RestoreError> for SetError {
+    fn from(error: RestoreError) -> Self {
+        Self::Writing(error)
+    }
+}
+
+/// Applies a page set. Its bases are read first: it may replace them.
+fn write_pages(writer: &mut RestoreWriter, pages: &PageSet) -> Result<(), SetError> {
     let page_len = pages.page_size() as usize;
     let mut bases = vec![0; pages.bases_len()];
     for (pgno, base) in pages.bases().zip(bases.chunks_exact_mut(page_len.max(1))) {
         if !writer.read_page(pgno, base)? {
-            return Err(damaged(&format!("builds on page {pgno}, which no entry before has")));
+            return Err(SetError::OtherBases(format!("builds on page {pgno}, which no entry before has")));
         }
     }
     if !pages.is_made_with(&bases) {
-        return Err(damaged("builds on pages other than those that were found"));
+        let what = "builds on pages other than those that were found".to_owned();
+        return Err(SetError::OtherBases(what));
     }
     let (zeros, mut image) = (vec![0; page_len], vec![0; page_len]);
     for (pgno, op) in pages.iter() {
@@ -306,11 +476,11 @@ fn write_pages(writer: &mut RestoreWriter, pages: &PageSet, damaged: &dyn Fn(&st
             PageOp::Zero => &zeros,
             PageOp::Patch { place, patch } => {
                 apply_patch(&bases, place, patch, &mut image)
-                    .map_err(|error| damaged(&format!("has a page {pgno} that cannot be made: {error}")))?;
+                    .map_err(|error| SetError::Malformed(format!("page {pgno} cannot be made: {error}")))?;
                 &image
             }
         };
-        writer.write_page(pgno, image)?;
+        writer.write_page(pgno, image).map_err(SetError::Writing)?;
     }
     Ok(())
 }

@@ -201,6 +201,8 @@ impl Shared<'_> {
     }
 
     fn work(&self) -> io::Result<Vec<Sealed>> {
+        // Whoever reads has to keep up with the app; compressing has time. Where it is not permitted, it is not needed.
+        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
         let mut done = Vec::new();
         while let Some(job) = self.next() {
             match self.seal(job) {

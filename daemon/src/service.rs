@@ -1,9 +1,12 @@
 //! The loop: state, and one function from events to commands.
 
 mod calls;
+mod damage;
 mod encryption;
 mod events;
+mod pins;
 mod shown;
+mod upkeep;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -69,6 +72,7 @@ pub struct Service {
     folders: BTreeSet<PathBuf>,
     now: Millis,
     out: Vec<Command>,
+    upkeep: upkeep::Upkeep,
 }
 
 impl Service {
@@ -95,6 +99,7 @@ impl Service {
             folders: BTreeSet::new(),
             now: Millis(0),
             out: Vec::new(),
+            upkeep: upkeep::Upkeep::default(),
         };
         service.connect()?;
         Ok(service)
@@ -140,7 +145,10 @@ impl Service {
                 self.stop();
             }
             Event::Stop => self.stop(),
-            other => self.happened(other),
+            other => {
+                self.happened(other);
+                self.keep_up();
+            }
         }
         self.update_folders();
         std::mem::take(&mut self.out)
@@ -305,7 +313,8 @@ impl Service {
 
     fn begin_capture(&mut self, number: SourceId) -> Result<(), Retry> {
         let Some(source) = self.sources.get_mut(&number) else { return Err(Retry::Never) };
-        if source.waiters.is_empty() && source.waiting_bytes() > SPOOL_MAX {
+        let wanted = !source.waiters.is_empty() || !source.pin_requests.is_empty();
+        if !wanted && source.waiting_bytes() > SPOOL_MAX {
             source.held = true;
             return Err(Retry::WhenReachable);
         }
@@ -313,7 +322,7 @@ impl Service {
         let (Some(writer), Some(log), true) = (self.writer(source), &source.log, source.following) else {
             return Err(Retry::Never);
         };
-        let (before, chain) = (log.written.clone(), log.chain.clone());
+        let (before, chain) = (source.head_with_pins(&log.written), log.chain.clone());
         let (cancelled, done_bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let clock = crate::clock::Clock::default();
         let order = CaptureOrder {
@@ -323,11 +332,13 @@ impl Service {
             writer,
             cancelled: cancelled.clone(),
             done_bytes: done_bytes.clone(),
+            even_if_unchanged: !source.pin_requests.is_empty(),
         };
         self.out.push(Command::Capture { source: number, order: Box::new(order) });
         self.update(number, |source| {
             source.capturing = Some((cancelled, done_bytes));
             source.captures += 1;
+            source.pinning.append(&mut source.pin_requests);
         });
         Ok(())
     }
@@ -401,6 +412,9 @@ impl Service {
 
     fn end_job(&mut self, job: &JobId, outcome: JobOutcome) {
         if let Some(running) = self.jobs.remove(job) {
+            if let Some(number) = running.source {
+                self.prune_ended(number, job);
+            }
             if let Some(number) = running.source
                 && let Some(source) = self.sources.get_mut(&number)
             {
@@ -420,8 +434,16 @@ impl Service {
         self.tools.server.job_completed(job, outcome, crate::clock::now_us());
     }
 
-    /// Ends the backups that wait for what cannot be done now.
+    /// Ends the backups and pins that wait for what cannot be done now.
     fn fail_waiters(&mut self, number: SourceId, fault: &Fault) {
+        if let Some(source) = self.sources.get_mut(&number) {
+            source.fail_pins(&fault.error);
+            self.fail_backups(number, fault);
+        }
+    }
+
+    /// Ends the backups that wait for what cannot be stored now; a pin waits for the queue only.
+    fn fail_backups(&mut self, number: SourceId, fault: &Fault) {
         let Some(source) = self.sources.get_mut(&number) else { return };
         for waiter in std::mem::take(&mut source.waiters) {
             self.end_job(&waiter.job, JobOutcome::Failed(fault.error.clone(), fault.wire_details()));

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use chatkeep_crypto::BackupKey;
-use chatkeep_ipc::{Call, DatabaseState, EncryptionState, JobId, JobOutcome};
+use chatkeep_ipc::{Call, DatabaseState, EncryptionState, JobId, JobOutcome, Reply};
 use chatkeep_planner::{Millis, UploadId};
 
 use crate::archive::Archive;
-use crate::catalogue::{Facts, Point};
+use crate::catalogue::{Facts, Point, PruneFacts};
+use crate::damage::DamageReport;
+use crate::drill::ProvedDrills;
 use crate::event::Opened;
 use crate::fault::Fault;
 use crate::log::Log;
@@ -116,8 +118,12 @@ pub struct Source {
     pub capture_fault: Option<Fault>,
     /// What is wrong with the store or the archive.
     pub store_fault: Option<Fault>,
-    /// What a verification or a restore found damaged or missing in the store, until one finds everything right.
-    pub damage: Option<Fault>,
+    /// What a verification or a restore found damaged or missing in the store, until one finds it right.
+    pub damage: DamageReport,
+    /// The same as a fault.
+    pub damage_fault: Option<Fault>,
+    /// What rehearsals of a restore found.
+    pub drills: ProvedDrills,
     /// Changed and not captured.
     pub pending_bytes: u64,
     /// When an upload was last tried, µs.
@@ -126,11 +132,35 @@ pub struct Source {
     pub facts: Facts,
     /// Of all points: how many, oldest and newest time in µs, bytes.
     pub points: PointSummary,
+    /// Pins that wait for a capture, and those that one under way takes along.
+    pub pin_requests: Vec<PinRequest>,
+    /// See above.
+    pub pinning: Vec<PinRequest>,
+    /// What was last found out about what can be deleted, and how many points are forgotten and still there.
+    pub pruned: PruneFacts,
+    /// See above.
+    pub forgotten: u32,
+    /// The prune at work, and whether it changes nothing.
+    pub prune_job: Option<(JobId, bool)>,
+    /// When upkeep may be tried again, by its operation.
+    pub upkeep_again: BTreeMap<&'static str, Millis>,
+}
+
+/// Somebody wants a point kept, or no longer; answered when an entry says so.
+#[derive(Debug)]
+pub struct PinRequest {
+    /// The point.
+    pub seq: u64,
+    /// Kept, or no longer.
+    pub pinned: bool,
+    /// To whom.
+    pub reply: Reply<()>,
 }
 
 /// What is shown of the points.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PointSummary {
+    newest_seq: u64,
     count: u32,
     oldest_us: u64,
     newest_us: u64,
@@ -138,8 +168,12 @@ pub struct PointSummary {
 }
 
 impl PointSummary {
-    /// Adds a point.
+    /// Adds a point, newer than those before. One that was counted already changes nothing.
     pub fn add(&mut self, point: &Point) {
+        if point.seq <= self.newest_seq {
+            return;
+        }
+        self.newest_seq = point.seq;
         let at = u64::try_from(point.taken_at_us).unwrap_or(0);
         self.oldest_us = if self.count == 0 { at } else { self.oldest_us.min(at) };
         self.newest_us = self.newest_us.max(at);
@@ -179,11 +213,19 @@ impl Source {
             caution: None,
             capture_fault: None,
             store_fault: None,
-            damage: None,
+            damage: DamageReport::default(),
+            damage_fault: None,
+            drills: ProvedDrills::default(),
             pending_bytes: 0,
             last_attempt_us: 0,
             facts: Facts::default(),
             points: PointSummary::default(),
+            pin_requests: Vec::new(),
+            pinning: Vec::new(),
+            pruned: PruneFacts::default(),
+            forgotten: 0,
+            prune_job: None,
+            upkeep_again: BTreeMap::new(),
         }
     }
 
@@ -192,11 +234,18 @@ impl Source {
         for waiter in &mut self.waiters {
             (waiter.until_seq, waiter.capture) = (None, self.captures + 1);
         }
+        self.pin_requests.append(&mut self.pinning);
+    }
+
+    /// Takes over what is known to be damaged.
+    pub fn set_damage(&mut self, report: DamageReport) {
+        let fault = (!report.is_empty()).then(|| Fault::of_damage(report.damages.clone()));
+        (self.damage, self.damage_fault) = (report, fault);
     }
 
     /// The more important of its faults: what endangers the backup before what delays it.
     pub fn fault(&self) -> Option<&Fault> {
-        self.store_fault.as_ref().or(self.damage.as_ref()).or(self.capture_fault.as_ref())
+        self.store_fault.as_ref().or(self.damage_fault.as_ref()).or(self.capture_fault.as_ref())
     }
 
     /// The properties of its object.
@@ -225,8 +274,15 @@ impl Source {
             oldest: self.points.oldest_us,
             newest: self.points.newest_us,
             last_verified: self.facts.verified_us,
-            last_drill: self.facts.drilled_us,
+            last_drill: self.drills.newest.as_ref().map_or(0, |record| record.drilled_us),
+            last_drill_result: self.drills.details(),
+            damage: self.damage.wire(),
             delete_pending: 0,
+            last_prune: self.pruned.pruned_us,
+            last_prune_error: self.pruned.hindrance.clone().unwrap_or_default(),
+            caution: self.caution.clone().unwrap_or_default(),
+            forgotten_points: self.forgotten,
+            forgotten_bytes: self.pruned.waiting_bytes,
             current_job: self
                 .key_job
                 .clone()

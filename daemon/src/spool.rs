@@ -4,16 +4,20 @@
 //! ```text
 //! <state>/spool/<archive>/<16-digit entry seq>.<8-digit position>.pack.<32 hex digits>
 //! <state>/spool/<archive>/<16-digit entry seq>.99999999.entry
+//! <state>/spool/<archive>/repair.pack.<32 hex digits>
 //! ```
 //!
 //! A pack whose entry never came (the capture was cut off) is swept at start. Packs of an entry that is still to come
-//! have the seq 0.
+//! have the seq 0. A repair is a pack that was made again for entries that are in the store: it stays until it is there, too.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use chatkeep_format::{ArchiveId, ObjectName};
+
+/// How the name of a pack begins that was made again.
+const REPAIR: &str = "repair.pack.";
 
 /// The queue of one archive.
 #[derive(Debug, Clone)]
@@ -35,11 +39,15 @@ pub struct Spooled {
 }
 
 impl Spool {
+    /// The queue of `archive` under `state`, which is open already.
+    pub fn at(state: &Path, archive: &ArchiveId) -> Self {
+        Self { folder: state.join("spool").join(archive.to_string()) }
+    }
+
     /// Opens the queue of `archive` under `state`, and sweeps what a crash left half done.
     pub fn open(state: &Path, archive: &ArchiveId) -> io::Result<Self> {
-        let folder = state.join("spool").join(archive.to_string());
-        std::fs::create_dir_all(&folder)?;
-        let spool = Self { folder };
+        let spool = Self::at(state, archive);
+        std::fs::create_dir_all(&spool.folder)?;
         for entry in std::fs::read_dir(&spool.folder)? {
             let path = entry?.path();
             if path.extension().is_some_and(|e| e == "tmp") {
@@ -61,11 +69,11 @@ impl Spool {
         Ok(self.describe(seq, ObjectName::Pack(name), position, sealed.len()))
     }
 
-    /// Gives packs of an entry that was still to come (their seq is 0) to entry `seq`, from position 0 on.
-    pub fn assign(&self, objects: &[Spooled], seq: u64) -> io::Result<Vec<Spooled>> {
+    /// Gives packs of an entry that was still to come (their seq is 0) to entry `seq`, from position `first` on.
+    pub fn assign(&self, objects: &[Spooled], seq: u64, first: u32) -> io::Result<Vec<Spooled>> {
         let mut assigned = Vec::with_capacity(objects.len());
-        for (position, object) in objects.iter().enumerate() {
-            let described = self.describe(seq, object.name, position as u32, object.len as usize);
+        for (position, object) in (first..).zip(objects) {
+            let described = self.describe(seq, object.name, position, object.len as usize);
             std::fs::rename(&object.path, &described.path)?;
             assigned.push(described);
         }
@@ -79,6 +87,35 @@ impl Spool {
         self.write(&format!("{seq:016}.99999999.entry"), sealed)?;
         std::fs::File::open(&self.folder)?.sync_all()?;
         Ok(self.describe(seq, ObjectName::Entry(seq), 99_999_999, sealed.len()))
+    }
+
+    /// Writes a pack that was made again and is to take the place of a damaged one. Durable when this returns.
+    pub fn put_repair(&self, name: [u8; 16], sealed: &[u8]) -> io::Result<Spooled> {
+        let file = format!("{REPAIR}{}", hex::encode(name));
+        self.write(&file, sealed)?;
+        std::fs::File::open(&self.folder)?.sync_all()?;
+        Ok(Spooled {
+            seq: 0,
+            name: ObjectName::Pack(name),
+            len: sealed.len() as u64,
+            path: self.folder.join(file),
+        })
+    }
+
+    /// Packs that were made again and are not in the store yet.
+    pub fn repairs(&self) -> io::Result<Vec<Spooled>> {
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let file = entry.file_name();
+            let name = file.to_str().and_then(|file| file.strip_prefix(REPAIR));
+            let name = name.and_then(|digits| hex::decode(digits).ok()?.try_into().ok());
+            if let Some(name) = name.map(ObjectName::Pack) {
+                let len = entry.metadata()?.len();
+                found.push(Spooled { seq: 0, name, len, path: entry.path() });
+            }
+        }
+        Ok(found)
     }
 
     /// Everything that waits, in upload order.
@@ -194,7 +231,7 @@ mod tests {
         let spool = Spool::open(state.path(), &ARCHIVE).unwrap();
         let ahead: Vec<_> =
             (0..2).map(|i| spool.put_pack(0, 10 + i, [i as u8; 16], b"pack").unwrap()).collect();
-        let assigned = spool.assign(&ahead, 4).unwrap();
+        let assigned = spool.assign(&ahead, 4, 0).unwrap();
         spool.put_pack(0, 12, [9; 16], b"pack").unwrap();
         let entry = spool.put_entry(4, b"entry").unwrap();
         let listed = Spool::open(state.path(), &ARCHIVE).unwrap().list().unwrap();

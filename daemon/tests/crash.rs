@@ -108,6 +108,7 @@ impl World {
                 state_dir: self.state().join("tables"),
                 name: archive.id.to_string(),
             }],
+            attachments: None,
             written_seq: log.written.seq,
             writer: writer.clone(),
             rebase: log.rebase,
@@ -124,6 +125,7 @@ impl World {
             writer,
             cancelled: Arc::new(AtomicBool::new(false)),
             done_bytes: Arc::new(AtomicU64::new(0)),
+            even_if_unchanged: false,
         });
         let captured = loop {
             if let Event::Captured { result, .. } = incoming.recv().await.unwrap() {
@@ -189,6 +191,7 @@ impl World {
         let destination = Destination {
             folder: std::fs::File::open(target.path()).unwrap().into(),
             file_name: None,
+            in_place: false,
             existing: Existing::Refuse,
             label: String::new(),
         };

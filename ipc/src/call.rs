@@ -72,6 +72,8 @@ pub struct PointFilter {
     pub until: Option<u64>,
     /// At most so many, the newest ones.
     pub limit: Option<u32>,
+    /// Those, too, that the policy forgot and that are not deleted yet.
+    pub forgotten: bool,
 }
 
 /// How deep `Verify` looks.
@@ -145,8 +147,8 @@ pub enum Call {
     Verify { database: String, depth: VerifyDepth, job: NewJob, reply: Reply<JobId> },
     /// Keep a point whatever the policy says, or no longer.
     Pin { database: String, point: String, pinned: bool, reply: Reply<()> },
-    /// Delete what the policy forgot.
-    Prune { database: String, job: NewJob, reply: Reply<JobId> },
+    /// Forget points as the policy says, and delete what was forgotten long enough ago; `dry_run`: only say so.
+    Prune { database: String, dry_run: bool, job: NewJob, reply: Reply<JobId> },
     /// Mark stored backups for deletion.
     DeleteBackups { database: String, proof: Secret, job: NewJob, reply: Reply<JobId> },
     /// Take that back.

@@ -202,9 +202,30 @@ pub trait Database {
     /// `LastDrill`
     #[zbus(property)]
     fn last_drill(&self) -> zbus::Result<u64>;
+    /// `LastDrillResult`
+    #[zbus(property)]
+    fn last_drill_result(&self) -> zbus::Result<Details>;
+    /// `Damage`
+    #[zbus(property)]
+    fn damage(&self) -> zbus::Result<Vec<(String, String, String, Vec<String>)>>;
     /// `DeletePending`
     #[zbus(property)]
     fn delete_pending(&self) -> zbus::Result<u64>;
+    /// `LastPrune`
+    #[zbus(property)]
+    fn last_prune(&self) -> zbus::Result<u64>;
+    /// `LastPruneError`
+    #[zbus(property)]
+    fn last_prune_error(&self) -> zbus::Result<(String, String)>;
+    /// `Caution`
+    #[zbus(property)]
+    fn caution(&self) -> zbus::Result<String>;
+    /// `ForgottenPoints`
+    #[zbus(property)]
+    fn forgotten_points(&self) -> zbus::Result<u32>;
+    /// `ForgottenBytes`
+    #[zbus(property)]
+    fn forgotten_bytes(&self) -> zbus::Result<u64>;
     /// `CurrentJob`
     #[zbus(property)]
     fn current_job(&self) -> zbus::Result<OwnedObjectPath>;

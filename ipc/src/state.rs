@@ -78,8 +78,22 @@ pub struct DatabaseState {
     pub last_verified: u64,
     /// When a restore was last rehearsed in full.
     pub last_drill: u64,
+    /// What that rehearsal found, and the last one that failed; see docs/dbus.md, "Rehearsals".
+    pub last_drill_result: Details,
+    /// Objects in the store that are not what was written: key, kind of damage, what it holds, points it costs.
+    pub damage: Vec<(String, String, String, Vec<String>)>,
     /// When stored backups will be deleted, 0 for not at all.
     pub delete_pending: u64,
+    /// When it was last looked at what can be deleted from the store.
+    pub last_prune: u64,
+    /// Short error name and text: why nothing was deleted. Both empty when all is well.
+    pub last_prune_error: (String, String),
+    /// Why changes are not captured as soon as they are made, or not all of them; empty when all is well.
+    pub caution: String,
+    /// Recovery points that are forgotten and still in the store.
+    pub forgotten_points: u32,
+    /// What waits to be deleted from the store.
+    pub forgotten_bytes: u64,
     /// The job at work on it.
     pub current_job: Option<JobId>,
 }
@@ -242,6 +256,12 @@ pub struct RecoveryPoint {
     pub pinned: bool,
     /// Holds every page; otherwise an increment.
     pub base: bool,
+    /// Something that it needs is known to be damaged.
+    pub damaged: bool,
+    /// How long a span it stands for: `entry dozen gross hour quarter-day day week month base`
+    pub level: String,
+    /// Forgotten by the policy, and not deleted yet.
+    pub forgotten: bool,
 }
 
 /// One archive found in a store.

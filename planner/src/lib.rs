@@ -4,9 +4,10 @@
 //! what time it is ([`Millis`]), and carries out the [`Command`]s it gets back. In reading order: [`event`] is all
 //! that can be said in either direction, [`policy`] the user's choice, [`scheduler`] the decisions about captures and
 //! uploads, [`levels`] what the next entry of an archive holds, [`restore`] which objects a restore reads and in which
-//! order, [`retention`] which recovery points stay, [`prune`] what is deleted from a store. [`year`] tries them
-//! on a model.
+//! order, [`retention`] which recovery points stay, [`prune`] what is deleted from a store, [`damage`] what an object
+//! that is damaged costs. [`year`] tries them on a model.
 
+pub mod damage;
 pub mod event;
 pub mod levels;
 pub mod policy;
@@ -16,6 +17,7 @@ pub mod retention;
 pub mod scheduler;
 pub mod year;
 
+pub use damage::Dependents;
 pub use event::{Command, Event, Millis, Retry, SourceId, UploadId};
 pub use levels::{
     ChainLink, EntryPlan, Level, LevelPolicy, advance_chain, chain_of, next_of_chain, plan_entry,

@@ -1,4 +1,5 @@
-//! Reading the pages of a large capture in slices, beforehand and between other captures.
+//! Reading pages as they are at the newest committed entry: those of a large capture in slices, beforehand and between other
+//! captures; and those of an older entry that did not change since.
 //!
 //! A slice has pages as the table says they are, proved by their digests. What changes later is given again by the
 //! capture the collection is for; the table knows: its last change is newer than the slice.
@@ -100,5 +101,36 @@ impl LiveDatabase {
             collection.slices.push((end, header.seq));
         }
         Ok(end >= header.page_count)
+    }
+
+    /// Gives pages as they were at entry `seq`, each proved by its digest. `false` when one of them changed since, or is
+    /// nowhere any more, or when `take` has had enough; what was given until then is of no use.
+    pub fn read_unchanged(
+        &mut self,
+        pages: &mut dyn Iterator<Item = u32>,
+        seq: u64,
+        take: &mut dyn FnMut(u32, &[u8]) -> bool,
+    ) -> Result<bool, CaptureError> {
+        self.settle();
+        let Some(header) = self.table.header().copied().filter(|header| !header.gone) else {
+            return Ok(false);
+        };
+        let mut image = vec![0; header.page_size as usize];
+        let mut slots = Slots::default();
+        for pgno in pages {
+            let slot = slots.get(&self.table, pgno).map_err(doing(TABLE))?;
+            let Some(slot) = slot.filter(|slot| header.entry_of(slot) <= seq) else { return Ok(false) };
+            let found = !self.dirty.contains(pgno)
+                && self.read_clean(pgno, &slot.digest, &mut image).map_err(doing("reading the database"))?;
+            if !found || !take(pgno, &image) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Bytes of a page, as the newest committed entry says; 0 when there is none.
+    pub fn page_size(&self) -> u32 {
+        self.table.header().map_or(0, |header| header.page_size)
     }
 }

@@ -51,5 +51,5 @@ pub use live::LiveDatabase;
 pub use restore::{Existing, RestoreWriter, Restored};
 pub use several::wait_any;
 pub use types::{Build, Capture, LiveConfig, Look, Mode, PageSink};
-pub use verify::Integrity;
+pub use verify::{Integrity, RowCounts, count_rows};
 pub use watch::Waker;

@@ -2,6 +2,8 @@
 
 pub mod chat;
 pub mod check;
+pub mod simulation;
 pub mod stack;
+pub mod stress;
 
 pub use check::{Checked, Expect, check_database, check_sqlcipher};

@@ -4,6 +4,12 @@ mod demo;
 mod demo_steps;
 mod prove;
 mod prove_attempts;
+mod prove_capture;
+mod prove_capture_crashes;
+mod prove_capture_kills;
+mod prove_capture_service;
+mod prove_capture_stress;
+mod prove_capture_year;
 mod prove_changes;
 mod prove_rounds;
 
@@ -29,11 +35,22 @@ enum Command {
 enum Prove {
     /// Random writers and random kills.
     Spine(prove::Arguments),
+    /// Captures under stress, crashes, and a year of use.
+    Capture(prove_capture::Arguments),
+    /// The kills of `capture` alone.
+    #[command(hide = true)]
+    CaptureKills(prove_capture_kills::Alone),
+    /// The process that `capture` kills.
+    #[command(hide = true)]
+    CaptureChild(prove_capture_kills::Arguments),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Prove(Prove::Spine(arguments)) => prove::run(&arguments),
+        Command::Prove(Prove::Capture(arguments)) => prove_capture::run(&arguments),
+        Command::Prove(Prove::CaptureKills(arguments)) => prove_capture_kills::alone(&arguments),
+        Command::Prove(Prove::CaptureChild(arguments)) => prove_capture_kills::live(&arguments),
     }
 }

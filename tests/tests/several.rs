@@ -56,13 +56,17 @@ fn one_recovery_point_has_all_databases_of_an_app() {
     let later = Notes::open(&machine.home().join("later.db")).unwrap();
     later.say("later 1").unwrap();
     // It is looked for every few seconds.
-    chatkeep_tests::stack::wait::until("the third database is in a point", std::time::Duration::from_secs(40), || {
-        chats.say("chat").unwrap();
-        let point = back_up(&machine);
-        let target = machine.home().join(format!("look-{point}"));
-        machine.restore("app", &target, Some(&point))?.success()?;
-        Ok(target.join("later.db").exists().then_some(()))
-    })
+    chatkeep_tests::stack::wait::until(
+        "the third database is in a point",
+        std::time::Duration::from_secs(40),
+        || {
+            chats.say("chat").unwrap();
+            let point = back_up(&machine);
+            let target = machine.home().join(format!("look-{point}"));
+            machine.restore("app", &target, Some(&point))?.success()?;
+            Ok(target.join("later.db").exists().then_some(()))
+        },
+    )
     .unwrap();
 
     // An app that loses one of its files does not lose it in the backup.
@@ -83,7 +87,10 @@ fn one_recovery_point_has_all_databases_of_an_app() {
         target
     };
     let target = restored(&first);
-    assert_eq!((texts(&target, "chats.db"), texts(&target, "keys.db")), (vec!["chat 1".into()], vec!["key 1".into()]));
+    assert_eq!(
+        (texts(&target, "chats.db"), texts(&target, "keys.db")),
+        (vec!["chat 1".into()], vec!["key 1".into()])
+    );
     assert!(!target.join("later.db").exists());
     let target = restored(&second);
     assert_eq!(texts(&target, "keys.db"), ["key 1", "key 2"]);

@@ -33,17 +33,24 @@ enum Command {
 #[derive(Subcommand)]
 enum Prove {
     /// Random writers and random kills: every announced recovery point restores, nothing is readable, ten guesses.
-    Spine {
-        /// Few rounds: less than five minutes.
-        #[arg(long, conflicts_with = "rounds")]
-        quick: bool,
-        /// How many rounds.
-        #[arg(long, value_name = "N")]
-        rounds: Option<u32>,
-        /// Repeat the choices of an earlier run.
-        #[arg(long, value_name = "N")]
-        seed: Option<u64>,
-    },
+    Spine(Length),
+    /// Apps with every habit, thousands of crashes, a year of use: every capture is a state that was committed, every
+    /// announced recovery point restores, no app ever waits for us.
+    Capture(Length),
+}
+
+/// How long, and which choices.
+#[derive(clap::Args)]
+struct Length {
+    /// Few rounds: less than five minutes.
+    #[arg(long, conflicts_with = "rounds")]
+    quick: bool,
+    /// How many rounds.
+    #[arg(long, value_name = "N")]
+    rounds: Option<u32>,
+    /// Repeat the choices of an earlier run.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -56,17 +63,23 @@ fn main() -> anyhow::Result<()> {
             }
             build::and_run(arguments)
         }
-        Command::Prove(Prove::Spine { quick, rounds, seed }) => {
-            let mut arguments: Vec<OsString> = vec!["prove".into(), "spine".into()];
-            if quick {
-                arguments.push("--quick".into());
-            }
-            for (name, value) in [("--rounds", rounds.map(u64::from)), ("--seed", seed)] {
-                if let Some(value) = value {
-                    arguments.extend([name.into(), value.to_string().into()]);
-                }
-            }
-            build::and_run(arguments)
+        Command::Prove(Prove::Spine(length)) => build::and_run(length.of("spine")),
+        Command::Prove(Prove::Capture(length)) => build::and_run(length.of("capture")),
+    }
+}
+
+impl Length {
+    /// The arguments of `chatkeep-tests` that prove `what`.
+    fn of(self, what: &str) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["prove".into(), what.into()];
+        if self.quick {
+            arguments.push("--quick".into());
         }
+        for (name, value) in [("--rounds", self.rounds.map(u64::from)), ("--seed", self.seed)] {
+            if let Some(value) = value {
+                arguments.extend([name.into(), value.to_string().into()]);
+            }
+        }
+        arguments
     }
 }

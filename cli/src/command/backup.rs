@@ -1,4 +1,4 @@
-//! Back up, verify, pause.
+//! Back up, pause.
 
 use chatkeep_ipc::proxy::{DatabaseProxy, ManagerProxy, Options};
 use serde_json::json;
@@ -49,13 +49,6 @@ pub(super) async fn backup(context: &Context, id: Option<&str>, wait: bool) -> R
         output::line("backed up");
     }
     Ok(())
-}
-
-pub(super) async fn verify(context: &Context, id: &str, depth: &str) -> Result<()> {
-    let view = context.view().await?;
-    let options = Options::from([("depth", depth.into())]);
-    let path = proxy(context, view.database(id)?).await?.verify(options).await?;
-    context.follow(&path, "everything that was looked at is right").await
 }
 
 pub(super) async fn pause(context: &Context, duration: Option<&str>, reason: &str) -> Result<()> {

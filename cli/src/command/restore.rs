@@ -1,62 +1,21 @@
-//! Recovery points, and the way back.
+//! The way back.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use chatkeep_ipc::proxy::Options;
-use serde_json::json;
 use zbus::zvariant::Value;
 
-use super::register::{number, text};
 use super::{Context, backup};
 use crate::explain::{Failure, Result};
-use crate::output::{self, plain, size};
-use crate::{job, time};
+use crate::time;
 
 /// What to restore, and over what.
 pub(super) struct Target {
     pub(super) at: Option<String>,
     pub(super) point: Option<String>,
     pub(super) overwrite: bool,
-}
-
-pub(super) async fn points(context: &Context, id: &str, limit: Option<u32>) -> Result<()> {
-    let view = context.view().await?;
-    let mut options = Options::new();
-    if let Some(limit) = limit {
-        options.insert("limit", limit.into());
-    }
-    let points = backup::proxy(context, view.database(id)?).await?.list_recovery_points(options).await?;
-    if context.json {
-        let points: Vec<_> = points.iter().map(job::to_json).collect();
-        output::json(&json!({ "points": points }));
-        return Ok(());
-    }
-    if points.is_empty() {
-        output::line("there is no recovery point yet");
-        return Ok(());
-    }
-    let now = time::now();
-    let flag = |point: &std::collections::HashMap<String, _>, key: &str| {
-        point.get(key).is_some_and(|value| bool::try_from(value).unwrap_or(false))
-    };
-    let mut rows =
-        vec![["POINT", "TIME (UTC)", "AGE", "SIZE", "KIND", "VERIFIED"].map(str::to_owned).to_vec()];
-    for point in &points {
-        let kind = if flag(point, "base") { "base" } else { "increment" };
-        let pinned = if flag(point, "pinned") { ", pinned" } else { "" };
-        rows.push(vec![
-            plain(&text(point, "id")),
-            time::date_time(number(point, "time")),
-            time::age(number(point, "time"), now),
-            size(number(point, "size")),
-            format!("{kind}{pinned}"),
-            time::age(number(point, "verified"), now),
-        ]);
-    }
-    output::print(&output::table(&rows));
-    Ok(())
 }
 
 pub(super) async fn restore(context: &Context, id: &str, to: &Path, target: Target) -> Result<()> {

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use super::{Context, vault};
+use super::{Context, vault, verify};
 use crate::explain::Result;
 use crate::output::{self, Colour, paint, plain, size};
-use crate::time;
 use crate::view::{Database, Object, View};
+use crate::{job, time};
 
 /// The worse one counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -133,6 +133,26 @@ fn judge_database(database: &Database, reasons: &mut Vec<(Verdict, String)>) {
     if database.state.flag("Overdue") {
         reasons.push((Verdict::Attention, format!("{id}: the last backup is older than it should be")));
     }
+    let damaged = database.state.get::<Vec<job::Damage>>("Damage").len();
+    if damaged > 0 {
+        let text =
+            format!("{id}: {damaged} objects in the store are damaged; `chatkeep verify {id}` lists them");
+        reasons.push((Verdict::Failing, text));
+    }
+    if let Some((at, error, text)) = verify::failed(&database.state.map("LastDrillResult")) {
+        let age = time::age(at, time::now());
+        // An absent store or a full disk says nothing about what is stored.
+        let verdict = match error.as_str() {
+            "Corrupt" | "ObjectMissing" | "NewerFormat" | "Internal" => Verdict::Failing,
+            _ => Verdict::Attention,
+        };
+        reasons.push((verdict, format!("{id}: rehearsing a restore failed {age}: {text}")));
+    }
+    let (hindrance, text) = database.state.error("LastPruneError");
+    // a store that permits no deletion may be meant so
+    if !matches!(hindrance.as_str(), "" | "AccessDenied") {
+        reasons.push((Verdict::Attention, format!("{id}: nothing is deleted: {text}")));
+    }
     let deletion = database.state.number("DeletePending");
     if deletion != 0 {
         let when = time::date_time(deletion);
@@ -167,7 +187,19 @@ fn show(view: &View, reasons: &[(Verdict, String)]) {
             ]);
         }
         output::print(&output::table(&rows));
+        for database in &view.databases {
+            if let Some(line) = verify::summary(&database.state.map("LastDrillResult"), now) {
+                output::line(&plain(&format!("{}: {line}", database.id())));
+            }
+        }
     }
+    for database in &view.databases {
+        let caution = database.state.text("Caution");
+        if !caution.is_empty() {
+            output::line(&plain(&format!("{}: {caution}", database.id())));
+        }
+    }
+    view.databases.iter().filter_map(forgotten).for_each(|line| output::line(&line));
     if !view.stores.is_empty() {
         output::line("");
         let mut rows =
@@ -199,6 +231,18 @@ fn show(view: &View, reasons: &[(Verdict, String)]) {
     if reasons.is_empty() {
         output::line(&paint("everything is fine", Colour::Green));
     }
+}
+
+/// What is on its way out of the store, and what holds it up.
+fn forgotten(database: &Database) -> Option<String> {
+    let state = &database.state;
+    let (points, bytes) = (state.get::<u32>("ForgottenPoints"), state.number("ForgottenBytes"));
+    if points == 0 && bytes == 0 {
+        return None;
+    }
+    let (_, hindrance) = state.error("LastPruneError");
+    let why = if hindrance.is_empty() { "wait to be deleted".to_owned() } else { plain(&hindrance) };
+    Some(format!("{}: {points} forgotten points, {}: {why}", plain(&database.id()), size(bytes)))
 }
 
 fn used(store: &Object) -> String {
@@ -250,11 +294,15 @@ fn database_json(view: &View, database: &Database) -> Value {
         "state": state.text("State"), "overdue": state.flag("Overdue"),
         "last_capture": state.number("LastCapture"), "last_upload": state.number("LastSuccess"),
         "last_attempt": state.number("LastAttempt"), "last_verified": state.number("LastVerified"),
-        "last_drill": state.number("LastDrill"), "last_error": error_json(&state.error("LastError")),
+        "last_drill": state.number("LastDrill"), "drill": job::to_json(&state.map("LastDrillResult")),
+        "damage": state.get::<Vec<job::Damage>>("Damage"), "last_error": error_json(&state.error("LastError")),
         "next_run": state.number("NextRun"), "pending_bytes": state.number("PendingBytes"),
         "stored_bytes": state.number("RemoteBytes"), "points": state.get::<u32>("RecoveryPoints"),
         "oldest": state.number("Oldest"), "newest": state.number("Newest"),
-        "delete_pending": state.number("DeletePending"),
+        "delete_pending": state.number("DeletePending"), "last_prune": state.number("LastPrune"),
+        "last_prune_error": error_json(&state.error("LastPruneError")),
+        "caution": state.text("Caution"),
+        "forgotten_points": state.get::<u32>("ForgottenPoints"), "forgotten_bytes": state.number("ForgottenBytes"),
         "encryption": {
             "mode": encryption.text("Mode"), "state": encryption.text("State"), "key_id": encryption.text("KeyId"),
             "key_on_device": encryption.flag("KeyOnDevice"), "last_checked": encryption.number("LastChecked"),

@@ -168,14 +168,19 @@ async fn answer(mut incoming: mpsc::Receiver<Call>, server: Server, log: Arc<Mut
             Call::BackupAll { reply, .. } => reply.send(Ok(Vec::new())).unwrap(),
             Call::ListRecoveryPoints { filter, reply, .. } => {
                 note(format!("points {:?}", filter.limit));
-                let point = |id: &str, base| RecoveryPoint {
+                let point = |id: &str, level: &str| RecoveryPoint {
                     id: id.into(),
                     time: NOW,
                     size: 2048,
-                    base,
+                    base: level == "base",
+                    level: level.into(),
                     ..Default::default()
                 };
-                reply.send(Ok(vec![point("8", false), point("7", true)])).unwrap();
+                let mut points = vec![point("8", "hour"), point("7", "base")];
+                if filter.forgotten {
+                    points.push(RecoveryPoint { forgotten: true, pinned: true, ..point("6", "entry") });
+                }
+                reply.send(Ok(points)).unwrap();
             }
             Call::ListRemote { store, reply } => {
                 let archive =
@@ -231,6 +236,27 @@ async fn answer(mut incoming: mpsc::Receiver<Call>, server: Server, log: Arc<Mut
             Call::Verify { job, reply, .. } => {
                 begin(&server, &job, "verify");
                 reply.send(Ok(job.id)).unwrap();
+            }
+            Call::Pin { database, point, pinned, reply } => {
+                note(format!("pin {database} {point} {pinned}"));
+                let none = || Error::NotFound(format!("there is no point `{point}`"));
+                reply.send(if point == "9" { Err(none()) } else { Ok(()) }).unwrap();
+            }
+            Call::Prune { dry_run, job, reply, .. } => {
+                note(format!("prune {dry_run}"));
+                let id = begin(&server, &job, "prune");
+                reply.send(Ok(job.id)).unwrap();
+                let points: Vec<(String, u64, u64)> = vec![("6".into(), 2048, NOW), ("3".into(), 1024, 0)];
+                let points = zbus::zvariant::Value::from(points).try_into_owned().unwrap();
+                let details = Details::from([
+                    ("deleted-points".to_owned(), 1_u32.into()),
+                    ("deleted-objects".to_owned(), 2_u32.into()),
+                    ("deleted-bytes".to_owned(), 4096_u64.into()),
+                    ("waiting-objects".to_owned(), 1_u32.into()),
+                    ("waiting-bytes".to_owned(), 1024_u64.into()),
+                    ("points".to_owned(), points),
+                ]);
+                server.job_completed(&id, JobOutcome::Done(details), NOW);
             }
             Call::JobCancel { job, reply } => {
                 note("cancel".into());

@@ -1,4 +1,4 @@
-//! One capture: all databases of the source into one entry.
+//! One capture: all databases of the source into one entry, and then its attachments.
 
 use std::sync::atomic::Ordering;
 
@@ -7,12 +7,16 @@ use chatkeep_sqlite::{Build, Capture, GapReason};
 use tracing::{debug, warn};
 
 use super::ahead::{Ahead, Taken};
+use super::media::{Media, MediaDraft};
 use super::members::Members;
 use super::{CaptureOrder, Captured};
 use crate::catalogue::Point;
 use crate::fault::{Fault, Result};
 use crate::sealing::Packs;
 use crate::writer::{Draft, Part, Written};
+
+/// Behind the positions of all packs of pages.
+const MEDIA_POSITION: u32 = 50_000_000;
 
 /// What the databases gave.
 struct Gathered {
@@ -26,25 +30,32 @@ struct Gathered {
 
 impl Members {
     /// Captures, seals, spools; the tables follow once the entry is on the disk.
-    pub(super) fn capture(&mut self, order: &CaptureOrder, ahead: &mut Ahead) -> Result<Captured> {
+    pub(super) fn capture(
+        &mut self,
+        order: &CaptureOrder,
+        ahead: &mut Ahead,
+        media: &mut Media,
+    ) -> Result<Captured> {
         // Everything committed before this moment is in the capture; what is committed meanwhile may be.
         let now_us = order.clock.now_us() as i64;
         let (plan, ordinary) = self.plan(order, ahead, now_us);
         let taken = ahead.take(plan);
-        let captured = self.capture_as(order, plan, taken.as_ref(), now_us);
+        let captured = self.capture_as(order, plan, taken.as_ref(), media, now_us);
         if let Some(taken) = &taken
             && !matches!(&captured, Ok(Captured { written: Some(_), .. }))
         {
             taken.drop_all(&order.writer);
         }
-        match captured {
+        let captured = match captured {
             // An app that writes faster than old pages can be read: the long entry has time, the capture has not.
             Err(fault) if plan != ordinary && !order.cancelled.load(Ordering::Relaxed) => {
                 debug!(level = plan.level.number(), error = %fault.error.text(), "an ordinary entry instead");
-                self.capture_as(order, ordinary, None, order.clock.now_us() as i64)
+                self.capture_as(order, ordinary, None, media, order.clock.now_us() as i64)
             }
             captured => captured,
-        }
+        };
+        let more = media.captured();
+        captured.map(|captured| Captured { more, ..captured })
     }
 
     /// What the next entry is: what is due, if it can be made without delay, else an ordinary one; and the ordinary one.
@@ -71,6 +82,7 @@ impl Members {
         order: &CaptureOrder,
         plan: EntryPlan,
         taken: Option<&Taken>,
+        media: &mut Media,
         now_us: i64,
     ) -> Result<Captured> {
         let seq = order.before.seq + 1;
@@ -83,13 +95,17 @@ impl Members {
             }
         };
         let Gathered { parts, packs, gap, unchanged, gone } = gathered;
-        if unchanged || gone {
+        if !gone {
+            media.catch_up(&order.writer);
+        }
+        if (unchanged && !media.has_news() && !order.even_if_unchanged) || gone {
             order.writer.spool.drop_entry(seq);
             self.commit(order.before.seq, &order.chain)?;
-            return Ok(Captured { written: None, gap, gone });
+            return Ok(Captured { written: None, gap, gone, more: false });
         }
-        match self.publish(order, plan, taken, parts, packs, now_us) {
-            Ok(written) => {
+        match self.publish(order, plan, taken, media, (parts, packs), now_us) {
+            Ok((written, draft)) => {
+                media.commit(&written, &draft);
                 let mut chain = order.chain.clone();
                 chain.retain(|point| point.seq <= written.point.parent_seq);
                 chain.insert(0, written.point.clone());
@@ -99,10 +115,11 @@ impl Members {
                     self.forget();
                 }
                 self.wrote(&written);
-                Ok(Captured { written: Some(written), gap, gone })
+                Ok(Captured { written: Some(written), gap, gone, more: false })
             }
             Err(error) => {
                 self.abort();
+                media.abort(&order.writer);
                 order.writer.spool.drop_entry(seq);
                 Err(error.into())
             }
@@ -157,10 +174,10 @@ impl Members {
         order: &CaptureOrder,
         plan: EntryPlan,
         taken: Option<&Taken>,
-        parts: Vec<Part>,
-        packs: Packs,
+        media: &mut Media,
+        (parts, packs): (Vec<Part>, Packs),
         now_us: i64,
-    ) -> std::io::Result<Written> {
+    ) -> std::io::Result<(Written, MediaDraft)> {
         let seq = order.before.seq + 1;
         let mut unchanged = self.absent(order);
         // One that is gone for good was captured as far as it could be: it stays as it was.
@@ -177,21 +194,25 @@ impl Members {
             live.prepare(seq)?;
         }
         let mut objects = match taken {
-            Some(taken) => order.writer.spool.assign(&taken.objects, seq)?,
+            Some(taken) => order.writer.spool.assign(&taken.objects, seq, 0)?,
             None => Vec::new(),
         };
         objects.extend(packs.objects);
-        order.writer.publish(Draft {
+        let parent_seq = parent.map_or(0, |parent| parent.seq);
+        let mut draft = media.draft(&order.writer, seq, parent_seq, MEDIA_POSITION)?;
+        objects.append(&mut draft.objects);
+        let written = order.writer.publish(Draft {
             before: &order.before,
             parent,
             level: level.number(),
             parts,
             unchanged,
-            folders: Vec::new(),
-            listed_packs: Vec::new(),
+            folders: draft.records(),
+            listed_packs: draft.listed_packs.clone(),
             objects,
             taken_at_us: now_us,
-        })
+        })?;
+        Ok((written, draft))
     }
 
     fn abort(&mut self) {

@@ -199,7 +199,9 @@ fn caution_of(look: &Look) -> Option<String> {
     let place = look.caution.map(str::to_owned);
     // A gap that may be closed at once is no delay.
     let gap = look.gap.filter(|_| !look.changed).map(|gap| {
-        format!("the whole file has to be read ({gap}), which waits so that reading takes at most 2 % of a core")
+        format!(
+            "the whole file has to be read ({gap}), which waits so that reading takes at most 2 % of a core"
+        )
     });
     match (place, gap) {
         (Some(place), Some(gap)) => Some(format!("{place}; {gap}")),

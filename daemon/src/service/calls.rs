@@ -1,5 +1,6 @@
 //! What callers ask: checked here, answered here or turned into a job.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,13 +10,16 @@ use chatkeep_ipc::{
     Call, Caller, Error, JobId, JobOutcome, NewJob, PointFilter, RecoveryPoint, RegisterOptions, Reply,
     RestoreOptions, RestoreTarget,
 };
-use chatkeep_planner::{Event as Happened, SourceId, Target, choose_point};
+use chatkeep_planner::{Event as Happened, Level, SourceId, Target, choose_point};
+use chatkeep_sqlite::Existing;
 
 use super::{Pause, Service};
 use crate::archive::Archive;
+use crate::catalogue::{Point, restorable};
 use crate::event::{Command, Opened, Work};
 use crate::fault::Result;
 use crate::registry::Registration;
+use crate::restore::Destination;
 use crate::source::{Phase, Waiter};
 
 /// Calls that wait for one archive to be opened; more are told that it is busy.
@@ -86,12 +90,14 @@ impl Service {
                 self.cancel(&job);
                 answer(reply, Ok(()));
             }
+            Call::Prune { database, dry_run, job, reply } => {
+                answer(reply, self.prune(&database, dry_run, job));
+            }
+            Call::Pin { database, point, pinned, reply } => self.pin_point(&database, &point, pinned, reply),
             Call::RestoreInPlace { reply, .. }
-            | Call::Prune { reply, .. }
             | Call::DeleteBackups { reply, .. }
             | Call::VaultDeregister { reply, .. } => unsupported(reply),
-            Call::Pin { reply, .. }
-            | Call::CancelDelete { reply, .. }
+            Call::CancelDelete { reply, .. }
             | Call::SetSchedule { reply, .. }
             | Call::SetCredentials { reply, .. } => unsupported(reply),
             other => self.encryption_call(other),
@@ -104,6 +110,8 @@ impl Service {
         | Call::ListRecoveryPoints { database, .. }
         | Call::RestoreTo { database, .. }
         | Call::Verify { database, .. }
+        | Call::Prune { database, .. }
+        | Call::Pin { database, .. }
         | Call::ChangePassword { database, .. }
         | Call::RotateKey { database, .. }
         | Call::CheckSecret { database, .. }
@@ -253,9 +261,14 @@ impl Service {
     }
 
     fn points(&self, id: &str, filter: &PointFilter) -> Result<Vec<RecoveryPoint>, Error> {
-        let (_, opened) = self.opened_of(id)?;
-        let mut points = self.tools.catalogue.points(&opened.archive.id);
+        let (number, opened) = self.opened_of(id)?;
+        let damage = &self.sources[&number].damage;
+        let forgotten =
+            if filter.forgotten { self.tools.catalogue.forgotten(&opened.archive.id) } else { Vec::new() };
+        let is_forgotten: BTreeSet<u64> = forgotten.iter().map(|point| point.seq).collect();
+        let mut points = self.restorable_points(&opened.archive.id, forgotten);
         points.reverse();
+        let pins = self.sources[&number].log.as_ref().map(|log| log.written.pins.clone()).unwrap_or_default();
         let time = |at: i64| u64::try_from(at).unwrap_or(0);
         let wanted = points.into_iter().filter(|point| {
             let at = time(point.taken_at_us);
@@ -267,10 +280,23 @@ impl Service {
             time: time(point.taken_at_us),
             size: point.bytes,
             verified: point.verified_us,
-            pinned: opened.log.written.pins.contains(&point.seq),
+            pinned: pins.contains(&point.seq),
             base: point.seq == point.base_seq,
+            damaged: damage.affects(point.seq),
+            level: level_word(point.level).to_owned(),
+            forgotten: is_forgotten.contains(&point.seq),
         });
         Ok(shown.collect())
+    }
+
+    /// The points that can be restored, and `more`, oldest first.
+    fn restorable_points(&self, archive: &ArchiveId, more: Vec<Point>) -> Vec<Point> {
+        let mut points = self.tools.catalogue.points(archive);
+        points.extend(more);
+        points.sort_unstable_by_key(|point| point.seq);
+        let whole = restorable(&points, &self.tools.catalogue.missing(archive));
+        points.retain(|point| whole.contains(&point.seq));
+        points
     }
 
     fn restore(
@@ -292,15 +318,29 @@ impl Service {
                 Target::Seq(seq)
             }
         };
-        let points = self.tools.catalogue.points(&opened.archive.id);
+        let catalogue = &self.tools.catalogue;
+        let points = match target {
+            // One that is named is tried, whatever is known of it.
+            Target::Seq(seq) => {
+                let point = catalogue.point(&opened.archive.id, seq);
+                point.or_else(|| catalogue.forgotten_point(&opened.archive.id, seq)).into_iter().collect()
+            }
+            _ => self.restorable_points(&opened.archive.id, Vec::new()),
+        };
         let times: Vec<(u64, u64)> =
             points.iter().map(|point| (point.seq, u64::try_from(point.taken_at_us).unwrap_or(0))).collect();
         let seq = choose_point(&times, target).ok_or_else(|| match target {
             Target::Newest => Error::NotFound("there is no recovery point yet".to_owned()),
             _ => Error::NotFound("there is no such recovery point".to_owned()),
         })?;
-        let overwrite = options.overwrite;
-        let work = Work::Restore { opened, seq, folder, file_name, overwrite };
+        let destination = Destination {
+            folder,
+            file_name: Some(file_name),
+            in_place: false,
+            existing: if options.overwrite { Existing::KeepBeside } else { Existing::Refuse },
+            label: restore_label(),
+        };
+        let work = Work::Restore { opened, seq, destination };
         Ok(self.run(job, "restore", Some(number), false, work))
     }
 
@@ -513,9 +553,11 @@ impl Service {
 pub(super) fn is_abandoned(call: &Call) -> bool {
     match call {
         Call::ListRecoveryPoints { reply, .. } => reply.is_closed(),
+        Call::Pin { reply, .. } => reply.is_closed(),
         Call::BackupNow { reply, .. }
         | Call::RestoreTo { reply, .. }
         | Call::Verify { reply, .. }
+        | Call::Prune { reply, .. }
         | Call::ChangePassword { reply, .. }
         | Call::RotateKey { reply, .. }
         | Call::CheckSecret { reply, .. }
@@ -571,6 +613,26 @@ fn looks_like_a_database(file: &OwnedFd, path: &Path) -> Result<(), Error> {
         return Err(no("its length is not a multiple of a page"));
     }
     Ok(())
+}
+
+/// How a level is called.
+fn level_word(level: u8) -> &'static str {
+    match Level::from_number(level) {
+        Some(Level::Entry) => "entry",
+        Some(Level::Dozen) => "dozen",
+        Some(Level::Gross) => "gross",
+        Some(Level::Hour) => "hour",
+        Some(Level::QuarterDay) => "quarter-day",
+        Some(Level::Day) => "day",
+        Some(Level::Week) => "week",
+        Some(Level::Month) => "month",
+        Some(Level::Base) | None => "base",
+    }
+}
+
+/// Tells what is kept beside from what comes in its place.
+pub(super) fn restore_label() -> String {
+    format!("restore-{}", crate::clock::now_us() / 1_000_000)
 }
 
 fn check_file_name(name: &str) -> Result<(), Error> {

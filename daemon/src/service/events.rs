@@ -4,17 +4,19 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use chatkeep_ipc::{Details, Error, JobOutcome, VerifyDepth};
+use chatkeep_ipc::{Details, Error, JobOutcome};
 use chatkeep_planner::{Event as Happened, Millis, Retry, SourceId, UploadId};
+use chatkeep_sqlite::Existing;
 use tracing::{debug, info, warn};
 use zbus::zvariant::{OwnedValue, Value};
 
 use super::Service;
-use super::calls::is_abandoned;
+use super::calls::{is_abandoned, restore_label};
 use crate::event::{Command, Event, Opened, Outcome, Stored, VaultSeen, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::Captured;
-use crate::source::{Phase, PointSummary};
+use crate::restore::Destination;
+use crate::source::Phase;
 use crate::writer::Written;
 
 /// The first wait before an archive that could not be opened is tried again, in milliseconds.
@@ -42,6 +44,7 @@ impl Service {
                 self.plan(Happened::Changed { source, pending_bytes });
             }
             Event::Captured { source, result } => self.captured(source, result),
+            Event::Rebuilt { source, packs, lost } => self.rebuilt(source, packs, lost),
             Event::Uploaded { source, upload, result } => self.uploaded(source, upload, result),
             Event::JobEnded { job, result, vault, keys } => {
                 if let Some(keys) = keys {
@@ -142,14 +145,19 @@ impl Service {
     /// Begins to follow a source whose archive is open.
     fn take_up(&mut self, number: SourceId, opened: &Arc<Opened>) {
         let id = opened.archive.id;
-        let mut points = PointSummary::default();
-        self.tools.catalogue.points(&id).iter().for_each(|point| points.add(point));
+        let points = self.summary_of(&id);
+        let forgotten = self.tools.catalogue.forgotten(&id).len();
+        let pruned = self.tools.catalogue.prune_facts(&id);
         let facts = self.tools.catalogue.facts(&id);
+        let damage = self.tools.catalogue.damage(&id);
+        let drills = self.tools.catalogue.drills(&id).prove(&id, &opened.keys.roots);
         if let Some(seen) = &opened.vault {
             self.saw_vault(seen);
         }
         let Some(source) = self.sources.get_mut(&number) else { return };
-        (source.points, source.facts) = (points, facts);
+        (source.points, source.facts, source.drills) = (points, facts, drills);
+        source.set_damage(damage);
+        (source.forgotten, source.pruned) = (u32::try_from(forgotten).unwrap_or(u32::MAX), pruned);
         source.log = Some(opened.log.clone());
         source.opened = Some(opened.clone());
         source.store_fault.clone_from(&opened.log.blocked);
@@ -167,6 +175,7 @@ impl Service {
                 self.enqueue(number, written);
             }
             self.follow(number);
+            self.mend(number);
         }
         if std::mem::take(&mut self.sources.get_mut(&number).expect("it is there").restore_when_open) {
             self.restore_in_place(number);
@@ -180,13 +189,15 @@ impl Service {
         let command = Command::Follow {
             source: number,
             databases: source.registration.databases(),
+            attachments: source.registration.attachments.clone(),
             opened: opened.clone(),
             writer: Box::new(writer),
             links: source.configured,
         };
         self.out.push(command);
         self.update(number, |source| source.following = true);
-        if !self.sources[&number].waiters.is_empty() {
+        let source = &self.sources[&number];
+        if !source.waiters.is_empty() || !source.pin_requests.is_empty() {
             self.plan(Happened::CaptureNow { source: number });
         }
     }
@@ -276,16 +287,18 @@ impl Service {
         };
         source.capturing = None;
         match result {
-            Ok(Captured { written, gone, .. }) => {
+            Ok(Captured { written, gone, more, .. }) => {
                 source.pending_bytes = 0;
                 source.capture_fault = None;
                 source.found = !gone;
                 let newest = written.as_ref().map(|written| written.head.seq);
                 let newest = newest.or_else(|| source.log.as_ref().map(|log| log.written.seq)).unwrap_or(0);
                 let count = source.captures;
-                for waiter in source.waiters.iter_mut().filter(|waiter| waiter.capture <= count) {
+                // Whoever waits for a backup waits for the attachments, too.
+                for waiter in source.waiters.iter_mut().filter(|waiter| waiter.capture <= count && !more) {
                     waiter.until_seq.get_or_insert(newest);
                 }
+                source.pins_captured(written.is_some());
                 self.note_facts(number, |facts, now| facts.captured_us = now);
                 if let Some(written) = written {
                     if let Some(log) = self.sources.get_mut(&number).and_then(|source| source.log.as_mut()) {
@@ -299,6 +312,7 @@ impl Service {
             Err(fault) => {
                 debug!(database = %source.id, error = %fault.error.text(), "the capture failed");
                 let retry = fault.retry();
+                source.fail_pins(&fault.error);
                 // Once busy is bad luck, twice is an answer.
                 let patient = matches!(fault.error, Error::DatabaseBusy(_))
                     && source.waiters.iter_mut().all(|waiter| {
@@ -355,12 +369,17 @@ impl Service {
                 if rebase {
                     // What just went up builds on what is not there: only the base that follows is a point to rely on.
                     source.wait_anew();
-                    self.out.push(Command::Rebase { source: number });
+                    self.out.push(Command::Rebase { source: number, bad_packs: BTreeSet::new() });
                     self.plan(Happened::CaptureNow { source: number });
                 }
                 let Some(source) = self.sources.get_mut(&number) else { return };
                 source.store_fault = None;
                 let done = source.uploads.remove(&upload);
+                if let Some((object, _)) = &done {
+                    // A damaged pack was just replaced by the same content.
+                    self.uploaded_again(number, object.name);
+                }
+                let Some(source) = self.sources.get_mut(&number) else { return };
                 if let Some(log) = &mut source.log {
                     log.confirmed = true;
                     if let Some((_, Some(written))) = &done {
@@ -397,7 +416,7 @@ impl Service {
                     self.block(number, &fault);
                     return;
                 }
-                self.fail_waiters(number, &fault);
+                self.fail_backups(number, &fault);
                 let retry = if fault.retry() == Retry::Never { Retry::Backoff } else { fault.retry() };
                 self.update(number, |source| source.store_fault = Some(fault));
                 self.plan(Happened::UploadFailed { source: number, upload, retry });
@@ -410,10 +429,13 @@ impl Service {
             self.saw_vault(seen);
         }
         let number = self.jobs.get(job).and_then(|running| running.source);
-        if let (Some(number), Err(fault)) = (number, &result) {
-            self.remember_damage(number, fault);
+        if let (Some(number), Err(fault)) = (number, &result)
+            && !fault.damage().is_empty()
+        {
+            self.found_damage(number, fault.damage().to_vec());
         }
         let outcome = match result {
+            Ok(Outcome::Pruned(report)) => self.pruned(number, &report),
             Ok(outcome) => match self.finish(number, outcome) {
                 Ok(warning) => JobOutcome::Done(details(warning)),
                 Err(fault) => JobOutcome::Failed(fault.error.clone(), fault.wire_details()),
@@ -475,20 +497,18 @@ impl Service {
                 Ok(None)
             }
             (Outcome::Restored { seq, warning }, Some(number)) => {
-                self.mark_verified(number, &[seq]);
+                self.restored(number, &[seq]);
                 Ok(warning)
             }
-            (Outcome::Verified { depth, points }, Some(number)) => {
-                self.note_facts(number, |facts, now| match depth {
-                    VerifyDepth::Manifest => {}
-                    VerifyDepth::Chunks => facts.verified_us = now,
-                    VerifyDepth::Restore => facts.drilled_us = now,
-                });
-                self.update(number, |source| source.damage = None);
-                if depth != VerifyDepth::Manifest {
-                    self.mark_verified(number, &points);
-                }
-                Ok(None)
+            (Outcome::Verified { depth, points, damages }, Some(number)) => {
+                self.verified(number, depth, &points, damages).map(|()| None)
+            }
+            (Outcome::Drilled { points, failure }, Some(number)) => {
+                self.drilled(number, &points, failure).map(|()| None)
+            }
+            (Outcome::Repaired { objects, failure }, Some(number)) => {
+                self.repaired(number, &objects);
+                failure.map_or(Ok(None), Err)
             }
             (Outcome::Adopted { registration, restore, mode }, _) => {
                 if let Some(archive) = registration.archive {
@@ -508,40 +528,9 @@ impl Service {
                 self.saw_store(&name, None, usage);
                 Ok(None)
             }
+            (Outcome::Pruned(_), _) => Ok(None),
             (_, None) => Err(Fault::internal("the database was unregistered meanwhile")),
         }
-    }
-
-    /// Damage in the store stays shown until a verification finds everything right, and the next capture is a base: it
-    /// builds on nothing that may be gone.
-    fn remember_damage(&mut self, number: SourceId, fault: &Fault) {
-        let damaged = matches!(fault.error, Error::Corrupt(_) | Error::ObjectMissing(_));
-        let open = self.sources.get(&number).is_some_and(|source| source.phase == Phase::Open);
-        if damaged && open {
-            self.update(number, |source| {
-                source.damage = Some(fault.clone());
-                source.log.iter_mut().for_each(|log| log.confirmed = false);
-            });
-            self.out.push(Command::Rebase { source: number });
-            self.plan(Happened::CaptureNow { source: number });
-        }
-    }
-
-    fn mark_verified(&mut self, number: SourceId, points: &[u64]) {
-        let Some(archive) = self.sources.get(&number).and_then(|source| source.registration.archive) else {
-            return;
-        };
-        let now = crate::clock::now_us();
-        let points: BTreeSet<u64> = points.iter().copied().collect();
-        for mut point in self.tools.catalogue.points(&archive) {
-            if points.contains(&point.seq) {
-                point.verified_us = now;
-                if let Err(error) = self.tools.catalogue.put_point(&archive, &point) {
-                    warn!(%error, "the cache cannot be written");
-                }
-            }
-        }
-        self.tools.catalogue.flush();
     }
 
     pub(super) fn note_facts(
@@ -588,13 +577,14 @@ impl Service {
                 return;
             }
         };
-        let work = Work::Restore {
-            opened,
-            seq: log.stored.seq,
+        let destination = Destination {
             folder,
-            file_name: name.to_string_lossy().into_owned(),
-            overwrite: false,
+            file_name: Some(name.to_string_lossy().into_owned()),
+            in_place: true,
+            existing: Existing::Refuse,
+            label: restore_label(),
         };
+        let work = Work::Restore { opened, seq: log.stored.seq, destination };
         self.run(job, "restore", Some(number), false, work);
     }
 

@@ -13,7 +13,8 @@ use crate::options::{Options, RawOptions};
 use crate::request::{Request, Result, Rights, secret};
 use crate::shared::Shared;
 use crate::{
-    Call, DatabaseState, Error, JobId, PointFilter, RecoveryPoint, RestoreOptions, RestoreTarget, VerifyDepth,
+    Call, DatabaseState, Details, Error, JobId, PointFilter, RecoveryPoint, RestoreOptions, RestoreTarget,
+    VerifyDepth,
 };
 
 pub(crate) struct DatabaseInterface {
@@ -66,6 +67,7 @@ impl DatabaseInterface {
             since: request.options.time("since")?,
             until: request.options.time("until")?,
             limit: request.options.number("limit")?,
+            forgotten: request.options.flag("forgotten")?,
         };
         let database = self.id.clone();
         let answer =
@@ -157,9 +159,10 @@ impl DatabaseInterface {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let request = self.request(connection, &header, options).await?;
+        let mut request = self.request(connection, &header, options).await?;
+        let dry_run = request.options.flag("dry-run")?;
         let database = self.id.clone();
-        request.start(move |_, job, reply| Call::Prune { database, job, reply }).await
+        request.start(move |_, job, reply| Call::Prune { database, dry_run, job, reply }).await
     }
 
     #[zbus(out_args("job"))]
@@ -321,8 +324,43 @@ impl DatabaseInterface {
     }
 
     #[zbus(property)]
+    fn last_drill_result(&self) -> Details {
+        self.read(|state| state.last_drill_result.clone())
+    }
+
+    #[zbus(property)]
+    fn damage(&self) -> Vec<(String, String, String, Vec<String>)> {
+        self.read(|state| state.damage.clone())
+    }
+
+    #[zbus(property)]
     fn delete_pending(&self) -> u64 {
         self.read(|state| state.delete_pending)
+    }
+
+    #[zbus(property)]
+    fn last_prune(&self) -> u64 {
+        self.read(|state| state.last_prune)
+    }
+
+    #[zbus(property)]
+    fn last_prune_error(&self) -> (String, String) {
+        self.read(|state| state.last_prune_error.clone())
+    }
+
+    #[zbus(property)]
+    fn caution(&self) -> String {
+        self.read(|state| state.caution.clone())
+    }
+
+    #[zbus(property)]
+    fn forgotten_points(&self) -> u32 {
+        self.read(|state| state.forgotten_points)
+    }
+
+    #[zbus(property)]
+    fn forgotten_bytes(&self) -> u64 {
+        self.read(|state| state.forgotten_bytes)
     }
 
     #[zbus(property)]
@@ -350,5 +388,8 @@ fn point_map(point: RecoveryPoint) -> HashMap<String, OwnedValue> {
         ("verified".to_owned(), point.verified.into()),
         ("pinned".to_owned(), point.pinned.into()),
         ("base".to_owned(), point.base.into()),
+        ("damaged".to_owned(), point.damaged.into()),
+        ("level".to_owned(), text(point.level)),
+        ("forgotten".to_owned(), point.forgotten.into()),
     ])
 }
