@@ -122,6 +122,7 @@ impl<'scope, 'env> Sealing<'scope, 'env> {
             page_size: 0,
             is_base: false,
             patches,
+            patched_len: PATCHED_LEN,
             sent: Vec::new(),
             done_bytes,
         }
@@ -243,6 +244,8 @@ pub struct Collector<'a, 'scope, 'env> {
     is_base: bool,
     /// Images before are of use.
     patches: bool,
+    /// Bytes of pages that make a set, where their images before are at hand.
+    patched_len: usize,
     /// Pages in packs of this capture, by number. In a restore, what they were at the parent is no more when the next
     /// packs are read.
     sent: Vec<u64>,
@@ -290,8 +293,10 @@ impl Collector<'_, '_, '_> {
         let full = self.pages.take().expect("pages were just added");
         let had_bases = full.bases_len() > 0;
         let full = full.finish();
-        // Encrypted: the next ones are no better, and larger than others when they are sealed.
-        self.patches &= had_bases == full.has_bases();
+        // Much is left to be sealed while the next set is gathered, so that one has to be smaller.
+        if had_bases && full.byte_len() > PACK_LEN / 2 {
+            self.patched_len = PACK_LEN;
+        }
         for (pgno, _) in full.iter() {
             let word = pgno as usize / 64;
             if self.sent.len() <= word {
@@ -316,7 +321,7 @@ impl PageSink for Collector<'_, '_, '_> {
         pages.push(pgno, image, base);
         self.done_bytes.fetch_add(image.len() as u64, Ordering::Relaxed);
         let whole = pages.images_len().saturating_sub(pages.bases_len());
-        if pages.is_full() || whole >= PACK_LEN || pages.images_len() >= PATCHED_LEN {
+        if pages.is_full() || whole >= PACK_LEN || pages.images_len() >= self.patched_len {
             self.send_full()?;
         }
         Ok(())

@@ -276,6 +276,32 @@ async fn sets_of_what_seems_encrypted_are_whole_and_no_larger_than_packs() {
     world.assert_restores().await;
 }
 
+/// Every other page has nothing in common with what it was: too much for two threads to seal, and one to gather more.
+#[tokio::test(flavor = "multi_thread")]
+async fn sets_whose_patches_save_little_get_smaller() {
+    let count = PATCHED_PAGES + PACK_PAGES + 100;
+    let mut world = World::new(count).await;
+    let before = world.pages.clone();
+    for (image, pgno) in world.pages.iter_mut().zip(0_u32..) {
+        if pgno.is_multiple_of(2) {
+            *image = noise(pgno + count);
+        } else {
+            image[9] ^= 1;
+        }
+    }
+    let record = world
+        .capture(|pages, collector| {
+            let pages = pages.iter().zip(&before).zip(1..);
+            pages.into_iter().try_for_each(|((image, base), pgno)| collector.page(pgno, image, Some(base)))
+        })
+        .await;
+    let sets = world.sets(&record).await;
+    let lens = sets.iter().map(|set| set.len() as u32).collect::<Vec<_>>();
+    assert_eq!(lens, [PATCHED_PAGES, PACK_PAGES, 100]);
+    assert!(sets.iter().all(|set| patches(set) == set.len() / 2));
+    world.assert_restores().await;
+}
+
 /// New pages beside a few that changed are not gathered for longer than others.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_without_images_before_make_packs_as_in_a_base() {
