@@ -327,21 +327,22 @@ impl Catalogue {
     pub fn damage(&self, archive: &ArchiveId) -> DamageReport {
         let mut report: DamageReport = self.get("damage", &archive.0).unwrap_or_default();
         if !report.is_empty() {
-            report.locate(&self.points(archive));
+            report.locate(&self.points(archive), &self.forgotten(archive));
         }
         report
     }
 
-    /// Changes what is known to be damaged. Returns it, located.
+    /// Changes what is known to be damaged; `update` gets the forgotten points as well, for chains lead over them. Returns
+    /// it, located.
     pub fn update_damage(
         &self,
         archive: &ArchiveId,
         update: impl FnOnce(&mut DamageReport, &[Point]),
     ) -> DamageReport {
-        let points = self.points(archive);
+        let (points, forgotten) = (self.points(archive), self.forgotten(archive));
         let mut report: DamageReport = self.get("damage", &archive.0).unwrap_or_default();
-        update(&mut report, &points);
-        report.locate(&points);
+        update(&mut report, &[&points[..], &forgotten].concat());
+        report.locate(&points, &forgotten);
         if let Err(error) = self.put("damage", &archive.0, &report) {
             warn!(%error, "the cache cannot be written");
         }

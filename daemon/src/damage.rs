@@ -148,14 +148,17 @@ impl DamageReport {
         self.damages.retain(|damage| damage.name().is_none_or(|name| !names.contains(&name)));
     }
 
-    /// Finds out which of `points` the damage costs. Damage that costs none is of no interest any more.
-    pub fn locate(&mut self, points: &[Point]) {
+    /// Finds out which of `points` the damage costs. Damage that costs none is of no interest any more, also if a point
+    /// needs it that is `forgotten`.
+    pub fn locate(&mut self, points: &[Point], forgotten: &[Point]) {
         self.affected.clear();
         if self.is_empty() {
             return;
         }
+        let offered: BTreeSet<u64> = points.iter().map(|point| point.seq).collect();
         let entries: BTreeMap<u64, KnownEntry> = points
             .iter()
+            .chain(forgotten)
             .map(|point| {
                 let entry = KnownEntry { parent_seq: point.parent_seq, packs: point.packs.clone() };
                 (point.seq, entry)
@@ -170,6 +173,7 @@ impl DamageReport {
                 None => entries.keys().rev().copied().collect(),
             };
             self.affected.extend(&damage.points);
+            damage.points.retain(|seq| offered.contains(seq));
             damage.points.truncate(POINTS_SHOWN_MAX);
         }
         self.damages.retain(|damage| !damage.points.is_empty());
@@ -236,7 +240,7 @@ mod tests {
     fn report(found: &[(ObjectName, DamageKind)]) -> DamageReport {
         let mut report = DamageReport::default();
         report.add(found.iter().map(|(name, kind)| damage(&ARCHIVE, *name, *kind, "")).collect());
-        report.locate(&points());
+        report.locate(&points(), &[]);
         report
     }
 
@@ -256,6 +260,18 @@ mod tests {
     }
 
     #[test]
+    fn chains_lead_over_forgotten_points_and_these_alone_are_of_no_interest() {
+        let (offered, forgotten): (Vec<_>, Vec<_>) = points().into_iter().partition(|point| point.seq == 3);
+        let mut report = report(&[(ObjectName::Entry(1), DamageKind::Missing)]);
+        report.locate(&offered, &forgotten);
+        assert_eq!((affected(&report), &report.damages[0].points), (vec![1, 2, 3], &vec![3]));
+        let mut report =
+            DamageReport::of(vec![damage(&ARCHIVE, ObjectName::Entry(2), DamageKind::Missing, "")]);
+        report.locate(&[point(4, 0, &[])], &forgotten);
+        assert!(report.is_empty());
+    }
+
+    #[test]
     fn what_costs_no_point_is_forgotten() {
         assert!(report(&[(ObjectName::Pack([9; 16]), DamageKind::Damaged)]).is_empty());
     }
@@ -267,7 +283,7 @@ mod tests {
             (ObjectName::Pack(PACK), DamageKind::Damaged),
         ]);
         report.restored(2, &points());
-        report.locate(&points());
+        report.locate(&points(), &[]);
         assert_eq!(affected(&report), [3]);
     }
 
@@ -290,7 +306,7 @@ mod tests {
         report.damages[0].holds = "3 pages of a.db".to_owned();
         let bytes = serde_json::to_vec(&report).unwrap();
         let mut read: DamageReport = serde_json::from_slice(&bytes).unwrap();
-        read.locate(&points());
+        read.locate(&points(), &[]);
         assert_eq!(read, report);
     }
 }

@@ -134,7 +134,10 @@ impl Verification<'_> {
 
     /// Reads every entry that is listed or built on, newest first.
     async fn read_log(&mut self, points: &[Point]) -> Result<()> {
-        let known: BTreeMap<u64, &Point> = points.iter().map(|point| (point.seq, point)).collect();
+        // Chains lead over forgotten points; of these nothing else is looked at.
+        let forgotten = self.catalogue().forgotten(&self.archive().id);
+        let known: BTreeMap<u64, &Point> =
+            points.iter().chain(&forgotten).map(|point| (point.seq, point)).collect();
         let mut waiting: BTreeMap<u64, Vec<Expected>> = BTreeMap::new();
         for point in points {
             waiting.entry(point.seq).or_default().push(Expected { digest: point.digest, chain: None });

@@ -177,7 +177,7 @@ impl World {
         let outcome = self.run(Work::Verify { opened: self.opened.clone(), depth }).await.unwrap();
         let Outcome::Verified { damages, .. } = outcome else { panic!("{outcome:?}") };
         let mut report = DamageReport::of(damages);
-        report.locate(&self.tools.catalogue.points(&self.id()));
+        report.locate(&self.tools.catalogue.points(&self.id()), &[]);
         report.damages
     }
 
