@@ -1,9 +1,10 @@
 //! Which recovery points to keep, and which to forget. What forgetting deletes from a store is decided in [`crate::prune`].
 //!
-//! A point is kept by its age: everything for two days, an hour's point for two weeks, a day's for three months, a
-//! month's for ever. A point is an hour's when its level is at least [`Level::Hour`] and it is the highest, or first of
-//! the highest, of its hour; so of several bases within one month, one stays for ever. A point is also kept by its rank, whatever any
-//! clock says: a device that was off for a year, or whose clock stands at 1970, keeps its latest points.
+//! A point is kept by its age: everything for two days, an hour's point for two weeks after that hour, a day's for three
+//! months, a month's for ever. A point is an hour's when its level is at least [`Level::Hour`] and it is the highest, or
+//! first of the highest, of its hour; so of several bases within one month, one stays for ever. A point is also kept by
+//! its rank, whatever any clock says: a device that was off for a year, or whose clock stands at 1970, keeps its latest
+//! points.
 //!
 //! A kept point needs its parents down to its base; they are carried. The newest point is always kept, and so its
 //! chain. The parent of every entry to come is in that chain or newer than it: a plan stays right while the log grows.
@@ -20,7 +21,7 @@ const DAY_MS: u64 = 24 * HOUR_MS;
 pub struct RetentionPolicy {
     /// Every point is kept for this long, in milliseconds.
     pub everything_for_ms: u64,
-    /// One point of each hour.
+    /// One point of each hour, until this long after its end. 0 keeps none for its hour, likewise below.
     pub hourly_for_ms: u64,
     /// One point of each day.
     pub daily_for_ms: u64,
@@ -156,12 +157,15 @@ fn by_age<'a>(
     let everything = Some(policy.everything_for_ms);
     let of_spans = classes.map(|(level, _)| one_of_each_span(points, whole, level));
     points.values().filter_map(move |point| {
-        let is_young = |for_ms| is_younger(point.taken_at_us, now_us, for_ms);
         let broken = !whole.contains(&point.seq);
         let by_class = classes.iter().zip(&of_spans).any(|((level, for_ms), of_spans)| {
-            point.level >= *level && (broken || of_spans.contains(&point.seq)) && is_young(*for_ms)
+            let stands_for_span = point.level >= *level && (broken || of_spans.contains(&point.seq));
+            stands_for_span
+                && *for_ms != Some(0)
+                && is_younger(span_end_us(*level, point.taken_at_us), now_us, *for_ms)
         });
-        (by_class || is_young(everything)).then_some(point.seq)
+        let by_itself = is_younger(i128::from(point.taken_at_us), now_us, everything);
+        (by_class || by_itself).then_some(point.seq)
     })
 }
 
@@ -178,9 +182,16 @@ fn one_of_each_span(points: &BTreeMap<u64, PointInfo>, whole: &BTreeSet<u64>, le
     best.into_values().map(|point| point.seq).collect()
 }
 
-/// Whether a point is not older than this. `None` is for ever, and what is dated in the future is not old.
-fn is_younger(taken_at_us: i64, now_us: i64, for_ms: Option<u64>) -> bool {
-    let age_us = i128::from(now_us) - i128::from(taken_at_us);
+/// When the hour (day, month) ends that a point stands for, and its age begins. Were it the point's own time, the one of
+/// an hour would go before others of that hour, and one of these would take its place after it was forgotten.
+fn span_end_us(level: Level, taken_at_us: i64) -> i128 {
+    let span_us = i128::from(level.span_us().unwrap_or(1));
+    (i128::from(taken_at_us).div_euclid(span_us) + 1) * span_us
+}
+
+/// Whether something is not older than this. `None` is for ever, and what is dated in the future is not old.
+fn is_younger(dated_us: i128, now_us: i64, for_ms: Option<u64>) -> bool {
+    let age_us = i128::from(now_us) - dated_us;
     for_ms.is_none_or(|for_ms| age_us <= i128::from(for_ms) * 1000)
 }
 
@@ -246,8 +257,11 @@ mod tests {
         let at = DAY_US + HOUR_US;
         check(&points, at + 2 * DAY_US, policy, [&[5, 4, 3, 2, 1], &[], &[]]);
         check(&points, at + 2 * DAY_US + 2, policy, [&[5, 3, 2, 1], &[], &[4]]);
-        check(&points, at + 14 * DAY_US + 2, policy, [&[5, 2, 1], &[], &[4, 3]]);
-        check(&points, at + 90 * DAY_US, policy, [&[5, 1], &[], &[4, 3, 2]]);
+        // their hour ends at `at + HOUR_US`, and their day at `2 * DAY_US`
+        check(&points, at + HOUR_US + 14 * DAY_US, policy, [&[5, 3, 2, 1], &[], &[4]]);
+        check(&points, at + HOUR_US + 14 * DAY_US + 1, policy, [&[5, 2, 1], &[], &[4, 3]]);
+        check(&points, 92 * DAY_US, policy, [&[5, 2, 1], &[], &[4, 3]]);
+        check(&points, 92 * DAY_US + 1, policy, [&[5, 1], &[], &[4, 3, 2]]);
         check(&points, at + 100_000 * DAY_US, policy, [&[5, 1], &[], &[4, 3, 2]]);
     }
 
@@ -255,8 +269,9 @@ mod tests {
     fn months_end_where_the_policy_says_so() {
         let policy = RetentionPolicy { monthly_for_ms: Some(365 * DAY_MS), ..NOTHING };
         let points = [point(1, 0, Level::Base, 0), point(2, 0, Level::Base, 400 * DAY_US)];
-        check(&points, 365 * DAY_US, policy, [&[2, 1], &[], &[]]);
-        check(&points, 365 * DAY_US + 1, policy, [&[2], &[], &[1]]);
+        // the first month has 28 days
+        check(&points, 393 * DAY_US, policy, [&[2, 1], &[], &[]]);
+        check(&points, 393 * DAY_US + 1, policy, [&[2], &[], &[1]]);
     }
 
     #[test]
@@ -339,8 +354,26 @@ mod tests {
             point(4, 2, Level::Hour, 0),
             point(5, 0, Level::Base, DAY_US),
         ];
-        check(&points, DAY_US, policy, [&[5, 4, 1], &[], &[3]]);
-        check(&points, DAY_US + 1, policy, [&[5], &[], &[4, 3, 1]]);
+        let end_of_hour = HOUR_US + DAY_US;
+        check(&points, end_of_hour, policy, [&[5, 4, 1], &[], &[3]]);
+        check(&points, end_of_hour + 1, policy, [&[5], &[], &[4, 3, 1]]);
+    }
+
+    /// The clock was set back within the hour: the one of the hour is dated before others of it.
+    #[test]
+    fn when_the_one_of_an_hour_goes_none_of_that_hour_takes_its_place() {
+        let policy = RetentionPolicy { hourly_for_ms: DAY_MS, ..NOTHING };
+        let points = [
+            point(1, 0, Level::Base, 0),
+            point(2, 1, Level::Hour, HOUR_US + 9),
+            point(3, 1, Level::Day, HOUR_US),
+            point(4, 0, Level::Base, 40 * HOUR_US),
+        ];
+        check(&points, 26 * HOUR_US, policy, [&[4, 3], &[1], &[2]]);
+        let after = 26 * HOUR_US + 1;
+        check(&points, after, policy, [&[4], &[], &[3, 2, 1]]);
+        let half_deleted = [points[0], points[1], points[3]];
+        check(&half_deleted, after, policy, [&[4], &[], &[2, 1]]);
     }
 
     #[test]
