@@ -117,7 +117,7 @@ fn points_are_a_table_or_json() {
         points[1],
         json!({
             "id": "7", "time": fake::NOW, "size": 2048, "verified": 0, "pinned": false, "base": true,
-            "level": "base", "forgotten": false,
+            "level": "base", "forgotten": false, "damaged": true,
         })
     );
     assert_eq!(fake.log(), ["points Some(2)", "points None"]);
@@ -413,4 +413,42 @@ fn completions_are_made_for_each_shell() {
         let ran = fake.run(&["completions", shell]);
         assert!(ran.code == 0 && ran.out.contains("list-remote"), "{shell}");
     }
+}
+
+#[test]
+fn what_is_damaged_is_a_table_and_for_scripts_a_list() {
+    let fake = Fake::start();
+    let ran = fake.run(&["verify", "notes", "--depth", "manifest"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let row = ran.out.lines().nth(1).unwrap();
+    let cells: Vec<_> = row.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect();
+    assert_eq!(cells, ["log/7", "missing", "a recovery point", "8, 7"]);
+    let ran = fake.run(&["--json", "verify", "notes", "--depth", "manifest"]);
+    let lines = ran.json();
+    let finished = lines.iter().find(|line| line["event"] == "finished").unwrap();
+    let expected = serde_json::json!([["ab/log/7", "missing", "a recovery point", ["8", "7"]]]);
+    assert_eq!(finished["result"]["damage"], expected);
+    let points = fake.run(&["points", "notes"]);
+    assert!(points.out.contains("base, damaged"), "{points:?}");
+}
+
+#[test]
+fn a_rehearsal_says_what_it_found_and_stays_in_the_status() {
+    let fake = Fake::start();
+    let ran = fake.run(&["drill", "notes"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.out.ends_with("2.0 MiB, 3 tables, 12,345 rows, whole\n"), "{ran:?}");
+    let status = fake.run(&["status"]);
+    assert!(status.out.contains("notes: drill"), "{status:?}");
+    let status = fake.run(&["--json", "status"]).json();
+    assert_eq!(status[0]["databases"][0]["drill"]["rows"], 12_345);
+    fake.server.update_database("notes", |state, _| {
+        let text = |text: &str| zbus::zvariant::Value::from(text).try_to_owned().unwrap();
+        state.last_drill_result.insert("failed-time".to_owned(), fake::NOW.into());
+        state.last_drill_result.insert("failed-error".to_owned(), text("Corrupt"));
+        state.last_drill_result.insert("failed-message".to_owned(), text("it broke"));
+    });
+    let status = fake.run(&["status"]);
+    assert_eq!(status.code, 2, "{status:?}");
+    assert!(status.out.contains("it broke") && status.out.contains("12,345 rows"), "{status:?}");
 }

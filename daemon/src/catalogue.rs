@@ -5,6 +5,7 @@
 
 mod forgotten;
 
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -189,6 +190,31 @@ pub struct Facts {
     pub key_created_us: u64,
 }
 
+/// How late the library's threads may look for work that they are not woken for, in ns: a minute. There are seven of them,
+/// they look every second, and never end: on a machine at rest they would be its most frequent guests.
+const SLACK_NS: u64 = 60_000_000_000;
+
+/// Threads that are begun meanwhile have time (`PR_SET_TIMERSLACK` is inherited); and so has this one, so nothing sleeps
+/// here.
+struct Unhurried {
+    before: Option<NonZeroU64>,
+}
+
+impl Unhurried {
+    fn begin() -> Self {
+        let before = rustix::thread::current_timer_slack().ok().and_then(NonZeroU64::new);
+        // Where it cannot be set, they wake up more often: nothing else depends on it.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(SLACK_NS));
+        Self { before }
+    }
+}
+
+impl Drop for Unhurried {
+    fn drop(&mut self) {
+        let _ = rustix::thread::set_current_timer_slack(self.before);
+    }
+}
+
 /// The cache.
 #[derive(Clone)]
 pub struct Catalogue {
@@ -199,7 +225,10 @@ pub struct Catalogue {
 impl Catalogue {
     /// Opens the cache in `folder`; one that is damaged is moved away and begun anew.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
-        let open = || sled::Config::new().path(folder).cache_capacity(4 << 20).flush_every_ms(None).open();
+        let open = || {
+            let _unhurried = Unhurried::begin();
+            sled::Config::new().path(folder).cache_capacity(4 << 20).flush_every_ms(None).open()
+        };
         let open = || {
             for _ in 1..LOCK_TRIES {
                 match open() {
@@ -228,6 +257,10 @@ impl Catalogue {
                 open()?
             }
         };
+        // Its threads begin with the first write, if they have not begun.
+        let _unhurried = Unhurried::begin();
+        db.open_tree("opened")?.insert("", "")?;
+        db.flush()?;
         Ok(Self { db, deleting: forgotten::BeingDeleted::default() })
     }
 

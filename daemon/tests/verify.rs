@@ -149,6 +149,7 @@ async fn a_lost_base_pack_is_made_again_and_the_old_point_restores() {
     for harmed in [None, Some(flipped(&good)), Some(good.slice(..100))] {
         world.exchange(name, harmed).await;
         world.restore(1).await.expect_err("a pack is damaged");
+        assert_eq!(world.verify(VerifyDepth::Chunks).await.len(), 1);
         let (made, failed) = world.rebuild(lost(&world, &[unchanged])).await;
         assert_eq!((made.len(), failed), (1, 0));
         assert_eq!(world.opened.spool.repairs().unwrap(), made, "it is safe before anything is deleted");

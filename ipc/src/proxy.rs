@@ -211,15 +211,15 @@ pub trait Database {
     /// `DeletePending`
     #[zbus(property)]
     fn delete_pending(&self) -> zbus::Result<u64>;
-    /// `Caution`
-    #[zbus(property)]
-    fn caution(&self) -> zbus::Result<String>;
     /// `LastPrune`
     #[zbus(property)]
     fn last_prune(&self) -> zbus::Result<u64>;
     /// `LastPruneError`
     #[zbus(property)]
     fn last_prune_error(&self) -> zbus::Result<(String, String)>;
+    /// `Caution`
+    #[zbus(property)]
+    fn caution(&self) -> zbus::Result<String>;
     /// `ForgottenPoints`
     #[zbus(property)]
     fn forgotten_points(&self) -> zbus::Result<u32>;

@@ -8,7 +8,7 @@ use crate::capture::{SINK, TABLE};
 use crate::digest::lock_byte_page;
 use crate::error::{CaptureError, doing};
 use crate::live::LiveDatabase;
-use crate::slots::Slots;
+use crate::slots::{Slot, Slots};
 use crate::types::{Build, PageSink};
 
 /// Which pages were collected for a capture, and as of when.
@@ -103,8 +103,12 @@ impl LiveDatabase {
         Ok(end >= header.page_count)
     }
 
-    /// Gives pages as they were at entry `seq`, each proved by its digest. `false` when one of them changed since, or is
-    /// nowhere any more, or when `take` has had enough; what was given until then is of no use.
+    /// Gives pages as they are at the newest committed entry, each proved by its digest, if that is how they were at entry
+    /// `seq`. `false` when one of them changed since, or is nowhere any more, or when `take` has had enough; what was given
+    /// until then is of no use.
+    ///
+    /// Of changes before the table began nothing is known: then pages are given that may have changed, and the caller has to
+    /// have a proof of its own.
     pub fn read_unchanged(
         &mut self,
         pages: &mut dyn Iterator<Item = u32>,
@@ -119,7 +123,8 @@ impl LiveDatabase {
         let mut slots = Slots::default();
         for pgno in pages {
             let slot = slots.get(&self.table, pgno).map_err(doing(TABLE))?;
-            let Some(slot) = slot.filter(|slot| header.entry_of(slot) <= seq) else { return Ok(false) };
+            let unchanged = |slot: &Slot| header.since > seq || header.entry_of(slot) <= seq;
+            let Some(slot) = slot.filter(unchanged) else { return Ok(false) };
             let found = !self.dirty.contains(pgno)
                 && self.read_clean(pgno, &slot.digest, &mut image).map_err(doing("reading the database"))?;
             if !found || !take(pgno, &image) {

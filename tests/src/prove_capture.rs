@@ -38,6 +38,9 @@ pub(crate) struct Arguments {
     /// How many days the year has, at most 365 [default: 2 for each round].
     #[arg(long)]
     days: Option<u32>,
+    /// How many rounds of the whole service [default: 4].
+    #[arg(long)]
+    service: Option<u32>,
     /// Repeat the choices of an earlier run. Where processes race, the machine is not repeated.
     #[arg(long)]
     seed: Option<u64>,
@@ -79,6 +82,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     println!("seed {seed}");
     let rounds = if arguments.quick { QUICK_ROUNDS } else { arguments.rounds };
     let (service_rounds, service_s) = if arguments.quick { QUICK_SERVICE } else { SERVICE };
+    let service_rounds = arguments.service.unwrap_or(service_rounds);
     let crash_count = arguments.crashes.unwrap_or(u64::from(rounds) * 42);
     let kill_count = arguments.kills.unwrap_or(u64::from(rounds) * 4);
     let days = arguments.days.unwrap_or(rounds * 2).clamp(1, 365);
@@ -137,7 +141,8 @@ impl Figures {
                 "worlds": crashes.worlds, "crashes": simulated.crashes, "in_store_calls": simulated.crashes_in_calls,
                 "entries": simulated.entries, "levels": simulated.levels, "announced": simulated.announced,
                 "restores": simulated.restores, "chain_max": simulated.chain_max, "late_max": simulated.late_max,
-                "gaps": simulated.gaps,
+                "gaps": simulated.gaps, "prunes": simulated.prunes, "forgotten": simulated.forgotten,
+                "deleted": simulated.deleted,
             },
             "processes_killed": kills.sent,
             "processes_killed_restores": kills.restores,

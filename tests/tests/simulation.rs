@@ -39,9 +39,9 @@ fn every_announced_point_survives_crashes_at_store_calls_and_between_steps() {
 fn a_month_of_hourly_use_restores_and_forgets_what_is_old() {
     let seed = seed();
     let report =
-        year::live(&folder(), &program(), 12, seed).unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
+        year::live(&folder(), &program(), 26, seed).unwrap_or_else(|error| panic!("seed {seed}: {error:#}"));
     println!("seed {seed}: {report:?}");
-    assert_eq!(report.entries, 12 * 24);
+    assert_eq!(report.entries, 26 * 24);
     // Hours of the first days are forgotten, and deleted a week later.
     assert!(report.points < report.entries && report.deletes > 0, "{report:?}");
     assert!(report.chain_max <= 60);

@@ -9,10 +9,11 @@ use std::time::Duration;
 use chatkeep_ipc::{
     Call, ControlSocket, DatabaseState, Details, EncryptionState, Error, JobId, JobOutcome, JobState,
     ManagerState, NewJob, RecoveryPoint, RemoteArchive, RestoreTarget, Server, Settings, StoreState,
-    VaultState,
+    VaultState, VerifyDepth,
 };
-use serde_json::Value;
+use serde_json::Value as Json;
 use tokio::sync::mpsc;
+use zbus::zvariant::{OwnedValue, Value};
 
 pub(crate) const DIGITS: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 pub(crate) const NOW: u64 = 1_795_509_000_000_000; // 2026-11-24 08:30 UTC
@@ -113,7 +114,7 @@ impl Ran {
     }
 
     /// Every line of standard output as JSON.
-    pub(crate) fn json(&self) -> Vec<Value> {
+    pub(crate) fn json(&self) -> Vec<Json> {
         self.out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
@@ -174,6 +175,7 @@ async fn answer(mut incoming: mpsc::Receiver<Call>, server: Server, log: Arc<Mut
                     size: 2048,
                     base: level == "base",
                     level: level.into(),
+                    damaged: level == "base",
                     ..Default::default()
                 };
                 let mut points = vec![point("8", "hour"), point("7", "base")];
@@ -232,10 +234,33 @@ async fn answer(mut incoming: mpsc::Receiver<Call>, server: Server, log: Arc<Mut
                 drop(job);
                 reply.send(Err(Error::Unsupported("this is a fake".into()))).unwrap();
             }
-            // stays running until cancelled
-            Call::Verify { job, reply, .. } => {
-                begin(&server, &job, "verify");
+            Call::Verify { job, depth, reply, .. } => {
+                let id = begin(&server, &job, "verify");
                 reply.send(Ok(job.id)).unwrap();
+                match depth {
+                    VerifyDepth::Manifest => {
+                        let damage = vec![("ab/log/7", "missing", "a recovery point", vec!["8", "7"])];
+                        let damage = OwnedValue::try_from(Value::from(damage)).unwrap();
+                        let details = Details::from([("damage".to_owned(), damage)]);
+                        let error = Error::ObjectMissing("missing object: ab/log/7".into());
+                        server.job_completed(&id, JobOutcome::Failed(error, details), NOW);
+                    }
+                    VerifyDepth::Restore => {
+                        server.update_database("notes", |state, _| {
+                            let text = |text: &'static str| Value::from(text).try_to_owned().unwrap();
+                            state.last_drill_result = Details::from([
+                                ("time".to_owned(), NOW.into()),
+                                ("bytes".to_owned(), 2_097_152_u64.into()),
+                                ("tables".to_owned(), 3_u32.into()),
+                                ("rows".to_owned(), 12_345_u64.into()),
+                                ("verdict".to_owned(), text("whole")),
+                            ]);
+                        });
+                        server.job_completed(&id, JobOutcome::Done(Details::new()), NOW);
+                    }
+                    // stays running until cancelled
+                    VerifyDepth::Chunks => {}
+                }
             }
             Call::Pin { database, point, pinned, reply } => {
                 note(format!("pin {database} {point} {pinned}"));

@@ -143,9 +143,11 @@ impl Media {
         self.blobs.is_busy() || waiting && !self.is_full()
     }
 
+    /// Whether an entry has to be made before more is read. Without a file that is ready none would make room: what is
+    /// sealed is of a long file that had to be begun again.
     fn is_full(&self) -> bool {
         let files: usize = self.folders.iter().map(|folder| folder.ready.len()).sum();
-        self.blobs.sealed_bytes() >= ENTRY_LEN || files >= ENTRY_FILES
+        files > 0 && (self.blobs.sealed_bytes() >= ENTRY_LEN || files >= ENTRY_FILES)
     }
 
     /// Does a little of what there is to do. What goes wrong is tried again later.

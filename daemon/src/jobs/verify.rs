@@ -255,8 +255,9 @@ impl Verification<'_> {
             self.done += self.listing.packs.get(&name).copied().unwrap_or(0);
             self.job.progress(self.done, self.total);
         }
-        let listed = &self.listing.packs;
-        let kept = self.catalogue().retain_packs(&self.archive().id, |pack| listed.contains_key(pack));
+        // Above all those that are missing: they are to be made again.
+        let needed = |pack: &[u8; 16]| self.packs.contains_key(pack) || self.listing.packs.contains_key(pack);
+        let kept = self.catalogue().retain_packs(&self.archive().id, needed);
         if let Err(error) = kept {
             warn!(%error, "the cache cannot be written");
         }

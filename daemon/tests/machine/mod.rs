@@ -290,7 +290,11 @@ impl Machine {
             if !captured.more {
                 return;
             }
-            while !self.listen() {
+            // Like the service, which captures again after a while also when it was told before the capture ended.
+            for _ in 0..400 {
+                if self.listen() {
+                    break;
+                }
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         }

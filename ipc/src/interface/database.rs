@@ -340,11 +340,6 @@ impl DatabaseInterface {
     }
 
     #[zbus(property)]
-    fn caution(&self) -> String {
-        self.read(|state| state.caution.clone())
-    }
-
-    #[zbus(property)]
     fn last_prune(&self) -> u64 {
         self.read(|state| state.last_prune)
     }
@@ -352,6 +347,11 @@ impl DatabaseInterface {
     #[zbus(property)]
     fn last_prune_error(&self) -> (String, String) {
         self.read(|state| state.last_prune_error.clone())
+    }
+
+    #[zbus(property)]
+    fn caution(&self) -> String {
+        self.read(|state| state.caution.clone())
     }
 
     #[zbus(property)]

@@ -1,15 +1,19 @@
 //! One run of the service: it opens what is there, captures and uploads. It ends well, or it does not.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use chatkeep_planner::{ChainLink, Level, LevelPolicy, SourceId, UploadId, plan_entry};
+use chatkeep_planner::{
+    ChainLink, Level, LevelPolicy, PointInfo, RetentionPolicy, SourceId, UploadId, plan_entry, plan_retention,
+};
 use chatkeep_sqlite::LiveConfig;
 use chatkeepd::catalogue::{Catalogue, Point};
-use chatkeepd::event::{Event, UploadOrder};
+use chatkeepd::event::{Event, Opened, UploadOrder};
 use chatkeepd::fault::Fault;
 use chatkeepd::follower::{CaptureOrder, Follower, Start, table_folder, table_name, table_name_of};
+use chatkeepd::jobs::prune::{PruneReport, Pruning};
 use chatkeepd::log::Log;
 use chatkeepd::spool::Spool;
 use chatkeepd::writer::{Writer, Written};
@@ -183,6 +187,47 @@ impl Life {
         Ok(true)
     }
 
+    /// Forgets what the policy lets go, and deletes what was forgotten long enough ago.
+    ///
+    /// Points that the policy keeps stay announced; of the others nothing is said any more from the moment it begins.
+    pub fn prune(&mut self, world: &mut World) -> Result<PruneReport, Stop> {
+        let now_us = world.clock().now_us() as i64;
+        let policy = RetentionPolicy::default();
+        let listed = self.catalogue.points(&world.archive().id);
+        let kept = kept(&listed, now_us, &policy);
+        for point in listed.iter().filter(|point| !kept.contains(&point.seq)) {
+            world.model.forget(point.seq);
+        }
+        let opened = Opened {
+            archive: world.archive(),
+            keys: world.keys.clone(),
+            spool: self.spool.clone(),
+            log: self.log.clone(),
+            vault: None,
+        };
+        let pruning = Pruning {
+            opened: &opened,
+            catalogue: &self.catalogue,
+            pins: &[],
+            policy,
+            now_us,
+            dry_run: false,
+            cancelled: &AtomicBool::new(false),
+            progress: &|_, _| {},
+        };
+        let report = world.runtime.block_on(pruning.run())?;
+        world.figures.prunes += 1;
+        world.figures.forgotten += report.newly_forgotten as u64;
+        world.figures.deleted += report.deleted_objects as u64;
+        Ok(report)
+    }
+
+    /// The points that the service lists, by number.
+    pub fn points(&self, world: &World) -> BTreeMap<u64, Point> {
+        let listed = self.catalogue.points(&world.archive().id);
+        listed.into_iter().map(|point| (point.seq, point)).collect()
+    }
+
     /// The newest entry that waits.
     pub fn newest(&self) -> Option<Written> {
         self.log.waiting.back().cloned()
@@ -224,7 +269,22 @@ impl Drop for Life {
     }
 }
 
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+/// What the planner keeps of these, and carries for others.
+pub(super) fn kept(points: &[Point], now_us: i64, policy: &RetentionPolicy) -> BTreeSet<u64> {
+    let info = |point: &Point| PointInfo {
+        seq: point.seq,
+        parent_seq: point.parent_seq,
+        level: Level::from_number(point.level).unwrap_or(Level::Base),
+        taken_at_us: point.taken_at_us,
+        pinned: false,
+    };
+    let points: Vec<PointInfo> = points.iter().map(info).collect();
+    let plan = plan_retention(&points, now_us, policy);
+    plan.keep.into_iter().chain(plan.carry).collect()
+}
+
+/// Copies a folder with all that is in it.
+pub(super) fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;

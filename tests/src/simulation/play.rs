@@ -8,7 +8,7 @@ use chatkeep_store::ErrorKind;
 use chatkeep_store::chaos::{ChaosStore, Fault, LastCall};
 use chatkeep_store::memory::MemoryStore;
 
-use super::life::{Life, Stop};
+use super::life::{Life, Stop, copy};
 use super::model::Model;
 use super::world::{Figures, World};
 use crate::stack::random::Random;
@@ -69,6 +69,10 @@ impl Play {
     /// One life of the service, to its end.
     fn live(&mut self) -> Result<()> {
         self.plan_trouble();
+        let (tables, older) = (self.world.state.join("tables"), self.world.folder.join("tables-before"));
+        if self.world.random.one_in(16) && tables.is_dir() {
+            copy(&tables, &older)?;
+        }
         let mut life = match Life::begin(&self.world) {
             Ok(life) => life,
             Err(stop) => {
@@ -129,10 +133,16 @@ impl Play {
 
     fn step(&mut self, life: &mut Life) -> Result<(), Stop> {
         let (world, pace) = (&mut self.world, self.pace);
-        match world.random.below(10) {
-            0 | 1 => world.write()?,
-            2 => pace.pass(world),
-            3..7 => {
+        match world.random.below(20) {
+            0..3 => world.write()?,
+            3 => {
+                let report = life.prune(world)?;
+                if let Some(hindrance) = report.hindrance.filter(|_| !self.flaky && !self.is_off()) {
+                    return Err(anyhow::anyhow!("nothing is deleted: {hindrance:?}").into());
+                }
+            }
+            4 | 5 => pace.pass(world),
+            6..14 => {
                 pace.pass(world);
                 if world.random.below(8) > 0 {
                     world.write()?;
@@ -175,6 +185,15 @@ impl Play {
             if path.is_dir() {
                 std::fs::remove_dir_all(path)?;
             }
+        }
+        let older = world.folder.join("tables-before");
+        if older.is_dir() {
+            // A disk that lost what was written last, but for the queue, which is synced.
+            let tables = world.state.join("tables");
+            if tables.is_dir() {
+                std::fs::remove_dir_all(&tables)?;
+            }
+            std::fs::rename(older, tables)?;
         }
         self.store.power_on();
         self.off_at = None;

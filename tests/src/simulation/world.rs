@@ -40,6 +40,12 @@ pub struct Figures {
     pub chain_max: u64,
     /// And how many of its entries are there because a plan was not carried out.
     pub late_max: u64,
+    /// Times that it was decided what is forgotten, points that were, and objects deleted.
+    pub prunes: u64,
+    /// See above.
+    pub forgotten: u64,
+    /// See above.
+    pub deleted: u64,
     /// Databases read as a whole, though a table was there.
     pub gaps: u64,
 }
@@ -53,6 +59,9 @@ impl Figures {
         self.announced += other.announced;
         self.restores += other.restores;
         self.gaps += other.gaps;
+        self.prunes += other.prunes;
+        self.forgotten += other.forgotten;
+        self.deleted += other.deleted;
         self.chain_max = self.chain_max.max(other.chain_max);
         self.late_max = self.late_max.max(other.late_max);
         self.levels.iter_mut().zip(other.levels).for_each(|(sum, more)| *sum += more);

@@ -3,22 +3,15 @@
 //! `chatkeep_planner::year` models a year of thousands of messages with sizes that were measured; this one shows that what
 //! is planned is also what is written, deleted and restored.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use chatkeep_format::ObjectName;
 use chatkeep_planner::year::PriceList;
-use chatkeep_planner::{
-    KnownEntry, Level, Mark, PointInfo, Prunable, RetentionPlan, RetentionPolicy, StoreView, plan_prune,
-    plan_retention,
-};
 use chatkeep_store::memory::MemoryStore;
 use chatkeep_store::{Store, StoreKey};
-use chatkeepd::catalogue::Point;
 
 use super::life::{Life, Stop};
 use super::model::Model;
@@ -67,8 +60,6 @@ pub struct Report {
 struct Year {
     world: World,
     store: Arc<MemoryStore>,
-    known: BTreeMap<u64, Point>,
-    marks: BTreeMap<Prunable, Mark>,
     byte_days: f64,
     report: Report,
 }
@@ -78,27 +69,19 @@ pub fn live(parent: &Path, program: &Path, days: u32, seed: u64) -> Result<Repor
     let folder = tempfile::Builder::new().prefix("ck").tempdir_in(parent)?;
     let store = Arc::new(MemoryStore::new());
     let world = World::new(folder.path(), store.clone(), program, 1, seed, Model::default())?;
-    let mut year = Year {
-        world,
-        store,
-        known: BTreeMap::new(),
-        marks: BTreeMap::new(),
-        byte_days: 0.0,
-        report: Report { days, ..Report::default() },
-    };
+    let mut year = Year { world, store, byte_days: 0.0, report: Report { days, ..Report::default() } };
     let mut life = Life::begin(&year.world).map_err(serious)?;
     for day in 0..days {
         for _ in 0..24 {
             year.hour(&mut life).with_context(|| format!("on day {day}"))?;
         }
-        year.prune().with_context(|| format!("on day {day}"))?;
+        year.prune(&mut life).with_context(|| format!("on day {day}"))?;
         if day % DAYS_OF_A_LIFE == DAYS_OF_A_LIFE - 1 {
             life.crash(&mut year.world)?;
             life = Life::begin(&year.world).map_err(serious)?;
         }
     }
-    life.finish();
-    year.finish()
+    year.finish(life)
 }
 
 fn serious(stop: Stop) -> anyhow::Error {
@@ -109,10 +92,6 @@ fn serious(stop: Stop) -> anyhow::Error {
 }
 
 impl Year {
-    fn now_us(&self) -> i64 {
-        self.world.now_us.load(Ordering::Relaxed) as i64
-    }
-
     fn hour(&mut self, life: &mut Life) -> Result<()> {
         self.world.apps[0].say(&mut self.world.random)?;
         self.world.pass(3600);
@@ -120,99 +99,46 @@ impl Year {
         let written = life.newest().context("something was just written")?;
         self.report.puts += written.objects.len() as u64;
         self.report.put_bytes += written.point.bytes;
-        self.known.insert(written.head.seq, written.point);
         while life.upload(&mut self.world).map_err(serious)? {}
         ensure!(life.is_done(), "the queue is not empty");
         Ok(())
     }
 
-    fn retention(&self) -> RetentionPlan {
-        let point = |point: &Point| PointInfo {
-            seq: point.seq,
-            parent_seq: point.parent_seq,
-            level: Level::from_number(point.level).unwrap_or(Level::Base),
-            taken_at_us: point.taken_at_us,
-            pinned: false,
-        };
-        let points: Vec<PointInfo> = self.known.values().map(point).collect();
-        plan_retention(&points, self.now_us(), &RetentionPolicy::default())
-    }
-
-    fn objects(&self) -> Result<BTreeMap<Prunable, (StoreKey, u64)>> {
+    /// Lengths of all objects, by key.
+    fn objects(&self) -> Result<BTreeMap<StoreKey, u64>> {
         let listed = self.world.runtime.block_on(self.store.list(""))?;
-        let known = listed.into_iter().filter_map(|object| {
-            let (_, name) = ObjectName::parse(object.key.as_str())?;
-            let object_name = match name {
-                ObjectName::Entry(seq) => Prunable::Entry(seq),
-                ObjectName::Pack(name) => Prunable::Pack(name),
-                ObjectName::Keyring(_) => return None,
-            };
-            Some((object_name, (object.key, object.len)))
-        });
-        Ok(known.collect())
+        Ok(listed.into_iter().map(|object| (object.key, object.len)).collect())
     }
 
-    /// Once a day: decides, marks and deletes.
-    fn prune(&mut self) -> Result<()> {
-        let retention = self.retention();
-        let objects = self.objects()?;
-        let lengths = objects.iter().map(|(name, (_, len))| (*name, *len)).collect();
-        let entry = |point: &Point| KnownEntry { parent_seq: point.parent_seq, packs: point.packs.clone() };
-        let entries = self.known.iter().map(|(seq, point)| (*seq, entry(point))).collect();
-        let newest = self.known.values().next_back().context("there are points")?;
-        let view = StoreView {
-            objects: &lengths,
-            entries: &entries,
-            packs_in_use: &BTreeSet::new(),
-            marks: &self.marks,
-            newest_seq: newest.seq,
-            newest_taken_at_us: newest.taken_at_us,
-            listing_trusted: true,
-        };
-        let plan = plan_prune(&view, &retention, self.now_us());
-        for (object, mark) in plan.mark {
-            if let Prunable::Entry(seq) = object {
-                // From here on it is not offered any more.
-                self.world.model.forget(seq);
-            }
-            self.marks.insert(object, mark);
-        }
-        for object in plan.unmark {
-            self.marks.remove(&object);
-        }
-        for object in plan.delete {
-            let (key, _) = &objects[&object];
-            self.world.runtime.block_on(self.store.delete(key))?;
-            self.marks.remove(&object);
-            if let Prunable::Entry(seq) = object {
-                self.known.remove(&seq);
-            }
-            self.report.deletes += 1;
-        }
-        let stored: u64 = self.objects()?.values().map(|(_, len)| len).sum();
+    /// Once a day.
+    fn prune(&mut self, life: &mut Life) -> Result<()> {
+        let report = life.prune(&mut self.world).map_err(serious)?;
+        ensure!(report.hindrance.is_none(), "nothing is deleted: {:?}", report.hindrance);
+        let stored: u64 = self.objects()?.values().sum();
         self.byte_days += stored as f64;
         self.report.stored_bytes_max = self.report.stored_bytes_max.max(stored);
         Ok(())
     }
 
     /// Restores everything that is kept, and adds up.
-    fn finish(mut self) -> Result<Report> {
-        let objects = self.objects()?;
-        let retention = self.retention();
-        let kept: Vec<u64> = retention.keep.iter().chain(&retention.carry).copied().collect();
-        for seq in &kept {
+    fn finish(mut self, life: Life) -> Result<Report> {
+        let points = life.points(&self.world);
+        life.check_listed(&self.world)?;
+        life.finish();
+        for seq in points.keys() {
             self.world.check_point(*seq)?;
         }
-        let newest = self.known.keys().next_back().copied().context("there are points")?;
+        let newest = points.keys().next_back().copied().context("there are points")?;
         let began = Instant::now();
         self.world.check_point(newest)?;
         let restore_ms = began.elapsed().as_millis() as u64;
         let mut restore_objects = 0;
         let mut next = Some(newest);
-        while let Some(point) = next.and_then(|seq| self.known.get(&seq)) {
+        while let Some(point) = next.and_then(|seq| points.get(&seq)) {
             restore_objects += 1 + point.packs.len() as u64;
             next = (point.parent_seq > 0).then_some(point.parent_seq);
         }
+        let objects = self.objects()?;
         let prices = PriceList::S3_STANDARD;
         let storage = self.byte_days / 1e9 * 24.0 / 730.0 * prices.gigabyte_month;
         let requests = self.report.puts as f64 / 1e6 * prices.million_puts;
@@ -222,8 +148,9 @@ impl Year {
             levels: figures.levels,
             database_bytes: std::fs::metadata(self.world.apps[0].database())?.len(),
             objects: objects.len() as u64,
-            stored_bytes: objects.values().map(|(_, len)| len).sum(),
-            points: kept.len() as u64,
+            stored_bytes: objects.values().sum(),
+            deletes: figures.deleted,
+            points: points.len() as u64,
             restores: figures.restores,
             chain_max: figures.chain_max,
             restore_objects,

@@ -52,6 +52,8 @@ pub struct Point {
     pub size: u64,
     /// Whether it holds every page.
     pub base: bool,
+    /// Whether something that it needs is known to be damaged.
+    pub damaged: bool,
 }
 
 impl Point {
@@ -61,6 +63,7 @@ impl Point {
             time_us: point["time"].as_u64().unwrap_or_default(),
             size: point["size"].as_u64().unwrap_or_default(),
             base: point["base"].as_bool().unwrap_or_default(),
+            damaged: point["damaged"].as_bool().unwrap_or_default(),
         }
     }
 }

@@ -28,6 +28,12 @@ impl Notes {
         Ok(())
     }
 
+    /// Replaces the text of every message.
+    pub fn rewrite(&self, text: &str) -> Result<()> {
+        self.connection.execute("UPDATE message SET text = ?1", [text])?;
+        Ok(())
+    }
+
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.path

@@ -19,6 +19,8 @@ const CIPHER_KEY: &str = "00112233445566778899aabbccddeeff00112233445566778899aa
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How long a capture may be refused because the file is being written, before it is left for the next time.
 const QUIET_PATIENCE: Duration = Duration::from_secs(2);
+/// Commits after which an app writes slowly: every row is checked after every capture, on whatever machine.
+const MANY: &str = "3000";
 /// Entries that are kept for later restores, beside what they build on.
 const KEPT: usize = 12;
 /// Chains are cut at this length, as the planner does.
@@ -180,7 +182,7 @@ impl Rig {
     }
 
     fn start_process(&mut self, at: usize) -> Result<(), String> {
-        let mut options = vec!["--seconds".to_owned(), "0".to_owned()];
+        let mut options = ["--seconds", "0", "--many", MANY].map(str::to_owned).to_vec();
         let writers = self.habits.writers.len();
         if at < writers {
             options.extend(["--ack".to_owned(), self.path("ack").display().to_string()]);

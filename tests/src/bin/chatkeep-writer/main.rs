@@ -21,6 +21,8 @@ use options::{AutoVacuum, Journal, Options, Sync};
 
 /// Rows of a transaction of the prefill.
 const PREFILL_ROWS: u64 = 2000;
+/// Between two commits of a writer that has written much.
+const SLOW_PAUSE: Duration = Duration::from_millis(200);
 /// Every page size that SQLite has.
 const PAGE_SIZES: [u32; 8] = [512, 1024, 2048, 4096, 8192, 16384, 32768, 65536];
 const CHECKPOINTS: [&str; 4] = ["PASSIVE", "FULL", "RESTART", "TRUNCATE"];
@@ -89,7 +91,9 @@ impl<'a> App<'a> {
                 ack.write_all(format!("{n} {now_us}\n").as_bytes())?;
             }
             self.tidy_up(n, count)?;
-            if options.rate > 0.0 {
+            if options.many > 0 && n >= options.many {
+                std::thread::sleep(SLOW_PAUSE);
+            } else if options.rate > 0.0 {
                 let due = Duration::from_secs_f64(count as f64 / options.rate);
                 std::thread::sleep(due.saturating_sub(self.began.elapsed()));
             }

@@ -86,6 +86,9 @@ pub(crate) struct Options {
     /// Commits a second; 0 = without a pause.
     #[arg(long, default_value_t = 10.0)]
     pub(crate) rate: f64,
+    /// Write slowly once there are so many commits, so that checks of every row stay quick; 0 = never.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) many: u64,
     /// How long; 0 = until killed.
     #[arg(long, default_value_t = 10.0)]
     pub(crate) seconds: f64,

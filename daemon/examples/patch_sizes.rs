@@ -1,13 +1,20 @@
-//! What a capture of a generated chat takes as whole pages, as XOR and as patches (docs/decisions/0012):
-//! `cargo run --release -p chatkeep-tests --example patch_sizes -- --messages 900000`.
+//! What a capture of a generated chat takes as whole pages, as XOR and as patches (docs/decisions/0012), and the entry
+//! that the service makes of it:
+//! `cargo run --release -p chatkeepd --example patch_sizes -- --messages 900000`.
 #![allow(clippy::unwrap_used, reason = "a tool for this repository: it stops where it fails")]
 
 use std::fmt::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use chatkeep_crypto::{DataRoots, seal};
 use chatkeep_format::limits::MAX_BASES_LEN;
 use chatkeep_format::{ArchiveId, ObjectName, PatchMaker, apply_patch};
+use chatkeep_sqlite::{Capture, Kind, PageSink};
+use chatkeepd::catalogue::{Head, Point};
+use chatkeepd::spool::Spool;
+use chatkeepd::writer::{Draft, Part, Writer};
 use clap::Parser;
 use rand_core::OsRng;
 use rusqlite::{Connection, params};
@@ -54,19 +61,30 @@ fn main() {
     }
     let mut before = chat.image(&file);
     println!(
-        "database of {} MB; averages in bytes of sealed objects, CPU in µs a page",
+        "database of {} MB; averages in bytes of sealed objects, CPU in µs a page (sealing: all that the service does)",
         before.len() / 1_000_000
     );
     println!(
-        "{:>9} {:>6} {:>9} {:>9} {:>14} {:>14} {:>6} {:>6}",
-        "messages", "pages", "whole", "XOR", "patch of page", "patch of set", "make", "apply"
+        "{:>9} {:>6} {:>9} {:>9} {:>14} {:>14} {:>9} {:>7} {:>6} {:>6} {:>7}",
+        "messages",
+        "pages",
+        "whole",
+        "XOR",
+        "patch of page",
+        "patch of set",
+        "entry",
+        "objects",
+        "make",
+        "apply",
+        "sealing"
     );
+    let backup = Backup::new(folder.path());
     for (messages, runs) in BURSTS {
         let mut sum = Sizes::default();
         for _ in 0..runs {
             (0..messages).for_each(|_| chat.message("BEGIN IMMEDIATE", "COMMIT"));
             let after = chat.image(&file);
-            measure(&before, &after, &mut sum);
+            measure(&before, &after, &backup, &mut sum);
             before = after;
         }
         sum.print(messages, runs);
@@ -173,17 +191,23 @@ struct Sizes {
     xor: usize,
     patch_of_page: usize,
     patch_of_set: usize,
+    entry: usize,
+    objects: usize,
     make_us: f64,
     apply_us: f64,
+    sealing_us: f64,
 }
 
 impl Sizes {
     fn print(&self, messages: u64, runs: usize) {
-        let [pages, whole, xor, page, set] =
-            [self.pages, self.whole, self.xor, self.patch_of_page, self.patch_of_set].map(|sum| sum / runs);
-        let [make, apply] = [self.make_us, self.apply_us].map(|us| us / self.pages as f64);
+        let sizes = [self.pages, self.whole, self.xor, self.patch_of_page, self.patch_of_set, self.entry];
+        let [pages, whole, xor, page, set, entry] = sizes.map(|sum| sum / runs);
+        let objects = self.objects as f64 / runs as f64;
+        let [make, apply, sealing] =
+            [self.make_us, self.apply_us, self.sealing_us].map(|us| us / self.pages as f64);
         println!(
-            "{messages:>9} {pages:>6} {whole:>9} {xor:>9} {page:>14} {set:>14} {make:>6.1} {apply:>6.2}"
+            "{messages:>9} {pages:>6} {whole:>9} {xor:>9} {page:>14} {set:>14} {entry:>9} {objects:>7.1} \
+             {make:>6.1} {apply:>6.2} {sealing:>7.1}"
         );
     }
 }
@@ -195,7 +219,7 @@ struct Changed<'a> {
     image: &'a [u8],
 }
 
-fn measure(before: &[u8], after: &[u8], sum: &mut Sizes) {
+fn measure(before: &[u8], after: &[u8], backup: &Backup, sum: &mut Sizes) {
     let bases = before.chunks(PAGE).map(Some).chain(std::iter::repeat(None));
     let changed: Vec<_> = (1..)
         .zip(bases.zip(after.chunks(PAGE)))
@@ -209,6 +233,99 @@ fn measure(before: &[u8], after: &[u8], sum: &mut Sizes) {
     sum.patch_of_page += sealed(&changed, changed.chunks(1).flat_map(|page| patches(page, &mut unused)));
     sum.patch_of_set +=
         sealed(&changed, changed.chunks(MAX_BASES_LEN / PAGE).flat_map(|set| patches(set, sum)));
+    let start_us = process_us();
+    let objects = backup.objects(&changed, (after.len() / PAGE) as u32);
+    sum.sealing_us += process_us() - start_us;
+    sum.entry += objects.iter().sum::<usize>();
+    sum.objects += objects.len();
+}
+
+/// What the service has to seal a capture.
+struct Backup {
+    writer: Writer,
+    head: Head,
+    base: Option<Point>,
+}
+
+impl Backup {
+    /// With a base that has no pages.
+    fn new(folder: &Path) -> Self {
+        let archive = ArchiveId([0; 16]);
+        let writer = Writer {
+            archive,
+            roots: Arc::new(DataRoots::new(&mut OsRng)),
+            spool: Spool::open(folder, &archive).unwrap(),
+            source_name: "chat".to_owned(),
+            app_id: "org.example.Chat".to_owned(),
+            level: 1,
+        };
+        let (digest_key, writer_id) = ([1; 32], [1; 16]);
+        let head = Head {
+            seq: 0,
+            digest: [0; 32],
+            base_seq: 0,
+            pins: Vec::new(),
+            digest_key,
+            writer_id,
+            writer_epoch: 1,
+        };
+        let mut backup = Self { writer, head, base: None };
+        let written = backup.publish(&[], 0);
+        (backup.head, backup.base) = (written.head, Some(written.point));
+        backup
+    }
+
+    /// Lengths of the objects that these pages take.
+    fn objects(&self, changed: &[Changed<'_>], page_count: u32) -> Vec<usize> {
+        let written = self.publish(changed, page_count);
+        let lengths = written.objects.iter().map(|object| object.len as usize).collect();
+        self.writer.spool.remove(&written.objects).unwrap();
+        lengths
+    }
+
+    fn publish(&self, changed: &[Changed<'_>], page_count: u32) -> chatkeepd::writer::Written {
+        let is_base = self.base.is_none();
+        let done_bytes = AtomicU64::new(0);
+        let (inline, packs) = self.writer.sealing(self.head.seq + 1, 0, |sealing| {
+            let mut collector = sealing.collector(&done_bytes, true);
+            collector.begin(PAGE as u32, is_base).unwrap();
+            for page in changed {
+                collector.page(page.pgno, page.image, page.base).unwrap();
+            }
+            collector.finish(page_count).unwrap()
+        });
+        let mut packs = packs.unwrap();
+        let capture = Capture {
+            is_base,
+            parent: self.head.seq,
+            kind: Kind::Plain,
+            page_size: PAGE as u32,
+            page_count,
+            user_version: 1,
+            application_id: 1,
+            state_digest: [1; 16],
+            pages: changed.len() as u32,
+            changed_pages: changed.len() as u32,
+            bases: 0,
+            unchanged: false,
+            gap: None,
+            bytes_read: 0,
+            gone: false,
+        };
+        let part = Part { name: "chat.db".to_owned(), capture, packs: packs.parts.remove(0), inline };
+        let draft = Draft {
+            before: &self.head,
+            parent: self.base.as_ref(),
+            level: if is_base { 8 } else { 0 },
+            parts: vec![part],
+            unchanged: Vec::new(),
+            folders: Vec::new(),
+            listed_packs: Vec::new(),
+            objects: packs.objects,
+            taken_at_us: 1,
+        };
+        self.writer.publish(draft).unwrap()
+    }
 }
 
 fn xor(page: &Changed<'_>) -> Vec<u8> {
@@ -266,6 +383,14 @@ fn put_varint(out: &mut Vec<u8>, mut value: u32) {
 }
 
 fn cpu_us() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
+    time_us(ClockId::ThreadCPUTime)
+}
+
+fn process_us() -> f64 {
+    time_us(ClockId::ProcessCPUTime)
+}
+
+fn time_us(clock: ClockId) -> f64 {
+    let time = clock_gettime(clock);
     time.tv_sec as f64 * 1e6 + time.tv_nsec as f64 / 1e3
 }
