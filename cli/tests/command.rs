@@ -193,8 +193,11 @@ fn a_restore_passes_its_target_on_and_explains_damage() {
     assert_eq!(
         fake.log(),
         [
-            format!("restore notes.db RestoreOptions {{ target: At({}), overwrite: true }}", fake::NOW),
-            "restore x.db RestoreOptions { target: Point(\"7\"), overwrite: false }".to_owned(),
+            format!(
+                "restore notes.db RestoreOptions {{ target: At({}), overwrite: true, into: true }}",
+                fake::NOW
+            ),
+            "restore x.db RestoreOptions { target: Point(\"7\"), overwrite: false, into: false }".to_owned(),
         ]
     );
     let ran = fake.run(&["restore", "notes", "--to", dir, "--at", "yesterday"]);

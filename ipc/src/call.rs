@@ -63,6 +63,8 @@ pub struct RestoreOptions {
     pub target: RestoreTarget,
     /// An existing file is kept beside the new one; otherwise it is an error.
     pub overwrite: bool,
+    /// A point of several files goes right into the directory; otherwise into a new one with the name of the file.
+    pub into: bool,
 }
 
 /// Options of `ListRecoveryPoints`.

@@ -252,7 +252,7 @@ async fn points_and_restores_carry_their_options() {
         log.lines(),
         [
             "points PointFilter { since: None, until: None, limit: Some(5), forgotten: false }",
-            "restore back.db RestoreOptions { target: Point(\"7\"), overwrite: true }",
+            "restore back.db RestoreOptions { target: Point(\"7\"), overwrite: true, into: false }",
         ]
     );
 }

@@ -24,6 +24,9 @@ pub(super) async fn restore(context: &Context, id: &str, to: &Path, target: Targ
     let watched = database.state.text("Path");
     let (dir, file_name) = destination(to, Path::new(&watched).file_name().and_then(|name| name.to_str()))?;
     let mut options = Options::from([("overwrite", Value::from(target.overwrite))]);
+    if to.is_dir() {
+        options.insert("into", true.into());
+    }
     if let Some(point) = target.point {
         options.insert("point", point.into());
     }

@@ -284,15 +284,23 @@ impl Service {
             Target::Newest => Error::NotFound("there is no recovery point yet".to_owned()),
             _ => Error::NotFound("there is no such recovery point".to_owned()),
         })?;
+        // Where the database belongs, what goes with it belongs beside it.
+        let registered = &self.sources[&number].registration;
+        let in_place = path_of(&folder).is_ok_and(|folder| folder.join(&file_name) == registered.path);
+        let alone = registered.more_databases.is_empty() && registered.attachments.is_empty();
         let destination = Destination {
             folder,
             file_name: Some(file_name),
-            in_place: false,
+            in_place: in_place || options.into,
             existing: if options.overwrite { Existing::KeepBeside } else { Existing::Refuse },
             label: restore_label(),
         };
         let work = Work::Restore { opened, seq, destination };
-        Ok(self.run(job, "restore", Some(number), false, work))
+        let job = self.run(job, "restore", Some(number), false, work);
+        if in_place && alone && self.register_siblings(number).map_err(|fault| fault.error)? {
+            self.restart(number);
+        }
+        Ok(job)
     }
 
     #[expect(clippy::too_many_arguments, reason = "the arguments of the D-Bus method")]

@@ -88,6 +88,7 @@ impl DatabaseInterface {
         let options = RestoreOptions {
             target: target(&mut request.options)?,
             overwrite: request.options.flag("overwrite")?,
+            into: request.options.flag("into")?,
         };
         let file_name = self::file_name(file_name)?;
         let database = self.id.clone();
