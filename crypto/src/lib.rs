@@ -15,5 +15,5 @@ pub use backup_key::{BackupKey, first_difference};
 pub use digits::{DigitsError, GROUPS, locate_typo};
 pub use error::{DamagedPart, OpenError};
 pub use keyring::{open_keyring, read_keyring, write_keyring};
-pub use object::{open, seal};
+pub use object::{authenticate, open, seal};
 pub use roots::{DataRoots, drill_mac, is_pack_name, pack_name};

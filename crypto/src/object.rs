@@ -6,7 +6,7 @@ use chatkeep_format::{
 };
 use rand_core::CryptoRngCore;
 use subtle::ConstantTimeEq;
-use zstd::zstd_safe;
+use zstd::zstd_safe::{self, CParameter};
 
 use crate::error::{DamagedPart, OpenError};
 use crate::roots::DataRoots;
@@ -65,7 +65,8 @@ fn seal_stream(
 /// The stream that is cut into chunks: two lengths, one zstd frame, zeros up to the padded length.
 fn compress(plaintext: &[u8], level: i32) -> Vec<u8> {
     let mut stream = vec![0; PREFIX_LEN + zstd_safe::compress_bound(plaintext.len())];
-    let frame_len = zstd::bulk::compress_to_buffer(plaintext, &mut stream[PREFIX_LEN..], level)
+    let frame_len = compressor(level)
+        .and_then(|mut zstd| zstd.compress_to_buffer(plaintext, &mut stream[PREFIX_LEN..]))
         .expect("zstd compresses into a buffer of its own bound");
     let used = PREFIX_LEN + frame_len;
     stream[..8].copy_from_slice(&(frame_len as u64).to_le_bytes());
@@ -75,8 +76,40 @@ fn compress(plaintext: &[u8], level: i32) -> Vec<u8> {
     stream
 }
 
+/// Level 1 forgets what it saw 64 KiB ago, and looks for repeats of 7 bytes. Rows of a chat repeat shorter things from
+/// pages far apart: with a table twice as long and 6 bytes a database of chats takes 3.6 % less, for a sixth more time; level 2
+/// takes 5 % less, for a third more.
+fn compressor(level: i32) -> std::io::Result<zstd::bulk::Compressor<'static>> {
+    let mut zstd = zstd::bulk::Compressor::new(level)?;
+    if level == 1 {
+        zstd.set_parameter(CParameter::HashLog(15))?;
+        zstd.set_parameter(CParameter::MinMatch(6))?;
+    }
+    Ok(zstd)
+}
+
 /// Opens an object that the store gave under this name.
 pub fn open(
+    archive: &ArchiveId,
+    name: ObjectName,
+    roots: &DataRoots,
+    sealed: &[u8],
+) -> Result<Vec<u8>, OpenError> {
+    let stream = open_stream(archive, name, roots, sealed)?;
+    decompress(&stream).ok_or(OpenError::damaged(DamagedPart::Body))
+}
+
+/// Proves that an object is byte for byte what was sealed under this name, without unpacking it: a third of the work.
+pub fn authenticate(
+    archive: &ArchiveId,
+    name: ObjectName,
+    roots: &DataRoots,
+    sealed: &[u8],
+) -> Result<(), OpenError> {
+    open_stream(archive, name, roots, sealed).map(drop)
+}
+
+fn open_stream(
     archive: &ArchiveId,
     name: ObjectName,
     roots: &DataRoots,
@@ -101,7 +134,7 @@ pub fn open(
             return Err(OpenError::damaged(DamagedPart::Chunk(index as u64)));
         }
     }
-    decompress(&stream).ok_or(OpenError::damaged(DamagedPart::Body))
+    Ok(stream)
 }
 
 /// Plaintext bytes in chunks of this total length, if chunks can have it.

@@ -356,14 +356,16 @@ impl Catalogue {
         PackPages::decode(&value)
     }
 
-    /// Remembers which pages a pack holds.
+    /// Remembers which pages a pack holds, unless it is known as of a newer entry.
     pub fn put_pack_pages(
         &self,
         archive: &ArchiveId,
         pack: &[u8; 16],
         pages: &PackPages,
     ) -> anyhow::Result<()> {
-        self.db.open_tree("packs")?.insert([archive.0, *pack].concat(), pages.encode())?;
+        if self.pack_pages(archive, pack).is_none_or(|known| known.seq < pages.seq) {
+            self.db.open_tree("packs")?.insert([archive.0, *pack].concat(), pages.encode())?;
+        }
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use crate::jobs::{Job, Tools, list_remote, vault_status};
 use crate::keyring::Ring;
 use crate::pack_pages::PackPages;
 use crate::service::Service;
-use crate::spool::Spool;
+use crate::spool::{Holds, Spool};
 
 /// How long what is under way may take after the order to stop; systemd's own limit is longer.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -320,20 +320,10 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
         Err(error) => return Err(error.into()),
     };
     // It lay on a disk since it was written: what is not what was written is not announced.
-    let (roots, name) = (&order.keys.roots, order.object.name);
-    let whole = match &order.publishes {
-        Some(written) => entry_digest(&sealed) == written.head.digest,
-        None => match chatkeep_crypto::open(&order.archive.id, name, roots, &sealed) {
-            Ok(body) => {
-                remember_pages(catalogue, &order, body);
-                true
-            }
-            Err(_) => false,
-        },
-    };
-    if !whole {
+    if !is_whole(catalogue, &order, &sealed) {
         return Ok(Stored { spoiled: true, ..stored });
     }
+    let (roots, name) = (&order.keys.roots, order.object.name);
     match name {
         ObjectName::Pack(id) => {
             while catalogue.is_being_deleted(&order.archive.id, id) {
@@ -360,16 +350,37 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     Ok(stored)
 }
 
-/// Which pages a pack holds: should the store lose it, it can be made again from them. A pack of something else is either
-/// no page set, or one by chance, which does no harm: what is made again has to have the name.
-fn remember_pages(catalogue: &Catalogue, order: &UploadOrder, body: Vec<u8>) {
-    let ObjectName::Pack(name) = order.object.name else { return };
-    let pages = PageSet::decode(body).ok().and_then(|pages| PackPages::of(&pages, order.object.seq));
-    if let Some(pages) = pages
-        && let Err(error) = catalogue.put_pack_pages(&order.archive.id, &name, &pages)
+/// Whether an object is what was sealed. Of a pack remembers which pages it holds: should the store lose it, it can be made
+/// again from them.
+fn is_whole(catalogue: &Catalogue, order: &UploadOrder, sealed: &[u8]) -> bool {
+    let (id, name, roots) = (&order.archive.id, order.object.name, &order.keys.roots);
+    if let Some(written) = &order.publishes {
+        return entry_digest(sealed) == written.head.digest;
+    }
+    let pages = match &order.object.holds {
+        // A pack of something else is either no page set, or one by chance, which does no harm: what is made again has
+        // to have the name.
+        Holds::Unknown => match chatkeep_crypto::open(id, name, roots, sealed) {
+            Ok(body) => PageSet::decode(body).ok().and_then(|pages| PackPages::of(&pages, order.object.seq)),
+            Err(_) => return false,
+        },
+        known => {
+            if chatkeep_crypto::authenticate(id, name, roots, sealed).is_err() {
+                return false;
+            }
+            match known {
+                // Read ahead for an entry that had no number yet.
+                Holds::Pages(pages) => Some(pages.clone().as_of(order.object.seq)),
+                Holds::Unknown | Holds::Other => None,
+            }
+        }
+    };
+    if let (ObjectName::Pack(name), Some(pages)) = (name, pages)
+        && let Err(error) = catalogue.put_pack_pages(id, &name, &pages)
     {
         warn!(%error, "the cache cannot be written");
     }
+    true
 }
 
 /// Keeps the compiler's eye on what crosses threads.

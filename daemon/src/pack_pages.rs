@@ -36,6 +36,12 @@ impl PackPages {
         (!runs.is_empty()).then_some(Self { seq, page_size: pages.page_size(), runs })
     }
 
+    /// The same pages, named by entry `seq`.
+    #[must_use]
+    pub fn as_of(self, seq: u64) -> Self {
+        Self { seq, ..self }
+    }
+
     /// The page numbers, ascending.
     pub fn pages(&self) -> impl Iterator<Item = u32> {
         self.runs.iter().flat_map(|(first, len)| *first..*first + *len)

@@ -13,7 +13,8 @@ use chatkeep_format::{ObjectName, PackRef, PageSet, PageSetBuilder};
 use chatkeep_sqlite::PageSink;
 use rand_core::OsRng;
 
-use crate::spool::Spooled;
+use crate::pack_pages::PackPages;
+use crate::spool::{Holds, Spooled};
 use crate::writer::Writer;
 
 /// Target size of a pack before compression, 4 MiB: two being sealed, one being filled and what zstd needs stay below
@@ -218,19 +219,21 @@ impl Shared<'_> {
 
     fn seal(&self, Job { at, body }: Job) -> io::Result<Sealed> {
         let writer = self.writer;
-        let (body, items) = match body {
+        let (body, items, holds) = match body {
             Body::Pages(pages) => {
                 let items = pages.len() as u32;
-                (pages.into_encoding(), items)
+                let holds = PackPages::of(&pages, self.seq).map_or(Holds::Other, Holds::Pages);
+                (pages.into_encoding(), items, holds)
             }
-            Body::Bytes(body, items) => (body, items),
+            Body::Bytes(body, items) => (body, items, Holds::Other),
         };
         let name = pack_name(&writer.roots, &body);
         let object = ObjectName::Pack(name);
         let sealed = seal(&writer.archive, object, &writer.roots, &body, writer.level, &mut OsRng);
         drop(body);
         let spooled = writer.spool.put_pack(self.seq, at.position, name, &sealed)?;
-        Ok(Sealed { at, pack: PackRef { name, sealed_len: sealed.len() as u64, items }, spooled })
+        let pack = PackRef { name, sealed_len: sealed.len() as u64, items };
+        Ok(Sealed { at, pack, spooled: Spooled { holds, ..spooled } })
     }
 }
 

@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 use chatkeep_format::{ArchiveId, ObjectName};
 
+use crate::pack_pages::PackPages;
+
 /// How the name of a pack begins that was made again.
 const REPAIR: &str = "repair.pack.";
 
@@ -36,6 +38,19 @@ pub struct Spooled {
     pub len: u64,
     /// Where it lies.
     pub path: PathBuf,
+    /// What is in it.
+    pub holds: Holds,
+}
+
+/// What is known of the content of an object, so that nobody has to open it to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holds {
+    /// Nothing: it was written before the service started.
+    Unknown,
+    /// These pages, all of them whole.
+    Pages(PackPages),
+    /// Something that cannot be made again from pages alone.
+    Other,
 }
 
 impl Spool {
@@ -74,6 +89,7 @@ impl Spool {
         let mut assigned = Vec::with_capacity(objects.len());
         for (position, object) in (first..).zip(objects) {
             let described = self.describe(seq, object.name, position, object.len as usize);
+            let described = Spooled { holds: object.holds.clone(), ..described };
             std::fs::rename(&object.path, &described.path)?;
             assigned.push(described);
         }
@@ -99,6 +115,7 @@ impl Spool {
             name: ObjectName::Pack(name),
             len: sealed.len() as u64,
             path: self.folder.join(file),
+            holds: Holds::Unknown,
         })
     }
 
@@ -112,7 +129,7 @@ impl Spool {
             let name = name.and_then(|digits| hex::decode(digits).ok()?.try_into().ok());
             if let Some(name) = name.map(ObjectName::Pack) {
                 let len = entry.metadata()?.len();
-                found.push(Spooled { seq: 0, name, len, path: entry.path() });
+                found.push(Spooled { seq: 0, name, len, path: entry.path(), holds: Holds::Unknown });
             }
         }
         Ok(found)
@@ -125,7 +142,8 @@ impl Spool {
             let entry = entry?;
             if let Some((seq, position, name)) = entry.file_name().to_str().and_then(parse_name) {
                 let len = entry.metadata()?.len();
-                found.push((position, Spooled { seq, name, len, path: entry.path() }));
+                let path = entry.path();
+                found.push((position, Spooled { seq, name, len, path, holds: Holds::Unknown }));
             }
         }
         found.sort_by_key(|(position, object)| (object.seq, *position));
@@ -184,7 +202,7 @@ impl Spool {
             ObjectName::Pack(id) => format!("{seq:016}.{position:08}.pack.{}", hex::encode(id)),
             _ => format!("{seq:016}.{position:08}.entry"),
         };
-        Spooled { seq, name, len: len as u64, path: self.folder.join(file) }
+        Spooled { seq, name, len: len as u64, path: self.folder.join(file), holds: Holds::Unknown }
     }
 }
 

@@ -14,6 +14,11 @@ use chatkeep_format::{FolderRecord, ObjectName};
 use chatkeep_store::Store;
 use machine::{Machine, noise, same, tree};
 
+#[test]
+fn chat_process() {
+    machine::chat_process();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn files_come_back_as_they_were_at_each_point() {
     let mut machine = Machine::new().await;
@@ -246,25 +251,10 @@ async fn captures_go_on_while_much_is_read() {
     for file in 0..60 {
         machine.save(&format!("{}/{file}", file % 7), &noise(file, 5_000_000));
     }
-    let writing = Arc::new(AtomicBool::new(true));
-    let writer = {
-        let (writing, database) = (writing.clone(), machine.database());
-        std::thread::spawn(move || {
-            let database = rusqlite::Connection::open(database).unwrap();
-            while writing.load(Ordering::Relaxed) {
-                database.execute("INSERT INTO m VALUES ('and another message')", []).unwrap();
-                // Locks of this process end when the service, in the same process, closes a file of the database: to
-                // it the database is at rest, and needs a moment of quiet.
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        })
-    };
+    let chat = machine.chat();
     let mut without = 0;
     loop {
-        let captured = match machine.capture().await {
-            Err(fault) if matches!(fault.error, chatkeep_ipc::Error::DatabaseBusy(_)) => continue,
-            captured => captured.unwrap(),
-        };
+        let captured = machine.capture().await.unwrap();
         let Some(written) = captured.written else { continue };
         machine.upload().await;
         let record = &machine.entry(written.head.seq).await.folders[0];
@@ -275,8 +265,7 @@ async fn captures_go_on_while_much_is_read() {
         without += u64::from(record.unread > 0);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    writing.store(false, Ordering::Relaxed);
-    writer.join().unwrap();
+    chat.end();
     assert!(without >= 3, "{without} entries were made while files were read");
     machine.say("the last one");
     machine.back_up().await.unwrap();
@@ -336,6 +325,36 @@ async fn a_film_is_read_across_captures_and_stored_once_when_it_grows() {
     machine.save("film.mp4", &longer);
     machine.back_up_everything().await;
     assert!(stored(&machine).await < before + 6_000_000);
+    let restored = machine.restore(machine.seq()).await;
+    assert_eq!(same(&tree(&restored.path().join("media"))), same(&tree(&machine.media())));
+}
+
+/// A base refers to nothing that was sealed for the entries before it: the file that is being read is begun again, though as
+/// much is sealed of it as an entry may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_film_that_a_base_cuts_off_is_read_again() {
+    let mut machine = Machine::new().await;
+    machine.back_up().await.unwrap();
+    let mut cut_off = false;
+    for film in 0..20 {
+        machine.save(&format!("{film}.mp4"), &noise(film, 100_000_000));
+        while machine.spooled_bytes() < 40_000_000 && newest(&machine).await.files <= film {
+            // asks for what is read meanwhile, as the service does
+            machine.listen();
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        machine.follower.as_ref().unwrap().forget(BTreeSet::new());
+        let base = machine.capture().await.unwrap().written.unwrap();
+        machine.upload().await;
+        cut_off = machine.entry(base.head.seq).await.folders[0].unread > 0;
+        let all = tokio::time::timeout(Duration::from_mins(1), machine.back_up_everything()).await;
+        all.expect("a film that nobody reads on");
+        assert_eq!(newest(&machine).await.files, film + 1);
+        if cut_off {
+            break;
+        }
+    }
+    assert!(cut_off, "every film was read before the base was made");
     let restored = machine.restore(machine.seq()).await;
     assert_eq!(same(&tree(&restored.path().join("media"))), same(&tree(&machine.media())));
 }

@@ -12,9 +12,11 @@ use source::Source;
 
 /// Decides when each source is captured and in which order objects go up. One per store.
 ///
-/// - At most one capture of a source runs at a time, and at most one upload of it; over all sources at most
+/// - At most one capture of a source runs at a time. Over all sources at most
 ///   [`uploads_at_once`](CapturePolicy::uploads_at_once) uploads run.
-/// - Uploads of a source go strictly in the order in which they were enqueued: data first, its entry last.
+/// - Uploads of a source begin in the order in which they were enqueued. Data goes up side by side; an entry goes alone, when
+///   all that was enqueued before it is up.
+/// - After a start and after a failure uploads of a source go one by one until one succeeds.
 /// - After each [`handle`](Scheduler::handle) everything that is due has been asked for; call it again at
 ///   [`next_deadline`](Scheduler::next_deadline) at the latest.
 #[derive(Debug, Clone)]
@@ -87,7 +89,7 @@ impl Scheduler {
 
     /// Whether nothing runs: no capture (also none of a removed source), and no upload.
     pub fn is_idle(&self) -> bool {
-        self.sources.values().all(|source| !source.is_capturing() && source.uploading().is_none())
+        self.sources.values().all(|source| !source.is_capturing() && source.uploads() == 0)
     }
 
     /// How a source is doing. `None` if it is not watched.
@@ -155,7 +157,7 @@ impl Scheduler {
     }
 
     fn start_uploads(&mut self, now: Moment, commands: &mut Vec<Command>) {
-        let running = self.sources.values().filter(|source| source.uploading().is_some()).count();
+        let running = self.sources.values().map(Source::uploads).sum();
         for _ in running..self.policy.uploads_at_once.max(1) {
             let Some((source, upload)) = self.start_one_upload(now) else { return };
             commands.push(Command::Upload { source, upload });

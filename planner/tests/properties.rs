@@ -31,8 +31,12 @@ struct Expected {
     capturing: Option<(Option<u64>, bool)>,
     /// Until when failures excuse waiting; `u64::MAX` is for ever.
     capture_excused_until: u64,
-    queue: VecDeque<UploadId>,
-    uploading: Option<UploadId>,
+    /// Which of them are entries.
+    queue: VecDeque<(UploadId, bool)>,
+    /// Those that began before the last failure say nothing about it.
+    uploading: Vec<(UploadId, bool)>,
+    /// Whether the last one that ended was a success.
+    store_answers: bool,
     upload_excused_until: u64,
     /// Whether the excuse is one that a reachable store ends.
     until_reachable: BTreeSet<Kind>,
@@ -79,7 +83,7 @@ impl Model {
         if let Some(deadline) = self.scheduler.next_deadline() {
             assert!(deadline.0 > self.now, "something due at {deadline:?} was not asked for at {}", self.now);
         }
-        let idle = self.sources.values().all(|it| it.capturing.is_none() && it.uploading.is_none());
+        let idle = self.sources.values().all(|it| it.capturing.is_none() && it.uploading.is_empty());
         assert_eq!(self.scheduler.is_idle(), idle);
         for (source, expected) in &self.sources {
             let view = self.scheduler.state(*source);
@@ -125,7 +129,7 @@ impl Model {
 
     fn judge(&mut self, command: Command) {
         assert!(!self.stopping, "{command:?} during shutdown");
-        let running = self.sources.values().filter(|it| it.uploading.is_some()).count();
+        let running = self.running();
         match command {
             Command::Capture { source } => {
                 let expected = self.sources.get_mut(&source).expect("a source that was added");
@@ -142,25 +146,45 @@ impl Model {
                     expected.watched && (expected.pressing || !self.paused),
                     "an upload of a removed source or in a pause"
                 );
-                assert!(expected.uploading.is_none(), "two uploads of one source at once");
                 assert!(running < POLICY.uploads_at_once, "too many uploads at once");
-                assert_eq!(expected.queue.front(), Some(&upload), "an upload out of order");
-                expected.uploading = Some(upload);
+                let others = expected.uploading.len();
+                assert!(others == 0 || expected.store_answers, "a second try before the first has told");
+                let waiting = |(id, _): &&(UploadId, bool)| expected.uploading.iter().all(|(it, _)| it != id);
+                let next = expected.queue.iter().find(waiting).copied();
+                assert_eq!(next.map(|(id, _)| id), Some(upload), "an upload out of order");
+                let entry_ahead = expected.queue.front().is_some_and(|(id, entry)| *entry && *id != upload);
+                assert!(!entry_ahead, "data overtakes an entry");
+                assert!(others == 0 || next.is_some_and(|(_, entry)| !entry), "an entry before its data");
+                expected.uploading.push((upload, true));
             }
         }
+    }
+
+    /// Where nothing runs, an upload that nobody waits for.
+    fn running_of(&self, source: SourceId, newest: bool) -> UploadId {
+        let running = self.sources.get(&source).map(|it| it.uploading.as_slice()).unwrap_or_default();
+        let ended = if newest { running.last() } else { running.first() };
+        ended.map_or(UploadId(999), |(id, _)| *id)
+    }
+
+    fn running(&self) -> usize {
+        self.sources.values().map(|it| it.uploading.len()).sum()
     }
 
     fn check_nothing_is_late(&self) {
         if self.paused || self.stopping {
             return;
         }
-        let running = self.sources.values().filter(|it| it.uploading.is_some()).count();
+        let running = self.running();
         for (source, it) in self.sources.iter().filter(|(_, it)| it.watched) {
             let due =
                 it.unshipped_since.map(|since| (since + POLICY.wait_max_ms).max(it.capture_excused_until));
             let late = it.capturing.is_none() && due.is_some_and(|due| due < self.now);
             assert!(!late, "{source:?} should have been captured at {due:?}, it is {}", self.now);
-            let ready = it.uploading.is_none() && !it.queue.is_empty() && it.upload_excused_until < self.now;
+            let first_entry = it.queue.iter().position(|(_, entry)| *entry).unwrap_or(it.queue.len());
+            let beside = it.store_answers && it.uploading.len() < first_entry;
+            let free = it.uploading.is_empty() && !it.queue.is_empty() || beside;
+            let ready = free && it.upload_excused_until < self.now;
             assert!(!ready || running >= POLICY.uploads_at_once, "an upload of {source:?} is forgotten");
         }
     }
@@ -175,13 +199,19 @@ impl Expected {
             }
             Event::CaptureDone { more, .. } => self.capture_ended(now, more, None),
             Event::CaptureFailed { retry, .. } => self.capture_ended(now, false, Some(retry)),
-            Event::UploadDone { upload, .. } if self.uploading == Some(upload) => {
-                self.uploading = None;
-                self.upload_excused_until = 0;
-                self.queue.pop_front();
+            Event::UploadDone { upload, .. } | Event::UploadFailed { upload, .. } if !self.runs(upload) => {}
+            Event::UploadDone { upload, .. } => {
+                if self.uploading.contains(&(upload, true)) {
+                    self.upload_excused_until = 0;
+                    self.store_answers = true;
+                }
+                self.uploading.retain(|(id, _)| *id != upload);
+                self.queue.retain(|(id, _)| *id != upload);
             }
-            Event::UploadFailed { upload, retry, .. } if self.uploading == Some(upload) => {
-                self.uploading = None;
+            Event::UploadFailed { upload, retry, .. } => {
+                self.uploading.retain(|(id, _)| *id != upload);
+                self.uploading.iter_mut().for_each(|(_, fresh)| *fresh = false);
+                self.store_answers = false;
                 self.excuse(Kind::Upload, retry, now);
             }
             _ if !self.watched => {}
@@ -192,10 +222,20 @@ impl Expected {
                 self.asked = true;
                 self.excuses_end(&[Kind::Capture, Kind::Upload], false);
             }
-            Event::Enqueued { upload, .. } if !self.queue.contains(&upload) => self.queue.push_back(upload),
+            Event::Enqueued { upload, entry, .. } if !self.waits(upload) => {
+                self.queue.push_back((upload, entry));
+            }
             Event::StoreReachable { .. } => self.excuses_end(&[Kind::Capture, Kind::Upload], true),
             _ => {}
         }
+    }
+
+    fn waits(&self, upload: UploadId) -> bool {
+        self.queue.iter().any(|(id, _)| *id == upload)
+    }
+
+    fn runs(&self, upload: UploadId) -> bool {
+        self.uploading.iter().any(|(id, _)| *id == upload)
     }
 
     fn capture_ended(&mut self, now: u64, more: bool, failed: Option<Retry>) {
@@ -249,7 +289,12 @@ impl Expected {
 #[derive(Debug, Clone)]
 enum Step {
     Send(Event),
-    EndUpload { source: SourceId, failed: Option<Retry> },
+    /// `newest`: of those that run the one that began last.
+    EndUpload {
+        source: SourceId,
+        newest: bool,
+        failed: Option<Retry>,
+    },
 }
 
 fn source() -> impl Strategy<Value = SourceId> {
@@ -280,20 +325,18 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Event::Resumed),
         1 => Just(Event::Tick),
     ];
-    let end_upload = (source(), proptest::option::of(retry()));
+    let end_upload = (source(), any::<bool>(), proptest::option::of(retry()));
     prop_oneof![
         4 => event.prop_map(Step::Send),
-        1 => end_upload.prop_map(|(source, failed)| Step::EndUpload { source, failed }),
+        1 => end_upload.prop_map(|(source, newest, failed)| Step::EndUpload { source, newest, failed }),
     ]
 }
 
 fn run(model: &mut Model, step: &Step) {
     match *step {
         Step::Send(event) => model.send(event),
-        Step::EndUpload { source, failed } => {
-            // where nothing runs, an answer that nobody waits for
-            let running = model.sources.get(&source).and_then(|it| it.uploading);
-            let upload = running.unwrap_or(UploadId(999));
+        Step::EndUpload { source, newest, failed } => {
+            let upload = model.running_of(source, newest);
             model.send(match failed {
                 None => Event::UploadDone { source, upload },
                 Some(retry) => Event::UploadFailed { source, upload, retry },
@@ -363,8 +406,8 @@ proptest! {
 fn run_untimed(model: &mut Model, step: &Step) {
     let event = match *step {
         Step::Send(event) => event,
-        Step::EndUpload { source, failed } => {
-            let upload = model.sources.get(&source).and_then(|it| it.uploading).unwrap_or(UploadId(999));
+        Step::EndUpload { source, newest, failed } => {
+            let upload = model.running_of(source, newest);
             match failed {
                 None => Event::UploadDone { source, upload },
                 Some(retry) => Event::UploadFailed { source, upload, retry },

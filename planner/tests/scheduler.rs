@@ -234,6 +234,50 @@ fn uploads_of_a_source_go_one_by_one_in_their_order() {
 }
 
 #[test]
+fn data_goes_up_side_by_side_once_the_store_has_answered_and_its_entry_alone() {
+    let mut world = World::with(&[A]);
+    world.expect(enqueued(A, 1), &[upload(A, 1)]);
+    for data in 2..5 {
+        world.expect(enqueued(A, data), &[]);
+    }
+    world.expect(entry_enqueued(A, 5), &[]);
+    world.expect(enqueued(A, 6), &[]);
+    world.expect(uploaded(A, 1), &[upload(A, 2), upload(A, 3)]);
+    world.expect(uploaded(A, 3), &[upload(A, 4)]);
+    world.expect(uploaded(A, 2), &[]);
+    world.expect(uploaded(A, 4), &[upload(A, 5)]);
+    world.expect(uploaded(A, 5), &[upload(A, 6)]);
+}
+
+#[test]
+fn of_two_uploads_that_fail_side_by_side_one_is_tried_again_first() {
+    let mut world = World::with(&[A]);
+    world.expect(enqueued(A, 1), &[upload(A, 1)]);
+    for data in 2..5 {
+        world.expect(enqueued(A, data), &[]);
+    }
+    world.expect(uploaded(A, 1), &[upload(A, 2), upload(A, 3)]);
+    world.expect(not_uploaded(A, 2, Retry::Backoff), &[]);
+    world.expect(not_uploaded(A, 3, Retry::Backoff), &[]);
+    assert_eq!(world.state(A).failed_attempts, 1, "it is one outage");
+    world.expect_retry(Backoff::default().delay_ms(A, 1), &[upload(A, 2)]);
+    world.expect(uploaded(A, 2), &[upload(A, 3), upload(A, 4)]);
+}
+
+#[test]
+fn what_went_up_beside_a_failure_does_not_end_the_wait() {
+    let mut world = World::with(&[A]);
+    world.expect(enqueued(A, 1), &[upload(A, 1)]);
+    for data in 2..5 {
+        world.expect(enqueued(A, data), &[]);
+    }
+    world.expect(uploaded(A, 1), &[upload(A, 2), upload(A, 3)]);
+    world.expect(not_uploaded(A, 2, Retry::After { ms: 5_000 }), &[]);
+    world.expect(uploaded(A, 3), &[]);
+    world.expect_retry(5_000, &[upload(A, 2)]);
+}
+
+#[test]
 fn an_answer_about_another_object_ends_no_upload() {
     let mut world = World::with(&[A]);
     world.expect(enqueued(A, 1), &[upload(A, 1)]);

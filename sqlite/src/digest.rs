@@ -9,13 +9,14 @@ const LOCK_BYTE: u64 = 1 << 30;
 /// First bytes of every unencrypted database file.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 
-/// The first 16 bytes of BLAKE3, keyed with `key`, over the page number (little-endian) and the image.
+/// The first 16 bytes of BLAKE3, keyed with `key`, over the image and the page number (little-endian).
 ///
-/// Keyed, so that a digest kept or sent somewhere cannot be used to test for known content.
+/// Keyed, so that a digest kept or sent somewhere cannot be used to test for known content. The number comes last: with
+/// the image in front its chunks of 1 KiB are hashed side by side, which takes a bit more than half the time.
 pub fn page_digest(key: &[u8; 32], pgno: u32, image: &[u8]) -> Digest {
     let mut hasher = blake3::Hasher::new_keyed(key);
-    hasher.update(&pgno.to_le_bytes());
     hasher.update(image);
+    hasher.update(&pgno.to_le_bytes());
     let mut digest = [0; 16];
     digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
     digest

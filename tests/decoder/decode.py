@@ -540,7 +540,7 @@ class Archive:
             if pgno not in found:
                 fail("Damaged database")
             image[(pgno - 1) * size : pgno * size] = found[pgno]
-            keyed = blake3(struct.pack("<I", pgno) + found[pgno], key=digest_key).digest()
+            keyed = blake3(found[pgno] + struct.pack("<I", pgno), key=digest_key).digest()
             digest ^= int.from_bytes(keyed[:16], "big")
         if digest.to_bytes(16, "big") != goal["state_digest"]:
             fail("Damaged database")

@@ -94,7 +94,7 @@ pub(crate) fn state_digest(image: &[u8], page_size: usize) -> [u8; 16] {
     let mut digest = [0; 16];
     for (index, page) in image.chunks(page_size).enumerate() {
         let mut hasher = blake3::Hasher::new_keyed(&DIGEST_KEY);
-        hasher.update(&(index as u32 + 1).to_le_bytes()).update(page);
+        hasher.update(page).update(&(index as u32 + 1).to_le_bytes());
         digest.iter_mut().zip(hasher.finalize().as_bytes()).for_each(|(all, byte)| *all ^= byte);
     }
     digest

@@ -291,10 +291,8 @@ impl Verification<'_> {
 
     /// A pack that was read here can be made again here, should it be lost.
     fn remember(&self, name: [u8; 16], pages: &PageSet, seq: u64) {
-        let (catalogue, id) = (self.catalogue(), &self.archive().id);
-        let known = catalogue.pack_pages(id, &name).is_some_and(|known| known.seq >= seq);
-        let Some(pages) = PackPages::of(pages, seq).filter(|_| !known) else { return };
-        if let Err(error) = catalogue.put_pack_pages(id, &name, &pages) {
+        let Some(pages) = PackPages::of(pages, seq) else { return };
+        if let Err(error) = self.catalogue().put_pack_pages(&self.archive().id, &name, &pages) {
             warn!(%error, "the cache cannot be written");
         }
     }

@@ -3,10 +3,12 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chatkeep_crypto::{BackupKey, DataRoots};
@@ -48,6 +50,44 @@ pub(crate) struct Machine {
     pub(crate) caution: Option<String>,
 }
 
+/// Where the database is of a process that is to write.
+const CHAT: &str = "CHATKEEP_TEST_CHAT";
+
+/// A chat program in a process of its own: what it locks does not end when the service closes a file.
+pub(crate) struct Chat(Child);
+
+impl Chat {
+    /// It ends, having closed its database.
+    pub(crate) fn end(mut self) {
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Chat {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What [`Machine::chat`] runs: writes until its standard input ends. A test among others when nobody asks for it.
+pub(crate) fn chat_process() {
+    let Some(path) = std::env::var_os(CHAT) else { return };
+    let ended = Arc::new(AtomicBool::new(false));
+    let noticed = ended.clone();
+    std::thread::spawn(move || {
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        noticed.store(true, Ordering::Relaxed);
+    });
+    let database = rusqlite::Connection::open(path).unwrap();
+    while !ended.load(Ordering::Relaxed) {
+        database.execute("INSERT INTO m VALUES ('and another message')", []).unwrap();
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    database.close().unwrap();
+}
+
 impl Machine {
     pub(crate) async fn new() -> Self {
         let mut machine = Self::without_service();
@@ -81,6 +121,18 @@ impl Machine {
         };
         machine.say("first");
         machine
+    }
+
+    /// Another process of the chat program that writes every 10 ms.
+    pub(crate) fn chat(&self) -> Chat {
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "chat_process", "--nocapture", "--test-threads=1"])
+            .env(CHAT, self.database())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Chat(child)
     }
 
     /// The chat program writes.
@@ -171,6 +223,13 @@ impl Machine {
     }
 
     /// The queue; not opened, which would sweep what the follower just makes.
+    /// What lies in the queue, also of entries to come.
+    pub(crate) fn spooled_bytes(&self) -> u64 {
+        let folder = self.state().join("spool").join(self.archive().id.to_string());
+        let files = std::fs::read_dir(folder).unwrap().flatten();
+        files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+    }
+
     pub(crate) fn spool(&self) -> Spool {
         Spool::at(&self.state(), &self.archive().id)
     }

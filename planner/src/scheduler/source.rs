@@ -18,10 +18,15 @@ pub(super) struct Source {
     pressing: bool,
     capture: Option<RunningCapture>,
     capture_failures: Failures,
-    /// In the order of upload; the one under way stays in front until it is done.
+    /// In the order of upload; those under way stay until they are done.
     queue: VecDeque<Waiting>,
-    uploading: Option<UploadId>,
+    uploading: Vec<Running>,
     upload_failures: Failures,
+    /// Of all time.
+    failed_uploads: u64,
+    /// The last upload that ended was a success. Until then they go one by one: what the first one finds (no store,
+    /// another writer) need not be found twice.
+    store_answers: bool,
     /// Number of the last upload of this source among all uploads.
     pub(super) last_turn: u64,
 }
@@ -39,6 +44,14 @@ struct RunningCapture {
     change: Change,
     /// The source was removed meanwhile: what this capture held says nothing about the source that was added again.
     disowned: bool,
+}
+
+/// An upload under way.
+#[derive(Debug, Clone, Copy)]
+struct Running {
+    upload: UploadId,
+    /// How many uploads had failed when it began: what it brings says nothing about a failure since.
+    failures_before: u64,
 }
 
 /// An object in the spool.
@@ -59,8 +72,10 @@ impl Source {
             capture: None,
             capture_failures: Failures::default(),
             queue: VecDeque::new(),
-            uploading: None,
+            uploading: Vec::new(),
             upload_failures: Failures::default(),
+            failed_uploads: 0,
+            store_answers: false,
             last_turn: 0,
         }
     }
@@ -111,16 +126,14 @@ impl Source {
     pub(super) fn next_attempt(&self) -> Option<Moment> {
         let capture =
             self.capture_failures.retry_at().filter(|_| self.capture.is_none() && self.change.is_some());
-        let upload =
-            self.upload_failures.retry_at().filter(|_| self.uploading.is_none() && !self.queue.is_empty());
+        let upload = self.upload_failures.retry_at().filter(|_| self.has_waiting());
         capture.into_iter().chain(upload).min()
     }
 
     /// The next moment at which time alone makes something due.
     pub(super) fn next_due(&self, policy: &CapturePolicy, paused: bool, now: Moment) -> Option<Moment> {
         let capture = self.capture_due(policy, paused);
-        let waits =
-            self.uploading.is_none() && !self.queue.is_empty() && !self.removed && (self.pressing || !paused);
+        let waits = self.has_waiting() && !self.removed && (self.pressing || !paused);
         // an upload whose wait is over waits for another one to end, which is an event
         let upload = self.upload_failures.retry_at().filter(|at| waits && *at > now);
         capture.into_iter().chain(upload).min()
@@ -218,8 +231,27 @@ impl Source {
         }
     }
 
-    pub(super) fn uploading(&self) -> Option<UploadId> {
-        self.uploading
+    /// How many run.
+    pub(super) fn uploads(&self) -> usize {
+        self.uploading.len()
+    }
+
+    /// Whether something waits that may go up beside what runs.
+    fn has_waiting(&self) -> bool {
+        self.front().is_some()
+    }
+
+    /// The next object that does not run. Data goes up side by side, an entry when all before it is up.
+    fn front(&self) -> Option<Waiting> {
+        let running = self.uploading.len();
+        let next = self.queue.iter().find(|waiting| !self.is_running(waiting.upload))?;
+        let entry_runs = self.queue.front().is_some_and(|first| first.entry) && running > 0;
+        let alone = next.entry || entry_runs || !self.store_answers;
+        (running == 0 || !alone).then_some(*next)
+    }
+
+    fn is_running(&self, upload: UploadId) -> bool {
+        self.uploading.iter().any(|running| running.upload == upload)
     }
 
     pub(super) fn waiting_uploads(&self) -> usize {
@@ -234,29 +266,38 @@ impl Source {
             Some((_, until)) => until > now,
         };
         let holds = paused && !self.pressing;
-        if holds || waits || self.uploading.is_some() { None } else { self.queue.front().copied() }
+        if holds || waits { None } else { self.front() }
     }
 
     pub(super) fn start_upload(&mut self, paused: bool, now: Moment) -> Option<UploadId> {
-        self.uploading = self.next_upload(paused, now).map(|next| next.upload);
-        self.uploading
+        let upload = self.next_upload(paused, now)?.upload;
+        self.uploading.push(Running { upload, failures_before: self.failed_uploads });
+        Some(upload)
     }
 
     pub(super) fn upload_done(&mut self, upload: UploadId) {
-        if self.uploading != Some(upload) {
-            return;
+        let Some(ended) = self.end_upload(upload) else { return };
+        self.queue.retain(|waiting| waiting.upload != upload);
+        if ended.failures_before == self.failed_uploads {
+            self.upload_failures = Failures::default();
+            self.store_answers = true;
         }
-        self.uploading = None;
-        self.upload_failures = Failures::default();
-        self.queue.pop_front();
     }
 
     pub(super) fn upload_failed(&mut self, upload: UploadId, when: Retry, backoff: Backoff, now: Moment) {
-        if self.uploading != Some(upload) {
-            return;
+        let Some(ended) = self.end_upload(upload) else { return };
+        self.store_answers = false;
+        if ended.failures_before < self.failed_uploads {
+            // Two that ran side by side met the same trouble.
+            self.upload_failures.in_a_row = self.upload_failures.in_a_row.saturating_sub(1);
         }
-        self.uploading = None;
+        self.failed_uploads += 1;
         self.upload_failures.add(self.id, when, backoff, now);
+    }
+
+    fn end_upload(&mut self, upload: UploadId) -> Option<Running> {
+        let at = self.uploading.iter().position(|running| running.upload == upload)?;
+        Some(self.uploading.swap_remove(at))
     }
 }
 
