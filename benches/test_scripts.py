@@ -125,10 +125,15 @@ class Aims(unittest.TestCase):
 
     def test_a_ratio_is_ours_by_theirs(self):
         results = {"d": {"chatkeep": {"cpu": 1.0}, "bupstash": {"cpu": 2.0}}}
-        self.assertEqual(self.aim("restore", results), {
-            "name": "restore: CPU / bupstash's", "aim": "<= 0.8", "value": 0.5, "met": True})
+        self.assertEqual(self.aim("restore, SQLite's check in ours", results), {
+            "name": "restore, SQLite's check in ours only: CPU / bupstash's", "aim": "<= 0.8", "value": 0.5, "met": True})
         results["d"]["chatkeep"]["cpu"] = 1.7
-        self.assertIs(self.aim("restore", results)["met"], False)
+        self.assertIs(self.aim("restore, SQLite's check in ours", results)["met"], False)
+
+    def test_a_restore_is_compared_with_and_without_the_check(self):
+        results = {"d": {"chatkeep": {"cpu": 3.0, "check": 2.0}, "bupstash": {"cpu": 2.0}}}
+        self.assertEqual(self.aim("restore, without", results)["value"], 0.5)
+        self.assertEqual(self.aim("restore, SQLite's check in both", results)["value"], 0.75)
 
     def test_what_was_not_measured_is_neither_met_nor_missed(self):
         aim = self.aim("restore", {"d": {"chatkeep": {"cpu": 1.0}}})

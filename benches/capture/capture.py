@@ -203,8 +203,8 @@ def table(figures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer repeats")
-    parser.add_argument("--bin-dir", type=Path, default=HERE.parents[1] / "target/release",
-                        help="where chatkeepd and chatkeep are [target/release]")
+    parser.add_argument("--bin-dir", type=Path, default=HERE.parents[1] / "target/dist",
+                        help="where chatkeepd and chatkeep are [target/dist]")
     parser.add_argument("--seed", type=int, default=1, help="what is written follows from it")
     args = parser.parse_args()
     end_cleanly()

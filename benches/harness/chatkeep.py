@@ -18,6 +18,13 @@ url = "file://{store}"
 ROOT_MAX = 80
 
 
+def unit_environment():
+    """What the service's unit sets for it."""
+    unit = Path(__file__).resolve().parents[2] / "systemd/chatkeepd.service"
+    lines = (line.removeprefix("Environment=") for line in unit.read_text().splitlines() if line.startswith("Environment="))
+    return dict(pair.split("=", 1) for line in lines for pair in line.split())
+
+
 class Chatkeep:
     """`chatkeepd` as it comes, every setting at its default, and the command `chatkeep`."""
 
@@ -41,6 +48,7 @@ class Chatkeep:
             "XDG_STATE_HOME": str(self.root / "state"),
             "DBUS_SESSION_BUS_ADDRESS": f"unix:path={self.root}/no-bus",
             "RUST_LOG": "warn",
+            **unit_environment(),
         }
         self.log = self.root / "chatkeepd.log"
         self.daemon = None

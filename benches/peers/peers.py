@@ -36,8 +36,8 @@ def arguments():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the small database only, once, shorter waits")
-    parser.add_argument("--bin-dir", type=Path, default=HERE.parents[1] / "target/release",
-                        help="where chatkeepd and chatkeep are [target/release]")
+    parser.add_argument("--bin-dir", type=Path, default=HERE.parents[1] / "target/dist",
+                        help="where chatkeepd and chatkeep are [target/dist]")
     parser.add_argument("--peers-bin", type=Path, action="append", default=[], metavar="DIR",
                         help="look for peers here, before the PATH; may be repeated")
     parser.add_argument("--peers", help="only these, with commas between them")
@@ -134,7 +134,7 @@ def main():
     lacking = [name for name in ("chatkeepd", "chatkeep") if not (args.bin_dir / name).is_file()]
     if lacking:
         sys.exit(f"not in {args.bin_dir}: {', '.join(lacking)}; "
-                 "run `cargo build --release -p chatkeepd -p chatkeep -p chatkeep-benches`, or use --bin-dir")
+                 "run `cargo build --profile dist -p chatkeepd -p chatkeep -p chatkeep-benches`, or use --bin-dir")
     work = args.work or Path(tempfile.mkdtemp(prefix="ckb-", dir="/var/tmp"))
     work.mkdir(exist_ok=True)
     run = Run(args, work)

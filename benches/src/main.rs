@@ -9,6 +9,7 @@ mod random;
 
 mod app;
 mod check;
+mod cpu;
 mod database;
 mod media;
 mod pages;

@@ -5,8 +5,9 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use rustix::time::{ClockId, clock_gettime};
 use serde_json::{Value, json};
+
+use crate::cpu::cpu_seconds;
 
 const PAGE: usize = 4096;
 /// Pages that are compressed together, as in an archive.
@@ -50,12 +51,6 @@ fn read_and_compress(file: &Path, pages: &[u64]) -> Result<usize> {
         bytes += compressor.compress(&plain)?.len();
     }
     Ok(bytes)
-}
-
-/// CPU time of this process.
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 #[cfg(test)]

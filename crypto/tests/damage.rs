@@ -4,7 +4,8 @@
 mod support;
 
 use chatkeep_crypto::{
-    BackupKey, DataRoots, OpenError, open, open_keyring, pack_name, read_keyring, seal, write_keyring,
+    BackupKey, DataRoots, OpenError, authenticate, open, open_keyring, pack_name, read_keyring, seal,
+    write_keyring,
 };
 use chatkeep_format::limits::{MAX_PLAINTEXT_LEN, MIN_STREAM_LEN};
 use chatkeep_format::{ArchiveId, CHUNK_LEN, HEADER_LEN, Keyslot, ObjectName, TAG_LEN};
@@ -37,8 +38,13 @@ impl World {
     }
 
     fn opens_as(&self, name: ObjectName, sealed: &[u8]) -> String {
-        match open(&ARCHIVE, name, &self.roots, sealed) {
-            Ok(_) => "opens".to_owned(),
+        let opened = open(&ARCHIVE, name, &self.roots, sealed).map(drop);
+        // What is authentic may still be no stream of ours; all other damage shows without unpacking.
+        let is_authentic = !matches!(opened, Err(ref error) if error_name(error) != "Damaged body");
+        let authenticated = authenticate(&ARCHIVE, name, &self.roots, sealed);
+        assert_eq!(authenticated.is_ok(), is_authentic, "{authenticated:?}");
+        match opened {
+            Ok(()) => "opens".to_owned(),
             Err(error) => error_name(&error),
         }
     }
@@ -62,6 +68,7 @@ fn whatever_was_sealed_opens() {
             for name in kinds() {
                 let sealed = world.seal(name, &plaintext);
                 assert_eq!(open(&ARCHIVE, name, &world.roots, &sealed).unwrap(), plaintext, "{len}");
+                authenticate(&ARCHIVE, name, &world.roots, &sealed).unwrap();
             }
         }
     }
