@@ -111,7 +111,7 @@ pub fn authenticate(
     sealed: &[u8],
 ) -> Result<(), OpenError> {
     let chunks = Chunks::of(archive, name, roots, sealed)?;
-    let mut plain = [0; CHUNK_LEN];
+    let mut plain = vec![0; CHUNK_LEN];
     (0..chunks.count()).try_for_each(|index| {
         let len = CHUNK_LEN.min(chunks.stream_len - index * CHUNK_LEN);
         chunks.open(index, &mut plain[..len])

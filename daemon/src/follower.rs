@@ -37,8 +37,10 @@ use rebuild::Rebuilding;
 
 pub use rebuild::LostPack;
 
-/// Between two looks: what a database that is written without a pause costs us is bounded by it (capture.md, 2.4).
-const LOOK_PAUSE: Duration = Duration::from_millis(2);
+/// Between an event and the look at what it was: a commit is published a moment after its frames made the event. Short,
+/// because a writer without a pause overwrites images for patches when it checkpoints; [`wait_any`](chatkeep_sqlite::wait_any)
+/// bounds what looks cost (capture.md, 2.4).
+const COMMIT_PAUSE: Duration = Duration::from_micros(500);
 /// Between two messages to the loop about the same source.
 const TELL_PAUSE: Duration = Duration::from_millis(50);
 /// Looks after the last event, one after each of these times. SQLite makes an event when it writes the log, and none
@@ -370,7 +372,7 @@ impl Body {
             .map_err(|source| CaptureError::Io { doing: "waiting for events", source })?;
         if happened {
             self.quiet_looks = 0;
-            std::thread::sleep(LOOK_PAUSE);
+            std::thread::sleep(COMMIT_PAUSE);
         } else if !timeout.is_zero() {
             self.quiet_looks += 1;
         }
