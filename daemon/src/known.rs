@@ -25,7 +25,7 @@ use chatkeep_format::{ArchiveId, ChunkRef, FileOp, FileRecord, FileSet};
 use serde::{Deserialize, Serialize};
 use sled::{Batch, IVec};
 
-pub use rebuild::{bring_up_to_date, listed_packs};
+pub use rebuild::bring_up_to_date;
 
 /// Which entry of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,6 +8,7 @@ mod pins;
 mod register;
 mod shown;
 mod upkeep;
+mod uploads;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -16,14 +17,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use chatkeep_format::ArchiveId;
 use chatkeep_ipc::{Details, Error, JobId, JobOutcome, JobState, NewJob, Reply, VaultState};
-use chatkeep_planner::{Command as Plan, Event as Happened, Millis, Retry, Scheduler, SourceId, UploadId};
+use chatkeep_planner::{Command as Plan, Event as Happened, Millis, Retry, Scheduler, SourceId};
 use chatkeep_store::Store;
 use chatkeep_vault_client::VaultPin;
 use tracing::{info, warn};
 
 use crate::archive::Archive;
 use crate::config::Config;
-use crate::event::{Command, Event, UploadOrder, Work};
+use crate::event::{Command, Event, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::CaptureOrder;
 use crate::jobs::Tools;
@@ -342,25 +343,6 @@ impl Service {
             source.pinning.append(&mut source.pin_requests);
         });
         Ok(())
-    }
-
-    fn begin_upload(&mut self, number: SourceId, upload: UploadId) -> bool {
-        let Some(source) = self.sources.get_mut(&number) else { return false };
-        let (Some(opened), Some(log)) = (&source.opened, &source.log) else { return false };
-        let Some((object, publishes)) = source.uploads.get(&upload) else { return false };
-        source.last_attempt_us = crate::clock::now_us();
-        let order = UploadOrder {
-            source: number,
-            upload,
-            object: object.clone(),
-            archive: opened.archive.clone(),
-            keys: opened.keys.clone(),
-            spool: opened.spool.clone(),
-            publishes: publishes.clone(),
-            log: Box::new(log.clone()),
-        };
-        self.out.push(Command::Upload(Box::new(order)));
-        true
     }
 
     // Jobs

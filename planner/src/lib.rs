@@ -24,6 +24,6 @@ pub use levels::{
 };
 pub use policy::{Backoff, CapturePolicy};
 pub use prune::{KnownEntry, Mark, PackName, Prunable, PrunePlan, StoreView, plan_prune};
-pub use restore::{ChainError, RestorePlan, Target, choose_point, follows, packs_newest_first, plan_restore};
+pub use restore::{ChainError, RestorePlan, Target, choose_point, follows, plan_restore};
 pub use retention::{PointInfo, RetentionPlan, RetentionPolicy, plan_retention};
 pub use scheduler::{Scheduler, SourceView};

@@ -45,12 +45,6 @@ pub fn plan_restore(
     Ok(RestorePlan { entries: chain_of(target, parent_of)? })
 }
 
-/// The packs of one entry in the order in which a restore applies them, newest first: after the pages in the entry
-/// itself, from the last pack to the first.
-pub fn packs_newest_first<T>(packs: &[T]) -> impl Iterator<Item = &T> {
-    packs.iter().rev()
-}
-
 /// Whether an entry is the one that a newer entry was written on: the newer one names the digest of its parent. A store
 /// that mixes entries of two histories fails here.
 pub fn follows(named_parent_digest: &[u8; 32], parent_digest: &[u8; 32]) -> bool {
@@ -139,11 +133,6 @@ mod tests {
         assert_eq!(plan_restore(u64::MAX, |seq| Some(seq - 1)), Err(ChainError::TooLong));
         let longest = plan_restore(CHAIN_LINKS_READ_MAX as u64, |seq| Some(seq - 1));
         assert_eq!(longest.map(|plan| plan.entries.len()), Ok(CHAIN_LINKS_READ_MAX));
-    }
-
-    #[test]
-    fn packs_are_applied_from_the_last_to_the_first() {
-        assert!(packs_newest_first(&["a", "b", "c"]).eq(&["c", "b", "a"]));
     }
 
     #[test]

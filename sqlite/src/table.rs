@@ -12,50 +12,21 @@
 //! A change is *prepared* before its entry is kept, and *finished* afterwards. After a crash in between the log knows
 //! whether the entry was kept, and the table follows it ([`Table::open_at`]): nothing has to be captured again.
 
+mod header;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::digest::{Digest, Facts, Kind, xor};
-use crate::os::{Identity, read_at};
+pub(crate) use header::{HEADER_LEN, Header, Position};
+
+use crate::digest::{Digest, xor};
+use crate::os::read_at;
 use crate::slots::{
     Change, SLOT_LEN, Slot, Slots, Update, decode_slot, encode_slot, last_change_sum, read_slots,
     slot_offset, write_zeros,
 };
-use crate::wal::{Chain, Checksum};
-
-pub(crate) const HEADER_LEN: usize = 192;
-const MAGIC: &[u8; 8] = b"CKPAGES2";
-
-/// Where following can be taken up again after a restart, for the state the table describes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) chain: Chain,
-    pub(crate) db: Identity,
-}
-
-/// What the table describes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Header {
-    pub(crate) seq: u64,
-    /// The entry the table began with, a base. Of states before it nothing is known.
-    pub(crate) since: u64,
-    pub(crate) page_size: u32,
-    pub(crate) page_count: u32,
-    pub(crate) state: Digest,
-    pub(crate) facts: Facts,
-    /// The newest entry says that the database does not exist any more.
-    pub(crate) gone: bool,
-    pub(crate) position: Option<Position>,
-}
-
-impl Header {
-    /// The entry that last changed a page.
-    pub(crate) fn entry_of(&self, slot: &Slot) -> u64 {
-        self.seq.saturating_sub(u64::from((self.seq as u32).wrapping_sub(slot.changed)))
-    }
-}
 
 struct Loaded {
     header: Header,
@@ -206,7 +177,7 @@ impl Table {
         if state != header.state {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the new page table does not add up"));
         }
-        file.write_all_at(&self.encode(&header, changes), 0)?;
+        file.write_all_at(&header.encode(&self.key_check, changes), 0)?;
         file.sync_data()?;
         Ok(Prepared::Whole { file, changes })
     }
@@ -244,7 +215,7 @@ impl Table {
             let grown = slot_offset(header.page_count + 1) - slot_offset(old_count + 1);
             write_zeros(&loaded.file, slot_offset(old_count + 1), grown)?;
         }
-        let encoded = self.encode(&header, changes);
+        let encoded = header.encode(&self.key_check, changes);
         self.write_next_redo(&encoded, slots)?;
         Ok(Prepared::Redo { encoded, changes })
     }
@@ -320,7 +291,7 @@ impl Table {
         };
         let mut head = [0; HEADER_LEN];
         let read = read_at(&file, &mut head, 0)?;
-        let mut header = self.decode(&head[..read]);
+        let mut header = Header::decode(&self.key_check, &head[..read]);
         let redo = if path == self.path { self.load_redo(&self.redo_path())? } else { None };
         if let Some((redo, encoded, slots)) = redo
             && header.as_ref().is_none_or(|(header, _)| redo.0.seq >= header.seq)
@@ -364,7 +335,7 @@ impl Table {
             return Ok(None);
         }
         let Some((head, body)) = body.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
-        let Some(header) = self.decode(head) else { return Ok(None) };
+        let Some(header) = Header::decode(&self.key_check, head) else { return Ok(None) };
         let slots = body.as_chunks::<SLOT_LEN>().0.iter().map(|entry| {
             let (pgno, digest) = entry.split_first_chunk::<4>().expect("an entry has 20 bytes");
             (u32::from_le_bytes(*pgno), *digest.first_chunk().expect("an entry has 20 bytes"))
@@ -390,74 +361,6 @@ impl Table {
 
     fn sync_dir(&self) -> io::Result<()> {
         sync_dir_of(&self.path)
-    }
-
-    fn encode(&self, header: &Header, changes: u64) -> [u8; HEADER_LEN] {
-        let mut bytes = Vec::with_capacity(HEADER_LEN);
-        bytes.extend(MAGIC);
-        bytes.extend(self.key_check);
-        bytes.extend(header.seq.to_le_bytes());
-        bytes.extend(header.since.to_le_bytes());
-        bytes.extend(changes.to_le_bytes());
-        bytes.extend(header.page_size.to_le_bytes());
-        bytes.extend(header.page_count.to_le_bytes());
-        bytes.extend(header.state);
-        bytes.extend(header.facts.user_version.to_le_bytes());
-        bytes.extend(header.facts.application_id.to_le_bytes());
-        let opaque = header.facts.kind == Kind::Opaque;
-        bytes.extend([u8::from(opaque), u8::from(header.gone), u8::from(header.position.is_some())]);
-        if let Some(Position { chain, db }) = &header.position {
-            bytes.push(u8::from(chain.big_endian));
-            bytes.extend(chain.salt);
-            bytes.extend(chain.page_size.to_le_bytes());
-            bytes.extend(chain.frame.to_le_bytes());
-            bytes.extend(chain.checksum.0.to_le_bytes());
-            bytes.extend(chain.checksum.1.to_le_bytes());
-            bytes.extend(db.device.to_le_bytes());
-            bytes.extend(db.inode.to_le_bytes());
-        }
-        bytes.resize(HEADER_LEN - 32, 0);
-        let hash = blake3::hash(&bytes);
-        bytes.extend(hash.as_bytes());
-        bytes.try_into().expect("filled up to this length")
-    }
-
-    fn decode(&self, bytes: &[u8]) -> Option<(Header, u64)> {
-        let (body, hash) = bytes.split_last_chunk::<32>()?;
-        let intact = bytes.len() == HEADER_LEN && blake3::hash(body).as_bytes() == hash;
-        if !intact || &body[..8] != MAGIC || body[8..24] != self.key_check {
-            return None;
-        }
-        let int = |at: usize| u32::from_le_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]]);
-        let long = |at: usize| u64::from(int(at)) | u64::from(int(at + 4)) << 32;
-        let position = (body[82] != 0).then(|| {
-            let mut salt = [0; 8];
-            salt.copy_from_slice(&body[84..92]);
-            Position {
-                chain: Chain {
-                    salt,
-                    big_endian: body[83] != 0,
-                    page_size: int(92),
-                    frame: int(96),
-                    checksum: Checksum(int(100), int(104)),
-                },
-                db: Identity { device: long(108), inode: long(116) },
-            }
-        });
-        let mut state = [0; 16];
-        state.copy_from_slice(&body[56..72]);
-        let kind = if body[80] == 0 { Kind::Plain } else { Kind::Opaque };
-        let header = Header {
-            seq: long(24),
-            since: long(32),
-            page_size: int(48),
-            page_count: int(52),
-            state,
-            facts: Facts { kind, user_version: int(72), application_id: int(76) },
-            gone: body[81] != 0,
-            position,
-        };
-        Some((header, long(40)))
     }
 }
 
@@ -486,7 +389,10 @@ fn create(path: &Path) -> io::Result<File> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
+    use crate::digest::{Facts, Kind};
+    use crate::os::Identity;
     use crate::slots::SLOTS_AT_ONCE;
+    use crate::wal::{Chain, Checksum};
 
     const KEY: [u8; 32] = [7; 32];
 

@@ -42,6 +42,8 @@ struct ReadAhead {
     /// Bytes of a page, and whether it is a base.
     shape: (u32, bool),
     packs: Vec<PackRef>,
+    /// Images before are of use: not those of an encrypted database, where nothing repeats.
+    patches: bool,
     finished: bool,
 }
 
@@ -58,8 +60,15 @@ impl Ahead {
         self.begun.as_ref().is_some_and(|begun| begun.parts.iter().any(|part| !part.finished))
     }
 
-    /// Whether the plan can be carried out now; if not, begins to read ahead for it.
-    pub(super) fn is_ready(&mut self, plan: EntryPlan, members: &Members, writer: &Writer) -> bool {
+    /// Whether the plan can be carried out now; if not, begins to read ahead for it. `is_opaque` tells by name which
+    /// databases are encrypted.
+    pub(super) fn is_ready(
+        &mut self,
+        plan: EntryPlan,
+        members: &Members,
+        writer: &Writer,
+        is_opaque: impl Fn(&str) -> bool,
+    ) -> bool {
         let same = self.begun.as_ref().is_some_and(|begun| begun.plan == plan);
         if same {
             return !self.has_work();
@@ -81,6 +90,7 @@ impl Ahead {
             collection: Collection::new(plan.parent_seq),
             shape: (0, false),
             packs: Vec::new(),
+            patches: !is_opaque(&member.name),
             finished: member.live.is_none(),
         });
         self.begun = Some(Begun { plan, parts: parts.collect(), next_position: 0, objects: Vec::new() });
@@ -136,7 +146,7 @@ impl Begun {
         };
         let done_bytes = AtomicU64::new(0);
         let (read, packs) = writer.sealing(0, self.next_position, |sealing| {
-            let mut collector = sealing.collector(&done_bytes, true);
+            let mut collector = sealing.collector(&done_bytes, part.patches);
             collector.continue_as(part.shape);
             let read = live.collect(&mut part.collection, SLICE_LEN, &mut collector);
             part.shape = collector.shape();

@@ -66,7 +66,8 @@ impl Members {
         // A base has all databases, or it would lose one.
         let whole = plan.level < Level::Base || self.absent(order).is_empty();
         let short = plan.parent_seq == ordinary.parent_seq;
-        let ready = short || whole && ahead.is_ready(plan, self, &order.writer);
+        let opaque = |name: &str| is_opaque(order, name);
+        let ready = short || whole && ahead.is_ready(plan, self, &order.writer, opaque);
         (if ready { plan } else { ordinary }, ordinary)
     }
 

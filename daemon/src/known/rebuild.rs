@@ -1,12 +1,12 @@
 //! Brings what is known of files up to date from the records of the log: a crash came between an entry and the note of
 //! it, or the cache was lost, or another installation wrote.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use chatkeep_attachments::{Found, RelPath};
 use chatkeep_crypto::DataRoots;
 use chatkeep_format::{Entry, FileOp, FileRecord, FileSet, FolderRecord, ObjectName, PackRef, entry_digest};
-use tracing::{debug, info, warn};
+use tracing::{debug, info};
 
 use super::{Changes, Known, KnownFile, KnownFiles, Place, Totals};
 use crate::archive::{Archive, ArchiveError};
@@ -61,23 +61,6 @@ pub async fn bring_up_to_date(
         known.clear().map_err(Fault::internal)?;
     }
     Ok(())
-}
-
-/// The packs that the lists of an entry name, where these lie in packs themselves.
-pub async fn listed_packs(
-    archive: &Archive,
-    roots: &DataRoots,
-    entry: &Entry,
-) -> Result<Vec<[u8; 16]>, ArchiveError> {
-    let mut packs = BTreeSet::new();
-    for list in entry.folders.iter().flat_map(|folder| &folder.packs) {
-        match archive.file_set(list.name, roots).await {
-            Ok(files) => packs.extend(files.packs()),
-            Err(ArchiveError::Store(error)) => return Err(ArchiveError::Store(error)),
-            Err(error) => warn!(seq = entry.seq, %error, "a list of attachments cannot be read"),
-        }
-    }
-    Ok(packs.into_iter().collect())
 }
 
 impl Reader<'_> {

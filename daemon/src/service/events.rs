@@ -5,19 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use chatkeep_ipc::{Details, Error, JobOutcome};
-use chatkeep_planner::{Event as Happened, Millis, Retry, SourceId, UploadId};
+use chatkeep_planner::{Event as Happened, Millis, Retry, SourceId};
 use chatkeep_sqlite::Existing;
 use tracing::{debug, info, warn};
 use zbus::zvariant::{OwnedValue, Value};
 
 use super::Service;
 use super::calls::{is_abandoned, restore_label};
-use crate::event::{Command, Event, Opened, Outcome, Stored, VaultSeen, Work};
+use crate::event::{Command, Event, Opened, Outcome, VaultSeen, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::Captured;
 use crate::restore::Destination;
 use crate::source::Phase;
-use crate::writer::Written;
 
 /// The first wait before an archive that could not be opened is tried again, in milliseconds.
 const REOPEN_FIRST_MS: u64 = 1_000;
@@ -208,7 +207,7 @@ impl Service {
     }
 
     /// Nothing may be written any more: reading and restoring stay possible.
-    fn block(&mut self, number: SourceId, fault: &Fault) {
+    pub(super) fn block(&mut self, number: SourceId, fault: &Fault) {
         self.fail_waiters(number, fault);
         self.let_go(number);
         self.update(number, |source| {
@@ -333,101 +332,6 @@ impl Service {
             }
         }
         self.show(number);
-    }
-
-    /// Gives the objects of an entry to the planner, in upload order.
-    fn enqueue(&mut self, number: SourceId, written: &Written) {
-        let last = written.objects.len().saturating_sub(1);
-        for (at, object) in written.objects.iter().enumerate() {
-            let upload = UploadId(self.next_upload);
-            self.next_upload += 1;
-            let publishes = (at == last).then(|| written.clone());
-            if let Some(source) = self.sources.get_mut(&number) {
-                source.uploads.insert(upload, (object.clone(), publishes));
-            }
-            self.plan(Happened::Enqueued { source: number, upload, entry: at == last });
-        }
-    }
-
-    fn uploaded(&mut self, number: SourceId, upload: UploadId, result: Result<Stored>) {
-        let Some(source) = self.sources.get_mut(&number) else { return };
-        if !source.uploads.contains_key(&upload) {
-            // Of a time before the source was let go.
-            self.plan(Happened::UploadDone { source: number, upload });
-            return;
-        }
-        let store = source.registration.store.clone();
-        match result {
-            Ok(Stored { spoiled: true, .. }) => {
-                warn!(database = %source.id, "an object in the queue is damaged; the next capture replaces it");
-                let objects: Vec<_> = source.uploads.values().map(|(object, _)| object.clone()).collect();
-                let removed = source.opened.as_ref().map_or(Ok(()), |opened| opened.spool.remove(&objects));
-                match removed {
-                    Ok(()) => self.restart(number),
-                    Err(error) => {
-                        self.update(number, |source| source.store_fault = Some(error.into()));
-                        let retry = Retry::Backoff;
-                        self.plan(Happened::UploadFailed { source: number, upload, retry });
-                    }
-                }
-            }
-            Ok(Stored { rebase, .. }) => {
-                if rebase {
-                    // What just went up builds on what is not there: only the base that follows is a point to rely on.
-                    source.wait_anew();
-                    self.out.push(Command::Rebase { source: number, bad_packs: BTreeSet::new() });
-                    self.plan(Happened::CaptureNow { source: number });
-                }
-                let Some(source) = self.sources.get_mut(&number) else { return };
-                source.store_fault = None;
-                let done = source.uploads.remove(&upload);
-                if let Some((object, _)) = &done {
-                    // A damaged pack was just replaced by the same content.
-                    self.uploaded_again(number, object.name);
-                }
-                let Some(source) = self.sources.get_mut(&number) else { return };
-                if let Some(log) = &mut source.log {
-                    log.confirmed = true;
-                    if let Some((_, Some(written))) = &done {
-                        log.stored = written.head.clone();
-                        log.waiting.pop_front();
-                    }
-                }
-                if let Some((_, Some(written))) = done {
-                    info!(database = %source.id, seq = written.head.seq, bytes = written.point.bytes, "recovery point");
-                    source.points.add(&written.point);
-                    self.note_facts(number, |facts, now| facts.uploaded_us = now);
-                }
-                self.saw_store(&store, None, None);
-                self.plan(Happened::UploadDone { source: number, upload });
-                let room = |source: &&mut crate::source::Source| source.waiting_bytes() <= super::SPOOL_MAX;
-                let held = self.sources.get_mut(&number).filter(room);
-                if held.is_some_and(|source| std::mem::take(&mut source.held)) {
-                    self.plan(Happened::StoreReachable { source: number });
-                }
-                self.finish_waiters(number);
-                self.show(number);
-            }
-            Err(fault) => {
-                // Whatever comes back may be another store.
-                if let Some(log) = &mut source.log {
-                    log.confirmed = false;
-                }
-                self.saw_store(&store, Some(&fault), None);
-                let ends = matches!(
-                    fault.error,
-                    Error::WriterFenced(_) | Error::RollbackDetected(_) | Error::Corrupt(_)
-                );
-                if ends && fault.retry() == Retry::Never {
-                    self.block(number, &fault);
-                    return;
-                }
-                self.fail_backups(number, &fault);
-                let retry = if fault.retry() == Retry::Never { Retry::Backoff } else { fault.retry() };
-                self.update(number, |source| source.store_fault = Some(fault));
-                self.plan(Happened::UploadFailed { source: number, upload, retry });
-            }
-        }
     }
 
     fn job_ended(&mut self, job: &chatkeep_ipc::JobId, result: Result<Outcome>, vault: Option<&VaultSeen>) {
@@ -565,35 +469,6 @@ impl Service {
         self.change_registry(|registry| registry.database.insert(id, changed))?;
         self.update(number, |source| source.registration = registration);
         Ok(())
-    }
-
-    /// What else is in the newest point is watched beside the database from now on. Says whether there is anything.
-    pub(super) fn register_siblings(&mut self, number: SourceId) -> Result<bool> {
-        let Some(source) = self.sources.get(&number) else { return Ok(false) };
-        let (Some(log), Some(archive)) = (&source.log, source.registration.archive) else { return Ok(false) };
-        let Some(point) = self.tools.catalogue.point(&archive, log.stored.seq) else { return Ok(false) };
-        let path = source.registration.path.clone();
-        let Some(parent) = path.parent() else { return Ok(false) };
-        let mut databases: Vec<PathBuf> =
-            point.databases.iter().map(|database| parent.join(&database.name)).collect();
-        let folders: Vec<PathBuf> = point.folders.iter().map(|folder| parent.join(folder)).collect();
-        if databases.len() <= 1 && folders.is_empty() {
-            return Ok(false);
-        }
-        // One database has the name that was asked for, several have their own.
-        let first = match databases.iter().position(|database| *database == path) {
-            _ if databases.len() <= 1 => {
-                databases.clear();
-                path
-            }
-            Some(at) => databases.remove(at),
-            None => databases.remove(0),
-        };
-        self.change_registration(number, |registration| {
-            registration.path = first;
-            (registration.more_databases, registration.attachments) = (databases, folders);
-        })?;
-        Ok(true)
     }
 
     /// Puts the newest point where the database belongs, for `adopt --restore`.

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use chatkeep_ipc::{Caller, Error, RegisterOptions};
+use chatkeep_planner::SourceId;
 
 use super::Service;
 use crate::fault::Result;
@@ -126,6 +127,35 @@ impl Service {
             return refuse(&inside);
         }
         Ok(path)
+    }
+
+    /// What else is in the newest point is watched beside the database from now on. Says whether there is anything.
+    pub(super) fn register_siblings(&mut self, number: SourceId) -> Result<bool> {
+        let Some(source) = self.sources.get(&number) else { return Ok(false) };
+        let (Some(log), Some(archive)) = (&source.log, source.registration.archive) else { return Ok(false) };
+        let Some(point) = self.tools.catalogue.point(&archive, log.stored.seq) else { return Ok(false) };
+        let path = source.registration.path.clone();
+        let Some(parent) = path.parent() else { return Ok(false) };
+        let mut databases: Vec<PathBuf> =
+            point.databases.iter().map(|database| parent.join(&database.name)).collect();
+        let folders: Vec<PathBuf> = point.folders.iter().map(|folder| parent.join(folder)).collect();
+        if databases.len() <= 1 && folders.is_empty() {
+            return Ok(false);
+        }
+        // One database has the name that was asked for, several have their own.
+        let first = match databases.iter().position(|database| *database == path) {
+            _ if databases.len() <= 1 => {
+                databases.clear();
+                path
+            }
+            Some(at) => databases.remove(at),
+            None => databases.remove(0),
+        };
+        self.change_registration(number, |registration| {
+            registration.path = first;
+            (registration.more_databases, registration.attachments) = (databases, folders);
+        })?;
+        Ok(true)
     }
 }
 
