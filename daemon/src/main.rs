@@ -17,7 +17,10 @@ use chatkeepd::service::Service;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Sender, channel};
-use tracing::{error, info, warn};
+use tracing::{Level, error, info, warn};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Another instance runs, or the configuration must not be run with (`EX_CONFIG`): systemd does not restart it.
 const EXIT_CONFIG: u8 = 78;
@@ -94,11 +97,22 @@ fn end_on_panic() {
 }
 
 fn log_to_stderr() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,zbus=warn,sled=warn"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false);
+    // Levels by target, as `info,zbus=warn`; filters by span and field would bring regular expressions into memory.
+    let asked = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| {
+        Targets::new()
+            .with_default(Level::INFO)
+            .with_target("zbus", Level::WARN)
+            .with_target("sled", Level::WARN)
+    });
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let registry = tracing_subscriber::registry().with(filter);
     // The journal has its own clock.
-    if std::env::var_os("JOURNAL_STREAM").is_some() { log.without_time().init() } else { log.init() }
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        registry.with(log.without_time()).init();
+    } else {
+        registry.with(log).init();
+    }
 }
 
 async fn serve(arguments: Arguments) -> Result<u8, Failed> {
