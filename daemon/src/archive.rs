@@ -4,6 +4,7 @@
 //! name it was asked for, and an entry must follow the digest of the one before it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -219,10 +220,16 @@ impl Archive {
     /// Puts a pack. Packs are named after their content: one that is there already must open to the same content.
     ///
     /// One that is there and damaged is taken away first: the same content is in hand, and whoever gives it keeps it until
-    /// it is in the store. Nothing else is ever replaced.
-    pub async fn put_pack(&self, id: [u8; 16], sealed: Bytes, roots: &DataRoots) -> Result<(), ArchiveError> {
+    /// it is in the store. Nothing else is ever replaced. `file` has the same bytes, synced and never written again.
+    pub async fn put_pack(
+        &self,
+        id: [u8; 16],
+        sealed: Bytes,
+        file: &Path,
+        roots: &DataRoots,
+    ) -> Result<(), ArchiveError> {
         let (name, key) = (ObjectName::Pack(id), self.key(ObjectName::Pack(id)));
-        let create = || self.store.put(&key, sealed.clone(), PutCondition::CreateIfAbsent);
+        let create = || self.store.put_file(&key, sealed.clone(), file);
         match create().await {
             Ok(_) => return Ok(()),
             Err(StoreError::AlreadyExists { .. }) => {}

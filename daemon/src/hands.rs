@@ -329,7 +329,7 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
             while catalogue.is_being_deleted(&order.archive.id, id) {
                 tokio::time::sleep(DELETE_PAUSE).await;
             }
-            order.archive.put_pack(id, sealed, roots).await?;
+            order.archive.put_pack(id, sealed, &order.object.path, roots).await?;
         }
         name => order.archive.put_new(name, sealed).await?,
     }

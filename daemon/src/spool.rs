@@ -12,6 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use chatkeep_format::{ArchiveId, ObjectName};
@@ -186,7 +187,9 @@ impl Spool {
     fn write(&self, name: &str, body: &[u8]) -> io::Result<()> {
         let temporary = self.folder.join(format!("{name}.tmp"));
         let write = || {
-            let mut file = std::fs::File::create(&temporary)?;
+            // A store on the same file system takes this very file, with its mode.
+            let mut options = std::fs::OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
             file.write_all(body)?;
             file.sync_data()?;
             std::fs::rename(&temporary, self.folder.join(name))

@@ -188,16 +188,17 @@ async fn a_damaged_pack_in_the_way_of_an_upload_is_replaced_by_the_same_content(
     let good = world.object(name).await;
     let roots = world.opened.keys.roots.clone();
     let ObjectName::Pack(pack) = name else { unreachable!() };
+    let nowhere = std::path::Path::new("nowhere");
     for harmed in [flipped(&good), good.slice(..10), Bytes::from_static(b"<html>")] {
         world.exchange(name, Some(harmed)).await;
-        world.opened.archive.put_pack(pack, good.clone(), &roots).await.unwrap();
+        world.opened.archive.put_pack(pack, good.clone(), nowhere, &roots).await.unwrap();
         assert_eq!(world.object(name).await, good);
     }
     // What a later version wrote is not ours to replace, and what does not open is no replacement.
     world.exchange(name, Some(newer(&good))).await;
-    world.opened.archive.put_pack(pack, good.clone(), &roots).await.unwrap_err();
+    world.opened.archive.put_pack(pack, good.clone(), nowhere, &roots).await.unwrap_err();
     world.exchange(name, Some(flipped(&good))).await;
-    world.opened.archive.put_pack(pack, good.slice(..500), &roots).await.unwrap_err();
+    world.opened.archive.put_pack(pack, good.slice(..500), nowhere, &roots).await.unwrap_err();
     assert_eq!(world.object(name).await, flipped(&good));
 }
 

@@ -44,7 +44,7 @@ impl Job {
             opened.spool.remove(std::slice::from_ref(spooled))?;
             return Err(Fault::internal("a pack in the queue is damaged"));
         }
-        opened.archive.put_pack(name, sealed, roots).await?;
+        opened.archive.put_pack(name, sealed, &spooled.path, roots).await?;
         // What the store has now is what counts.
         opened.archive.pack_body(name, roots).await?;
         opened.spool.remove(std::slice::from_ref(spooled))?;

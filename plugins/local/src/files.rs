@@ -5,6 +5,7 @@ use std::io::Write as _;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
 use bytes::Bytes;
 use chatkeep_store::key::SEGMENTS_MAX;
@@ -41,6 +42,32 @@ pub(crate) fn put(root: &Root, key: &StoreKey, body: &[u8], condition: PutCondit
     }
     sync(&folder)?;
     Ok(PutReceipt { len: body.len() as u64 })
+}
+
+/// Gives a file that has these bytes, and is on the disk, a second name: half the writing where the store is on the same
+/// file system. Where that cannot be, puts the bytes.
+pub(crate) fn put_file(root: &Root, key: &StoreKey, body: &[u8], file: &Path) -> Result<PutReceipt> {
+    let len = body.len() as u64;
+    let folder = root.make_parent_of(key)?;
+    let name = name_of(key);
+    // A link never replaces anything, and appears in one step.
+    match rustix::fs::linkat(rustix::fs::CWD, file, &folder, name, AtFlags::empty()) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Err(occupied(&folder, key)?),
+        // another file system, one without links, or somebody else's file
+        Err(_) => return put(root, key, body, PutCondition::CreateIfAbsent),
+    }
+    let linked = stat_of(&folder, name)?;
+    let is_it = |stat: &rustix::fs::Stat| {
+        FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size as u64 == len
+    };
+    if !linked.as_ref().is_some_and(is_it) {
+        rustix::fs::unlinkat(&folder, name, AtFlags::empty())
+            .map_err(|errno| errors::of(errno, "take back a name"))?;
+        return put(root, key, body, PutCondition::CreateIfAbsent);
+    }
+    sync(&folder)?;
+    Ok(PutReceipt { len })
 }
 
 pub(crate) fn get(root: &Root, key: &StoreKey, range: Option<Range<u64>>) -> Result<Bytes> {

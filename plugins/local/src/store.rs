@@ -91,6 +91,11 @@ impl Store for LocalStore {
         self.run(move |root| files::put(root, &key, &body, condition)).await
     }
 
+    async fn put_file(&self, key: &StoreKey, body: Bytes, file: &Path) -> Result<PutReceipt> {
+        let (key, file) = (key.clone(), file.to_owned());
+        self.run(move |root| files::put_file(root, &key, &body, &file)).await
+    }
+
     async fn get(&self, key: &StoreKey, range: Option<Range<u64>>) -> Result<Bytes> {
         let key = key.clone();
         self.run(move |root| files::get(root, &key, range)).await

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -344,4 +344,34 @@ async fn an_object_and_a_folder_do_not_share_a_name() {
     world.store.delete(&key("a/log")).await.unwrap();
     assert_eq!(world.names().await, ["a/log/1"]);
     assert_eq!(temporary_files(&world.root), 0);
+}
+
+#[tokio::test]
+async fn a_file_on_the_same_file_system_gets_a_second_name_and_may_lose_its_first() {
+    let world = World::new();
+    let file = world.root.with_file_name("queued");
+    fs::write(&file, "sealed").unwrap();
+    let put =
+        async |name: &str, body: &'static str| world.store.put_file(&key(name), body.into(), &file).await;
+    assert_eq!(put("a", "sealed").await.unwrap().len, 6);
+    assert_eq!(fs::metadata(world.root.join("a")).unwrap().ino(), fs::metadata(&file).unwrap().ino());
+    // nothing is replaced, whatever is there
+    assert_eq!(put("a", "sealed").await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    // what is not the file that was meant is not taken for it
+    put("b", "something else").await.unwrap();
+    let link = world.root.with_file_name("link");
+    symlink(&file, &link).unwrap();
+    world.store.put_file(&key("c"), "sealed".into(), &link).await.unwrap();
+    assert!(fs::symlink_metadata(world.root.join("c")).unwrap().is_file());
+    fs::remove_file(&file).unwrap();
+    for (name, body) in [("a", "sealed"), ("b", "something else"), ("c", "sealed")] {
+        assert_eq!(world.store.get(&key(name), None).await.unwrap(), body);
+    }
+    // gone, or on another file system
+    put("d", "sealed").await.unwrap();
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let far = elsewhere.path().join("queued");
+    fs::write(&far, "sealed").unwrap();
+    world.store.put_file(&key("e"), "sealed".into(), &far).await.unwrap();
+    assert_eq!(world.names().await, ["a", "b", "c", "d", "e"]);
 }

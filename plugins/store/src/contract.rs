@@ -1,6 +1,7 @@
 //! The `Store` trait: seven calls, and what each of them must hold.
 
 use std::ops::Range;
+use std::path::Path;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -21,6 +22,15 @@ pub trait Store: Send + Sync {
     /// After [`Transient`](StoreError::Transient) and
     /// [`Offline`](StoreError::Offline) it may have happened all the same.
     async fn put(&self, key: &StoreKey, body: Bytes, condition: PutCondition) -> Result<PutReceipt>;
+
+    /// As [`put`](Store::put) with [`CreateIfAbsent`](PutCondition::CreateIfAbsent), of bytes that also lie in a file.
+    ///
+    /// The file has exactly these bytes, is on the disk, and is never written again by whoever made it. A store on the
+    /// same file system may give it a second name instead of writing everything once more.
+    async fn put_file(&self, key: &StoreKey, body: Bytes, file: &Path) -> Result<PutReceipt> {
+        let _ = file;
+        self.put(key, body, PutCondition::CreateIfAbsent).await
+    }
 
     /// Reads an object, or the part of it in `range` (byte offsets, the end excluded).
     ///
