@@ -12,8 +12,10 @@ use chatkeep_vault_protocol::cbor::{Blob, Fixed};
 use chatkeep_vault_protocol::message::{
     Begin, Commit, Envelope, Finish, Guess, Operation, Request, owner_message, sign,
 };
+use chatkeep_vault_server::config::Config;
 use chatkeep_vault_server::core::Policy;
-use chatkeep_vault_server::{setup, vault::Vault};
+use chatkeep_vault_server::setup;
+use chatkeep_vault_server::vault::{Parts, Vault};
 use ed25519_dalek::SigningKey;
 use rand_core::{OsRng, RngCore as _};
 
@@ -22,11 +24,12 @@ const RUN: Duration = Duration::from_secs(3);
 fn main() -> anyhow::Result<()> {
     let base = std::env::args().nth(1).unwrap_or_else(|| ".".to_owned());
     let dir = tempfile::tempdir_in(base)?;
-    setup::init(dir.path())?;
+    let config = Config::development(dir.path());
+    setup::init(&config)?;
     // so many attempts that none is destroyed while it is measured
     let policy = Policy { attempts_max: u16::MAX, lifetime_failures_max: u32::MAX, delays_s: Vec::new() };
-    let (parts, _lock) = setup::open(dir.path(), policy, true)?;
-    let vault = Arc::new(Vault::start(parts, |what| panic!("{what}"))?);
+    let (parts, _lock) = setup::open(&config)?;
+    let vault = Arc::new(Vault::start(Parts { policy, ..parts }, |what| panic!("{what}"))?);
     let runtime = tokio::runtime::Runtime::new()?;
     for clients in [1, 16, 256] {
         let accounts: Vec<[u8; 16]> = (0..clients).map(|_| account(&vault)).collect();
