@@ -6,18 +6,19 @@
 use std::sync::Arc;
 
 use super::objects::ANCHOR_LEN;
+use super::token::Token;
 use super::worker::{Turn, Worker};
 use crate::anchor::{Anchor, AnchorError, Anchored};
 
 /// See the module.
 pub(super) struct Pkcs11Anchor {
-    worker: Arc<Worker>,
+    worker: Arc<Worker<Token>>,
     /// Where it was seen last; a second vault on the same token would move it.
     last: Option<Anchored>,
 }
 
 impl Pkcs11Anchor {
-    pub(super) fn new(worker: Arc<Worker>) -> Self {
+    pub(super) fn new(worker: Arc<Worker<Token>>) -> Self {
         Self { worker, last: None }
     }
 }

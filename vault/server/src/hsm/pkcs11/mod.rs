@@ -94,7 +94,7 @@ fn name(root: &Root, signer: &Signer, in_software: bool) -> String {
 
 /// All traits over the one thread.
 struct Pkcs11Hsm {
-    worker: Arc<Worker>,
+    worker: Arc<Worker<Token>>,
     signer: Signer,
     first: Turned,
     later: Turned,
@@ -107,7 +107,7 @@ enum Signer {
 
 /// An evaluator whose questions have their turn first, or after others.
 struct Turned {
-    worker: Arc<Worker>,
+    worker: Arc<Worker<Token>>,
     root: Root,
     turn: Turn,
 }
