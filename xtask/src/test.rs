@@ -6,13 +6,14 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// A program that a test runs for real, and the Debian package that has it.
-const NEEDED: [(&str, &str); 6] = [
+const NEEDED: [(&str, &str); 7] = [
     ("dbus-daemon", "dbus-daemon"),
     ("dbus-monitor", "dbus-bin"),
     ("gnome-keyring-daemon", "gnome-keyring"),
     ("sqlcipher", "sqlcipher"),
     ("systemd-analyze", "systemd"),
     ("python3", "python3"),
+    ("softhsm2-util", "softhsm2"),
 ];
 
 /// Runs all of it.

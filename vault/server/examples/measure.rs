@@ -1,9 +1,11 @@
-//! How many guesses a vault answers in a second: `cargo run --release --example measure [DIR]`.
+//! How many guesses a vault answers in a second: `cargo run --release --example measure [DIR]`, or `[CONFIG.toml]` for a
+//! vault with its keys elsewhere, which is made.
 //!
-//! The whole path but the network: CBOR, decision, SQLite commit, file anchor, evaluation, signature. Every client has
+//! The whole path but the network: CBOR, decision, SQLite commit, anchor, evaluation, signature. Every client has
 //! its own account; `clients` guess at the same time, each waiting for its answer.
 #![allow(clippy::unwrap_used, reason = "a measurement has nobody to tell")]
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,24 +14,30 @@ use chatkeep_vault_protocol::cbor::{Blob, Fixed};
 use chatkeep_vault_protocol::message::{
     Begin, Commit, Envelope, Finish, Guess, Operation, Request, owner_message, sign,
 };
+use chatkeep_vault_server::config::Config;
 use chatkeep_vault_server::core::Policy;
-use chatkeep_vault_server::{setup, vault::Vault};
+use chatkeep_vault_server::setup;
+use chatkeep_vault_server::vault::{Parts, Vault};
 use ed25519_dalek::SigningKey;
 use rand_core::{OsRng, RngCore as _};
 
 const RUN: Duration = Duration::from_secs(3);
 
 fn main() -> anyhow::Result<()> {
-    let base = std::env::args().nth(1).unwrap_or_else(|| ".".to_owned());
-    let dir = tempfile::tempdir_in(base)?;
-    setup::init(dir.path())?;
+    let argument = PathBuf::from(std::env::args().nth(1).unwrap_or_else(|| ".".to_owned()));
+    let from_file = argument.extension().is_some_and(|extension| extension == "toml");
+    let dir = if from_file { tempfile::tempdir()? } else { tempfile::tempdir_in(&argument)? };
+    let config = if from_file { Config::read(&argument)? } else { Config::development(dir.path()) };
+    setup::init(&config)?;
     // so many attempts that none is destroyed while it is measured
     let policy = Policy { attempts_max: u16::MAX, lifetime_failures_max: u32::MAX, delays_s: Vec::new() };
-    let (parts, _lock) = setup::open(dir.path(), policy, true)?;
-    let vault = Arc::new(Vault::start(parts, |what| panic!("{what}"))?);
+    let (parts, _lock) = setup::open(&config)?;
+    let vault = Arc::new(Vault::start(Parts { policy, ..parts }, |what| panic!("{what}"))?);
+    let suite = Suite::from_number(vault.info().suites[0]).unwrap();
+    println!("hsm {}, anchor {}, {suite:?}", vault.hsm(), vault.info().anchor);
     let runtime = tokio::runtime::Runtime::new()?;
     for clients in [1, 16, 256] {
-        let accounts: Vec<[u8; 16]> = (0..clients).map(|_| account(&vault)).collect();
+        let accounts: Vec<[u8; 16]> = (0..clients).map(|_| account(&vault, suite)).collect();
         let start = Instant::now();
         let guesses: u32 = runtime.block_on(async {
             let running: Vec<_> = accounts
@@ -40,8 +48,7 @@ fn main() -> anyhow::Result<()> {
                         let mut guesses = 0;
                         while start.elapsed() < RUN {
                             // blinding costs the client, not the vault: random elements are drawn cheaply by it too
-                            let blinded =
-                                Suite::Ristretto255.blind(&OsRng.next_u64().to_be_bytes(), &mut OsRng);
+                            let blinded = suite.blind(&OsRng.next_u64().to_be_bytes(), &mut OsRng);
                             let request = Request::Guess(Guess {
                                 account: Fixed(account),
                                 epoch: Fixed([1; 16]),
@@ -69,7 +76,7 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn account(vault: &Vault) -> [u8; 16] {
+fn account(vault: &Vault, suite: Suite) -> [u8; 16] {
     let mut account = [0; 16];
     OsRng.fill_bytes(&mut account);
     let key = SigningKey::generate(&mut OsRng);
@@ -77,8 +84,8 @@ fn account(vault: &Vault) -> [u8; 16] {
     let begin = Begin {
         account: account_field,
         epoch,
-        suite: Suite::Ristretto255 as u8,
-        blinded: Blob(Suite::Ristretto255.blind(b"x", &mut OsRng).element),
+        suite: suite as u8,
+        blinded: Blob(suite.blind(b"x", &mut OsRng).element),
         attempts_max: u16::MAX,
         signature: None,
     };

@@ -3,6 +3,7 @@
 //! Anchored is the digest, not only a count: two different states could have the same count. Order of every batch:
 //! database, anchor, answers. At start the database must be where the anchor is, or exactly one batch ahead.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +11,7 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::hsm::DeviceError;
 use crate::store::{Head, Row, Store, StoreError};
 
 /// What an anchor remembers.
@@ -25,6 +27,10 @@ pub struct Anchored {
 pub trait Anchor: Send {
     /// What `info` says.
     fn name(&self) -> &'static str;
+    /// What it cannot notice, for whoever runs the vault.
+    fn limit(&self) -> Option<&'static str> {
+        None
+    }
     /// The value; an error if there is none.
     fn read(&mut self) -> Result<Anchored, AnchorError>;
     /// Replaces the value.
@@ -52,9 +58,26 @@ pub enum AnchorError {
     /// The anchor is missing or forged.
     #[error("the anchor is missing or not by this vault")]
     Unusable,
+    /// Two vaults would count apart.
+    #[error("the anchor is not where this vault left it: another vault uses the same token")]
+    Moved,
+    /// Its seal key was destroyed, or is on another device.
+    #[error(
+        "{records} records are sealed with key {key_id}, which the device does not have: an old copy of the database, or \
+         a foreign one, so this vault does not serve"
+    )]
+    Shredded {
+        /// The key's number.
+        key_id: u32,
+        /// How many.
+        records: u64,
+    },
     /// The anchor cannot be written.
     #[error("the anchor's file")]
     Io(#[from] std::io::Error),
+    /// The device with the anchor or the keys failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The database cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -62,6 +85,16 @@ pub enum AnchorError {
 
 /// The newest revision of every account: about 50 bytes of memory each.
 pub type Revisions = std::collections::HashMap<[u8; 16], u64>;
+
+/// What [`Digester::check`] found.
+pub struct Checked {
+    /// Where the store is.
+    pub head: Head,
+    /// While the vault runs, an older row that somebody puts back is noticed by these.
+    pub revisions: Revisions,
+    /// How many records each seal key sealed.
+    pub sealed_by: BTreeMap<u32, u64>,
+}
 
 /// Keeps the digest over all rows: the sum, modulo 2^256, of one HMAC per row, so that a write costs two of them.
 ///
@@ -101,21 +134,16 @@ impl Digester {
     }
 
     /// Checks the whole store against its head and the anchor; advances an anchor that a crash left one batch behind.
-    ///
-    /// Gives the revision of every record too: while the vault runs, an older row that somebody puts back is noticed.
-    pub fn check(
-        &self,
-        store: &mut dyn Store,
-        anchor: &mut dyn Anchor,
-    ) -> Result<(Head, Revisions), AnchorError> {
+    pub fn check(&self, store: &mut dyn Store, anchor: &mut dyn Anchor) -> Result<Checked, AnchorError> {
         let head = store.head()?;
         if head != self.head(head.seq, head.root, head.previous_root) {
             return Err(AnchorError::RootMismatch);
         }
-        let (mut root, mut revisions) = ([0; 32], Revisions::new());
+        let (mut root, mut revisions, mut sealed_by) = ([0; 32], Revisions::new(), BTreeMap::new());
         store.scan(&mut |account, row| {
             root = self.replace(&root, account, None, Some(row));
             revisions.insert(*account, row.revision);
+            *sealed_by.entry(row.key_id).or_default() += 1;
         })?;
         if root != head.root {
             return Err(AnchorError::RootMismatch);
@@ -128,7 +156,7 @@ impl Digester {
         } else if anchored != now {
             return Err(AnchorError::RolledBack { found: head.seq, anchored: anchored.seq });
         }
-        Ok((head, revisions))
+        Ok(Checked { head, revisions, sealed_by })
     }
 
     fn row(&self, account: &[u8; 16], row: &Row) -> [u8; 32] {
@@ -189,6 +217,13 @@ impl FileAnchor {
 impl Anchor for FileAnchor {
     fn name(&self) -> &'static str {
         "file"
+    }
+
+    fn limit(&self) -> Option<&'static str> {
+        Some(
+            "it lies on the same disk: when the whole disk, or the virtual machine, is put back to an earlier state, this \
+             vault cannot know, and used attempts come back",
+        )
     }
 
     fn read(&mut self) -> Result<Anchored, AnchorError> {
@@ -254,7 +289,7 @@ mod tests {
         }
 
         fn check(&mut self) -> Result<Head, AnchorError> {
-            self.digester.check(&mut self.store, &mut self.anchor).map(|(head, _)| head)
+            self.digester.check(&mut self.store, &mut self.anchor).map(|checked| checked.head)
         }
     }
 

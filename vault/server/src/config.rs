@@ -1,8 +1,9 @@
-//! The configuration file. Unknown keys are errors; there are no secrets in it.
+//! The configuration file. Unknown keys are errors; there are no secrets in it, only names of files that have them.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use serde::Deserialize;
 
 use crate::core::Policy;
@@ -11,7 +12,7 @@ use crate::core::Policy;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Where keys, database and anchor are; made by `chatkeep-vault init`.
+    /// Where the database is, and keys in software and their anchor; made by `chatkeep-vault init`.
     pub data: PathBuf,
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
@@ -21,9 +22,82 @@ pub struct Config {
     /// Connections at the same time.
     #[serde(default = "default_connections_max")]
     pub connections_max: usize,
+    /// Where the keys are.
+    #[serde(default)]
+    pub hsm: HsmConfig,
+    /// What binds the state against old copies; by default the device that has the keys, or a file.
+    #[serde(default)]
+    pub anchor: Option<AnchorKind>,
     /// Bounds on guessing.
     #[serde(default)]
     pub policy: PolicyConfig,
+}
+
+/// `[hsm]`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum HsmConfig {
+    /// Keys in a file in the data directory: for development.
+    Soft {},
+    /// Keys on a PKCS#11 token.
+    Pkcs11(Pkcs11Config),
+}
+
+impl Default for HsmConfig {
+    fn default() -> Self {
+        Self::Soft {}
+    }
+}
+
+/// `[hsm]` with `kind = "pkcs11"`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pkcs11Config {
+    /// The library of the device.
+    pub module: PathBuf,
+    /// Label of the token.
+    pub token: String,
+    /// The file with the PIN, readable by its owner only.
+    pub pin_file: PathBuf,
+    /// Age at which the running vault exchanges the key that seals records; `"0s"`: never by itself.
+    #[serde(default = "default_seal_key_lifetime")]
+    pub seal_key_lifetime: Duration,
+}
+
+/// A day: what was erased can be opened with a copy of the disk and the token for so long, and no longer.
+fn default_seal_key_lifetime() -> Duration {
+    Duration { seconds: 24 * 3600 }
+}
+
+/// `anchor`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnchorKind {
+    /// A file in the data directory: goes back with the disk, and nobody can know.
+    File,
+    /// The token that has the keys.
+    Pkcs11,
+}
+
+impl Config {
+    /// Keys in software in `data`, on any port of this machine: for development.
+    pub fn development(data: &Path) -> Self {
+        Self {
+            data: data.to_owned(),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            insecure_dev: true,
+            connections_max: default_connections_max(),
+            hsm: HsmConfig::default(),
+            anchor: None,
+            policy: PolicyConfig::default(),
+        }
+    }
+
+    /// Reads the file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(path).context("the configuration file")?;
+        toml::from_str(&text).context("the configuration file")
+    }
 }
 
 /// `[policy]`; what is absent is the default.
@@ -109,6 +183,8 @@ mod tests {
         assert_eq!(config.policy.policy(false).unwrap(), Policy::default());
         assert_eq!(config.connections_max, default_connections_max());
         assert!(!config.insecure_dev);
+        let HsmConfig::Pkcs11(token) = config.hsm else { panic!("the example has a token") };
+        assert_eq!(token.seal_key_lifetime, default_seal_key_lifetime());
     }
 
     #[test]
@@ -125,6 +201,36 @@ mod tests {
         }
         let zero = PolicyConfig { attempts_max: Some(0), ..PolicyConfig::default() };
         assert!(zero.policy(true).is_err());
+    }
+
+    const PKCS11: &str = "[hsm]\nkind = \"pkcs11\"\nmodule = \"/m.so\"\ntoken = \"t\"\npin_file = \"/pin\"\n";
+
+    fn hsm(table: &str) -> Result<HsmConfig, toml::de::Error> {
+        let base = "data = \"/v\"\nlisten = \"127.0.0.1:0\"\n";
+        toml::from_str::<Config>(&format!("{base}{table}")).map(|config| config.hsm)
+    }
+
+    #[test]
+    fn keys_are_in_software_unless_a_token_is_named() {
+        assert_eq!(hsm("").unwrap(), HsmConfig::Soft {});
+        assert_eq!(hsm("[hsm]\nkind = \"soft\"\n").unwrap(), HsmConfig::Soft {});
+        let HsmConfig::Pkcs11(token) = hsm(PKCS11).unwrap() else { panic!() };
+        assert_eq!((token.token.as_str(), token.seal_key_lifetime.seconds), ("t", 86_400));
+    }
+
+    #[test]
+    fn a_device_has_no_keys_that_it_does_not_know_and_none_too_few() {
+        let bad = [
+            "[hsm]\nkind = \"soft\"\nmodule = \"/m.so\"\n".to_owned(),
+            "[hsm]\nkind = \"tpm\"\n".to_owned(),
+            "[hsm]\n".to_owned(),
+            format!("{PKCS11}pin = \"1234\"\n"),
+            PKCS11.replace("pin_file", "pin"),
+            PKCS11.replace("token = \"t\"", ""),
+        ];
+        for table in bad {
+            assert!(hsm(&table).is_err(), "{table}");
+        }
     }
 
     #[test]

@@ -126,8 +126,11 @@ fn page(vault: &Vault) -> String {
         info.delays_s
     );
     writeln!(page, "failures in a lifetime: {}", info.lifetime_failures_max).expect("a string takes text");
+    if let Some(limit) = vault.anchor_limit() {
+        writeln!(page, "the anchor ({}): {limit}", info.anchor).expect("a string takes text");
+    }
     if info.insecure_dev {
-        page.push_str("insecure_dev: keys are in software. For development only, not for a real backup.\n");
+        page.push_str("insecure_dev: started for development only, not for a real backup.\n");
     }
     page
 }

@@ -1,7 +1,8 @@
 //! The Backup Key Vault: counts password attempts and destroys its part of the key after the last.
 //!
 //! In reading order: what is decided ([`core`], pure), where the keys are ([`hsm`]), what is kept ([`store`],
-//! [`anchor`]), the one thread that joins them ([`vault`]), and how strangers reach it ([`tls`], [`http`]).
+//! [`anchor`]), the one thread that joins them ([`vault`]), how the key that seals records is exchanged ([`reseal`]), and
+//! how strangers reach it ([`tls`], [`http`]).
 //! [`config`] and [`setup`] are for whoever runs it.
 
 pub mod anchor;
@@ -9,6 +10,7 @@ pub mod config;
 pub mod core;
 pub mod hsm;
 pub mod http;
+pub mod reseal;
 pub mod setup;
 pub mod store;
 pub mod tls;

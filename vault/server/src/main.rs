@@ -2,21 +2,27 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chatkeep_vault_protocol::Identity;
-use chatkeep_vault_server::config::{Config, PolicyConfig, default_connections_max};
-use chatkeep_vault_server::hsm::{IdentityKey as _, SoftHsm};
+use chatkeep_vault_server::config::{Config, HsmConfig};
+use chatkeep_vault_server::hsm::{HsmError, IdentityKey};
+use chatkeep_vault_server::reseal::{self, ResealError};
 use chatkeep_vault_server::vault::Vault;
 use chatkeep_vault_server::{http, setup, tls};
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 /// Certificates live for seven days; renewing daily leaves room for six days of trouble.
 const RENEW_EVERY: Duration = Duration::from_hours(24);
+/// Much less than the shortest useful lifetime of a seal key.
+const LOOK_AT_SEAL_KEY_EVERY: Duration = Duration::from_mins(10);
+/// Threads that wait for the device: enough to keep it busy, few enough for `TasksMax=` of the unit.
+const BLOCKING_THREADS_MAX: usize = 64;
 
 /// The Backup Key Vault of Chatkeep: counts password attempts, and erases its part of the key after the last.
 #[derive(Parser)]
@@ -29,44 +35,67 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Make keys and an empty database.
-    Init {
-        /// Where; made if it does not exist.
-        #[arg(long)]
-        data: PathBuf,
-        /// Know that the keys are in software.
-        #[arg(long)]
-        insecure_dev: bool,
-    },
+    Init(Place),
     /// Serve until SIGTERM. Prints one line when ready.
     Serve {
-        /// Settings from a file …
-        #[arg(long, conflicts_with_all = ["data", "listen", "insecure_dev"])]
-        config: Option<PathBuf>,
-        /// … or a data directory,
-        #[arg(long, required_unless_present = "config")]
-        data: Option<PathBuf>,
-        /// an address,
-        #[arg(long, default_value = "127.0.0.1:8443")]
+        #[command(flatten)]
+        place: Place,
+        /// Where to listen, without a configuration.
+        #[arg(long, default_value = "127.0.0.1:8443", conflicts_with = "config")]
         listen: SocketAddr,
-        /// and the knowledge that the keys are in software.
-        #[arg(long)]
-        insecure_dev: bool,
     },
     /// Print the identity that clients pin.
-    Fingerprint {
-        /// The data directory.
-        #[arg(long)]
-        data: PathBuf,
-    },
-    /// Print what is in a data directory.
-    Status {
-        /// The data directory.
-        #[arg(long)]
-        data: PathBuf,
-    },
+    Fingerprint(Place),
+    /// Print what there is, and what it cannot protect against.
+    Status(Place),
+    /// Exchange the key that seals records: old copies of the database can never be opened again. Not while it serves: then
+    /// it does so itself, as `seal_key_lifetime` says.
+    RotateSealKey(Place),
 }
 
-fn main() -> anyhow::Result<()> {
+/// Which vault.
+#[derive(Args)]
+struct Place {
+    /// Settings from a file …
+    #[arg(long, conflicts_with_all = ["data", "insecure_dev"])]
+    config: Option<PathBuf>,
+    /// … or a data directory, with keys in software,
+    #[arg(long, required_unless_present = "config")]
+    data: Option<PathBuf>,
+    /// and the knowledge that these protect little.
+    #[arg(long)]
+    insecure_dev: bool,
+}
+
+impl Place {
+    fn config(self) -> anyhow::Result<Config> {
+        match (self.config, self.data) {
+            (Some(path), _) => Config::read(&path),
+            (None, Some(data)) => {
+                Ok(Config { insecure_dev: self.insecure_dev, ..Config::development(&data) })
+            }
+            (None, None) => bail!("say --config or --data"),
+        }
+    }
+}
+
+/// What systemd does not start again for: with a wrong PIN, that would lock the token.
+const EX_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            let wrong_pin = error
+                .chain()
+                .any(|cause| matches!(cause.downcast_ref::<HsmError>(), Some(HsmError::Pin { .. })));
+            if wrong_pin { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
     // keys in memory must not end in a core file, nor be read by another process of this user
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     tracing_subscriber::fmt()
@@ -77,48 +106,66 @@ fn main() -> anyhow::Result<()> {
         )
         .init();
     match Arguments::parse().command {
-        Command::Init { data, insecure_dev } => {
-            if !insecure_dev {
+        Command::Init(place) => {
+            let config = place.config()?;
+            if config.hsm == (HsmConfig::Soft {}) && !config.insecure_dev {
                 bail!(
-                    "only software keys can be made so far; say --insecure-dev to know that they protect little"
+                    "these would be keys in software; say --insecure-dev, or insecure_dev = true, to know that they \
+                     protect little, or configure a device"
                 );
             }
-            println!("identity {}", Identity(setup::init(&data)?));
+            println!("identity {}", Identity(setup::init(&config)?));
         }
-        Command::Serve { config, data, listen, insecure_dev } => {
-            let config = match (config, data) {
-                (Some(path), _) => {
-                    let text = std::fs::read_to_string(&path).context("the configuration file")?;
-                    toml::from_str(&text).context("the configuration file")?
-                }
-                (None, Some(data)) => Config {
-                    data,
-                    listen,
-                    insecure_dev,
-                    connections_max: default_connections_max(),
-                    policy: PolicyConfig::default(),
-                },
-                (None, None) => bail!("say --config or --data"),
-            };
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        Command::Serve { place, listen } => {
+            let from_file = place.config.is_some();
+            let mut config = place.config()?;
+            if !from_file {
+                config.listen = listen;
+            }
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .enable_all()
+                .max_blocking_threads(BLOCKING_THREADS_MAX)
+                .build()?;
             runtime.block_on(serve(config))?;
         }
-        Command::Fingerprint { data } => println!("{}", Identity(SoftHsm::open(&data)?.public())),
-        Command::Status { data } => {
-            let (identity, seq, records) = setup::inspect(&data)?;
-            println!(
-                "identity {}\nhsm {}\ncommits {seq}\nrecords {records}",
-                Identity(identity),
-                SoftHsm::NAME
-            );
-        }
+        Command::Fingerprint(place) => println!("{}", Identity(setup::identity(&place.config()?)?)),
+        Command::Status(place) => status(&setup::inspect(&place.config()?)?),
+        Command::RotateSealKey(place) => rotate_seal_key(&place.config()?)?,
     }
     Ok(())
 }
 
+fn status(vault: &setup::Inspected) {
+    println!(
+        "identity {}\nhsm {}\nanchor {}\nseal keys {:?}\ncommits {}\nrecords {}",
+        Identity(vault.identity),
+        vault.hsm,
+        vault.anchor,
+        vault.seal_keys,
+        vault.seq,
+        vault.records
+    );
+    if let Some(weakness) = vault.weakness {
+        println!("warning: {weakness}");
+    }
+    if let Some(limit) = vault.anchor_limit {
+        println!("warning: the anchor ({}): {limit}", vault.anchor);
+    }
+}
+
+fn rotate_seal_key(config: &Config) -> anyhow::Result<()> {
+    let (parts, _lock) = setup::open(config)?;
+    let vault = Vault::start(parts, |what| eprintln!("stopped: {what}"))?;
+    let key_id = reseal::rotate(&vault, |left| {
+        println!("{left} records left");
+        true
+    })?;
+    println!("seal key {key_id}");
+    Ok(())
+}
+
 async fn serve(config: Config) -> anyhow::Result<()> {
-    let policy = config.policy.policy(config.insecure_dev)?;
-    let (parts, _lock) = setup::open(&config.data, policy, config.insecure_dev)?;
+    let (parts, _lock) = setup::open(&config)?;
     let identity = parts.keys.identity.clone();
     let (failed, mut failure) = tokio::sync::mpsc::channel::<String>(1);
     let vault = Arc::new(Vault::start(parts, move |what| drop(failed.try_send(what)))?);
@@ -127,6 +174,11 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
 
     let (stop, stopped) = watch::channel(false);
+    if let HsmConfig::Pkcs11(settings) = &config.hsm
+        && settings.seal_key_lifetime.seconds > 0
+    {
+        tokio::spawn(keep_seal_key_young(vault.clone(), settings.seal_key_lifetime.seconds, stopped.clone()));
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = tokio::spawn(http::serve(
@@ -150,8 +202,10 @@ async fn serve(config: Config) -> anyhow::Result<()> {
                 break Err(anyhow::anyhow!("stopped: {}", what.unwrap_or_default()));
             }
             _ = renewal.tick() => {
-                vault.renew_certificate();
-                leaf.renew(&*identity)?;
+                // a device that is busy or away for a moment: the next day is early enough
+                if let Err(error) = renew(&vault, &leaf, &*identity) {
+                    tracing::error!(%error, "cannot renew the certificates");
+                }
             }
         }
     };
@@ -159,4 +213,30 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     stop.send_replace(true);
     server.await?;
     outcome
+}
+
+fn renew(vault: &Vault, leaf: &tls::Leaf, identity: &dyn IdentityKey) -> anyhow::Result<()> {
+    vault.renew_certificate()?;
+    leaf.renew(identity)
+}
+
+/// Exchanges the key that seals records when it is old, or when an exchange was left unfinished.
+async fn keep_seal_key_young(vault: Arc<Vault>, lifetime_s: u64, mut stopped: watch::Receiver<bool>) {
+    let mut look = tokio::time::interval(LOOK_AT_SEAL_KEY_EVERY);
+    loop {
+        tokio::select! {
+            _ = stopped.wait_for(|stop| *stop) => return,
+            _ = look.tick() => {}
+        }
+        let (vault, stop) = (vault.clone(), stopped.clone());
+        let exchange = tokio::task::spawn_blocking(move || {
+            if reseal::is_due(&vault, lifetime_s)? {
+                reseal::rotate(&vault, |_left| !*stop.borrow())?;
+            }
+            Ok::<_, ResealError>(())
+        });
+        if let Ok(Err(error)) = exchange.await {
+            tracing::warn!(%error, "the key that seals records was not exchanged");
+        }
+    }
 }

@@ -62,6 +62,13 @@ pub trait Store: Send {
     fn commit_batch(&mut self, head: &Head, writes: &[Write]) -> Result<(), StoreError>;
     /// Every record, in any order.
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8; 16], &Row)) -> Result<(), StoreError>;
+    /// At most `limit` accounts after `after`, in ascending order, whose records another key than `key_id` sealed.
+    fn sealed_by_others(
+        &mut self,
+        key_id: u32,
+        after: Option<&[u8; 16]>,
+        limit: usize,
+    ) -> Result<Vec<[u8; 16]>, StoreError>;
 }
 
 /// SQLite in WAL mode with `synchronous=EXTRA`: every commit is on the disk before it returns.
@@ -171,6 +178,19 @@ impl Store for SqliteStore {
             visit(&account, &Row { revision, key_id: row.get(2)?, sealed: row.get(3)? });
         }
         Ok(())
+    }
+
+    fn sealed_by_others(
+        &mut self,
+        key_id: u32,
+        after: Option<&[u8; 16]>,
+        limit: usize,
+    ) -> Result<Vec<[u8; 16]>, StoreError> {
+        let sql = "SELECT account FROM record WHERE account > ?1 AND key_id <> ?2 ORDER BY account LIMIT ?3";
+        let after = after.map_or(&[][..], |account| &account[..]);
+        let mut statement = self.connection.prepare(sql)?;
+        let accounts = statement.query_map(params![after, key_id, limit as i64], |row| row.get(0))?;
+        Ok(accounts.collect::<Result<_, _>>()?)
     }
 }
 

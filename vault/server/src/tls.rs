@@ -95,6 +95,6 @@ impl PublicKeyData for IdentitySigner<'_> {
 
 impl SigningKey for IdentitySigner<'_> {
     fn sign(&self, message: &[u8]) -> Result<Vec<u8>, rcgen::Error> {
-        Ok(self.identity.sign(message).to_vec())
+        self.identity.sign(message).map(Into::into).map_err(|_| rcgen::Error::RemoteKeyError)
     }
 }

@@ -3,8 +3,8 @@
 //! Order of every batch: decide, commit, anchor, then release the answers. Evaluations and signatures are made by
 //! whoever waits for the answer, so the writing thread does nothing but decide and write.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, RwLock};
@@ -16,9 +16,10 @@ use chatkeep_vault_protocol::message::{Envelope, Request};
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
-use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Revisions};
+use crate::anchor::{Anchor, AnchorError, Anchored, Checked, Digester, Revisions};
 use crate::core::{Context, Policy, Record, Reply, step};
-use crate::hsm::{IdentityKey, OprfRoot, Sealer};
+use crate::hsm::{DeviceError, IdentityKey, Keys, Sealer};
+use crate::reseal::Resealed;
 use crate::store::{Head, Row, Store, StoreError, Write};
 
 /// Requests that may wait; beyond it `busy` is answered and nothing charged.
@@ -44,19 +45,6 @@ pub struct Parts {
     pub clock: Clock,
 }
 
-/// The three uses of an HSM; the same device or three.
-#[derive(Clone)]
-pub struct Keys {
-    /// What every answer says of it.
-    pub name: &'static str,
-    /// Pinned by clients.
-    pub identity: Arc<dyn IdentityKey>,
-    /// Encrypts records.
-    pub sealer: Arc<dyn Sealer>,
-    /// Evaluates.
-    pub oprf: Arc<dyn OprfRoot>,
-}
-
 /// Seconds since 1970, as a function, so that tests can let time pass.
 pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
 
@@ -72,6 +60,7 @@ struct Shared {
     policy: Policy,
     insecure_dev: bool,
     anchor_name: &'static str,
+    anchor_limit: Option<&'static str>,
     clock: Clock,
     seq: AtomicU64,
     evaluations: AtomicU64,
@@ -85,7 +74,12 @@ struct Signer {
 
 type Done = Box<dyn FnOnce(Option<Reply>) + Send>;
 
-struct Job {
+enum Job {
+    Call(Call),
+    Reseal { after: Option<[u8; 16]>, limit: usize, done: SyncSender<Resealed> },
+}
+
+struct Call {
     envelope: Envelope,
     done: Done,
 }
@@ -103,13 +97,16 @@ impl Vault {
         mut parts: Parts,
         on_failure: impl FnOnce(String) + Send + 'static,
     ) -> Result<Self, AnchorError> {
-        let (head, revisions) = parts.digester.check(&mut *parts.store, &mut *parts.anchor)?;
+        let checked = parts.digester.check(&mut *parts.store, &mut *parts.anchor)?;
+        check_seal_keys(&checked.sealed_by, &*parts.keys.sealer)?;
+        let Checked { head, revisions, sealed_by } = checked;
         let shared = Arc::new(Shared {
-            signer: RwLock::new(Arc::new(Signer::new(&*parts.keys.identity, (parts.clock)()))),
+            signer: RwLock::new(Arc::new(Signer::new(&*parts.keys.identity, (parts.clock)())?)),
             keys: parts.keys,
             policy: parts.policy,
             insecure_dev: parts.insecure_dev,
             anchor_name: parts.anchor.name(),
+            anchor_limit: parts.anchor.limit(),
             clock: parts.clock,
             seq: AtomicU64::new(head.seq),
             evaluations: AtomicU64::new(0),
@@ -122,6 +119,7 @@ impl Vault {
             digester: parts.digester,
             head,
             revisions,
+            sealed_by,
         };
         let writer = std::thread::Builder::new()
             .name("vault-writer".to_owned())
@@ -145,9 +143,10 @@ impl Vault {
     }
 
     /// Draws a new operational key. Called daily; a certificate lives for seven days.
-    pub fn renew_certificate(&self) {
-        let signer = Signer::new(&*self.shared.keys.identity, (self.shared.clock)());
+    pub fn renew_certificate(&self) -> Result<(), DeviceError> {
+        let signer = Signer::new(&*self.shared.keys.identity, (self.shared.clock)())?;
         *self.shared.signer.write().expect("no one panics while holding it") = Arc::new(signer);
+        Ok(())
     }
 
     /// The signed answer to `request`. Waits for the commit that it needs.
@@ -156,7 +155,14 @@ impl Vault {
         let immediate = self.submit(&request, Box::new(move |reply| drop(sender.send(reply))))?;
         let answer = match immediate {
             Some(answer) => answer,
-            None => self.shared.carry_out(receiver.await.map_err(|_| Stopped)?.ok_or(Stopped)?),
+            None => match receiver.await.map_err(|_| Stopped)?.ok_or(Stopped)? {
+                evaluation @ Reply::Evaluate(_) if self.shared.keys.oprf.waits() => {
+                    let shared = self.shared.clone();
+                    let carried_out = tokio::task::spawn_blocking(move || shared.carry_out(evaluation));
+                    carried_out.await.map_err(|_| Stopped)?
+                }
+                reply => self.shared.carry_out(reply),
+            },
         };
         Ok(self.shared.sign(&request, answer))
     }
@@ -178,8 +184,30 @@ impl Vault {
     }
 
     /// Where the keys are.
-    pub fn hsm(&self) -> &'static str {
-        self.shared.keys.name
+    pub fn hsm(&self) -> &str {
+        &self.shared.keys.name
+    }
+
+    /// What the anchor cannot notice.
+    pub fn anchor_limit(&self) -> Option<&'static str> {
+        self.shared.anchor_limit
+    }
+
+    /// What encrypts records.
+    pub fn sealer(&self) -> &dyn Sealer {
+        &*self.shared.keys.sealer
+    }
+
+    /// The vault's time, in seconds since 1970.
+    pub fn now_s(&self) -> u64 {
+        (self.shared.clock)()
+    }
+
+    /// Seals at most `limit` records, those after `after`, again with the newest key; the commit is between those of requests.
+    pub fn reseal(&self, after: Option<[u8; 16]>, limit: usize) -> Result<Resealed, Stopped> {
+        let (done, receiver) = sync_channel(1);
+        self.jobs.as_ref().ok_or(Stopped)?.send(Job::Reseal { after, limit, done }).map_err(|_| Stopped)?;
+        receiver.recv().map_err(|_| Stopped)
     }
 
     /// `Some` when the answer needs no record; else `done` is called with the reply.
@@ -190,7 +218,7 @@ impl Vault {
         if let Request::Info(_) = envelope.request {
             return Ok(Some(Answer::Info(self.shared.info())));
         }
-        match self.jobs.as_ref().ok_or(Stopped)?.try_send(Job { envelope, done }) {
+        match self.jobs.as_ref().ok_or(Stopped)?.try_send(Job::Call(Call { envelope, done })) {
             Ok(()) => Ok(None),
             Err(TrySendError::Full(_)) => Ok(Some(Answer::Busy {})),
             Err(TrySendError::Disconnected(_)) => Err(Stopped),
@@ -223,11 +251,8 @@ impl Shared {
     }
 
     fn open(&self, account: &[u8; 16], row: &Row) -> Result<Record, WriterError> {
-        self.keys
-            .sealer
-            .open(row.key_id, &aad(account, row.revision), &row.sealed)
-            .and_then(|bytes| Record::decode(&bytes))
-            .ok_or(WriterError::Sealed)
+        let bytes = self.keys.sealer.open(row.key_id, &aad(account, row.revision), &row.sealed)?;
+        Record::decode(&bytes).ok_or(WriterError::Sealed)
     }
 
     fn carry_out(&self, reply: Reply) -> Answer {
@@ -242,21 +267,21 @@ impl Shared {
 
     fn sign(&self, request: &[u8], answer: Answer) -> Vec<u8> {
         let signer = self.signer.read().expect("no one panics while holding it").clone();
-        let body = Body { version: VERSION, hsm: self.keys.name.to_owned(), time_s: (self.clock)(), answer };
+        let body = Body { version: VERSION, hsm: self.keys.name.clone(), time_s: (self.clock)(), answer };
         answer::sign(&signer.key, &signer.certificate, &self.keys.identity.public(), request, &body)
     }
 }
 
 impl Signer {
-    fn new(identity: &dyn IdentityKey, now_s: u64) -> Self {
+    fn new(identity: &dyn IdentityKey, now_s: u64) -> Result<Self, DeviceError> {
         let key = SigningKey::generate(&mut OsRng);
         let certificate = Certificate {
             operational: key.verifying_key().to_bytes(),
             not_before_s: now_s,
             not_after_s: now_s + CERTIFICATE_LIFETIME_S,
         };
-        let signature = identity.sign(&certificate.message());
-        Self { key, certificate: certificate.encode(&signature) }
+        let signature = identity.sign(&certificate.message())?;
+        Ok(Self { key, certificate: certificate.encode(&signature) })
     }
 }
 
@@ -267,7 +292,9 @@ enum WriterError {
     Store(#[from] StoreError),
     #[error("the anchor: {0}")]
     Anchor(#[from] AnchorError),
-    #[error("a record cannot be opened")]
+    #[error("the keys: {0}")]
+    Device(#[from] DeviceError),
+    #[error("a record opens, but is none")]
     Sealed,
     #[error("somebody put an older record back while this vault was running")]
     PutBack,
@@ -280,6 +307,16 @@ struct Writer {
     digester: Digester,
     head: Head,
     revisions: Revisions,
+    sealed_by: BTreeMap<u32, u64>,
+}
+
+/// Who lacks a key now would charge nobody, but could answer nobody either.
+fn check_seal_keys(sealed_by: &BTreeMap<u32, u64>, sealer: &dyn Sealer) -> Result<(), AnchorError> {
+    let keys = sealer.keys()?;
+    match sealed_by.iter().find(|(key_id, _)| keys.iter().all(|key| key.id != **key_id)) {
+        Some((&key_id, &records)) => Err(AnchorError::Shredded { key_id, records }),
+        None => Ok(()),
+    }
 }
 
 /// One account within a batch: as it is stored, and as the batch will leave it.
@@ -292,21 +329,61 @@ struct Touched {
 impl Writer {
     fn run(&mut self, queue: &Receiver<Job>) -> Result<(), WriterError> {
         while let Ok(first) = queue.recv() {
-            let mut jobs = vec![first];
-            jobs.extend(queue.try_iter().take(BATCH_MAX - 1));
-            let mut replies = Vec::with_capacity(jobs.len());
-            let mut touched = HashMap::new();
-            for job in jobs {
-                // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
-                let reply = self.decide(&mut touched, &job.envelope)?;
-                replies.push((job.done, reply));
+            let mut calls = Vec::new();
+            let mut reseals = Vec::new();
+            for job in std::iter::once(first).chain(queue.try_iter().take(BATCH_MAX - 1)) {
+                match job {
+                    Job::Call(call) => calls.push(call),
+                    Job::Reseal { after, limit, done } => reseals.push((after, limit, done)),
+                }
             }
-            self.commit(touched)?;
-            for (done, reply) in replies {
-                done(Some(reply));
+            self.answer(calls)?;
+            for (after, limit, done) in reseals {
+                let resealed = self.reseal(after, limit)?;
+                // whoever asked may have gone
+                done.send(resealed).ok();
             }
         }
         Ok(())
+    }
+
+    fn answer(&mut self, calls: Vec<Call>) -> Result<(), WriterError> {
+        let mut replies = Vec::with_capacity(calls.len());
+        let mut touched = HashMap::new();
+        for Call { envelope, done } in calls {
+            // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
+            let reply = self.decide(&mut touched, &envelope)?;
+            replies.push((done, reply));
+        }
+        self.commit(touched)?;
+        for (done, reply) in replies {
+            done(Some(reply));
+        }
+        Ok(())
+    }
+
+    fn reseal(&mut self, after: Option<[u8; 16]>, limit: usize) -> Result<Resealed, WriterError> {
+        let newest = self.shared.keys.sealer.keys()?.last().ok_or(DeviceError::Wrong)?.id;
+        let accounts = self.store.sealed_by_others(newest, after.as_ref(), limit)?;
+        let last = accounts.last().copied();
+        let mut touched = HashMap::new();
+        for account in accounts {
+            let loaded = self.load(&account)?;
+            touched.insert(account, Touched { changed: true, ..loaded });
+        }
+        self.commit(touched)?;
+        let left = self.sealed_by.iter().filter(|(key_id, _)| **key_id != newest).map(|(_, n)| n).sum();
+        Ok(Resealed { last, left })
+    }
+
+    /// As it is stored; an error if it is not what was stored last.
+    fn load(&mut self, account: &[u8; 16]) -> Result<Touched, WriterError> {
+        let stored = self.store.load(account)?;
+        if stored.as_ref().map(|row| row.revision) != self.revisions.get(account).copied() {
+            return Err(WriterError::PutBack);
+        }
+        let record = stored.as_ref().map(|row| self.shared.open(account, row)).transpose()?;
+        Ok(Touched { stored, record, changed: false })
     }
 
     fn decide(
@@ -319,21 +396,14 @@ impl Writer {
         };
         let entry = match touched.entry(account) {
             Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let stored = self.store.load(&account)?;
-                if stored.as_ref().map(|row| row.revision) != self.revisions.get(&account).copied() {
-                    return Err(WriterError::PutBack);
-                }
-                let record = stored.as_ref().map(|row| self.shared.open(&account, row)).transpose()?;
-                entry.insert(Touched { stored, record, changed: false })
-            }
+            Entry::Vacant(entry) => entry.insert(self.load(&account)?),
         };
         let context = Context {
             identity: &self.shared.keys.identity.public(),
             policy: &self.shared.policy,
             now_s: (self.shared.clock)(),
             seq: self.head.seq + 1,
-            evaluator: &*self.shared.keys.oprf,
+            evaluator: self.shared.keys.oprf.at_once(),
         };
         let step = step(entry.record.as_ref(), envelope, &context, &mut OsRng);
         if let Some(record) = step.record {
@@ -346,12 +416,14 @@ impl Writer {
     fn commit(&mut self, touched: HashMap<[u8; 16], Touched>) -> Result<(), WriterError> {
         let mut root = self.head.root;
         let mut writes = Vec::new();
+        let mut no_longer_sealed_by = Vec::new();
         for (account, entry) in touched {
             let (true, Some(record)) = (entry.changed, &entry.record) else { continue };
             let revision = entry.stored.as_ref().map_or(0, |row| row.revision) + 1;
             let sealer = &*self.shared.keys.sealer;
-            let sealed = sealer.seal(&aad(&account, revision), &*record.encode(), &mut OsRng);
-            let row = Row { revision, key_id: sealer.key_id(), sealed };
+            let sealed = sealer.seal(&aad(&account, revision), &*record.encode(), &mut OsRng)?;
+            let row = Row { revision, key_id: sealed.key_id, sealed: sealed.bytes };
+            no_longer_sealed_by.extend(entry.stored.as_ref().map(|row| row.key_id));
             root = self.digester.replace(&root, &account, entry.stored.as_ref(), Some(&row));
             writes.push(Write { account, row });
         }
@@ -361,6 +433,12 @@ impl Writer {
         let head = self.digester.head(self.head.seq + 1, root, self.head.root);
         self.store.commit_batch(&head, &writes)?;
         self.revisions.extend(writes.iter().map(|write| (write.account, write.row.revision)));
+        for write in &writes {
+            *self.sealed_by.entry(write.row.key_id).or_default() += 1;
+        }
+        for key_id in no_longer_sealed_by {
+            self.sealed_by.entry(key_id).and_modify(|records| *records -= 1);
+        }
         self.anchor.advance(&Anchored { seq: head.seq, root: head.root })?;
         self.shared.seq.store(head.seq, Ordering::Release);
         self.head = head;

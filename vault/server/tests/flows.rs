@@ -9,6 +9,7 @@ use chatkeep_vault_client::{
 };
 use chatkeep_vault_protocol::password;
 use chatkeep_vault_protocol::slot::Slot;
+use chatkeep_vault_server::config::Config;
 use common::{CONTEXT, KEY, Local, PASSWORD, contains, enroll, lie, pins, transport, unlock};
 use rand_core::OsRng;
 
@@ -318,8 +319,9 @@ fn two_processes_cannot_serve_one_database_and_software_keys_need_a_word() {
     let vault = Local::new("a");
     let second = vault.start().unwrap_err();
     assert!(second.to_string().contains("another vault"), "{second}");
-    let policy = chatkeep_vault_server::core::Policy::default();
-    let refused = chatkeep_vault_server::setup::open(vault.dir.path(), policy, false).err().unwrap();
+    vault.stop();
+    let config = Config { insecure_dev: false, ..Config::development(vault.dir.path()) };
+    let refused = chatkeep_vault_server::setup::open(&config).err().unwrap();
     assert!(refused.to_string().contains("insecure"), "{refused}");
 }
 

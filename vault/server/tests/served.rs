@@ -3,54 +3,23 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use chatkeep_vault_client::{
-    CourierTransport, Identity, KdfParams, TransportError, VaultError, VaultPin, info, register,
+    CourierTransport, KdfParams, TransportError, VaultError, VaultPin, info, register,
 };
+use common::program::{PROGRAM, Served, courier};
 use common::{CONTEXT, KEY, PASSWORD, unlock};
 use rand_core::{OsRng, RngCore as _};
-use tempfile::TempDir;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_chatkeep-vault");
-
-/// A served vault; killed when dropped.
-struct Served {
-    child: Child,
-    url: String,
-    identity: Identity,
-}
-
-impl Served {
-    fn start(data: &Path) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(["serve", "--listen", "127.0.0.1:0", "--insecure-dev", "--data"])
-            .arg(data)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let ["listening", "on", url, "identity", identity] = words[..] else { panic!("`{line}`") };
-        Self { child, url: url.to_owned(), identity: identity.parse().unwrap() }
-    }
-
-    fn pin(&self) -> VaultPin {
-        VaultPin { name: "served".to_owned(), url: self.url.clone(), identity: self.identity.0 }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().unwrap();
-    }
+fn serve(data: &Path) -> Served {
+    let mut command = Command::new(PROGRAM);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--insecure-dev", "--data"]).arg(data);
+    Served::start(&mut command)
 }
 
 fn init(data: &Path) {
@@ -58,20 +27,13 @@ fn init(data: &Path) {
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
-fn courier(dir: &TempDir) -> CourierTransport {
-    let socket = dir.path().join("courier.sock");
-    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-    tokio::spawn(chatkeep_vault_courier::serve(listener, Duration::from_mins(1)));
-    CourierTransport::new(socket)
-}
-
 #[tokio::test]
 async fn a_password_makes_the_whole_way_and_back() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("vault");
     init(&data);
-    let mut served = Served::start(&data);
-    let (transport, pins) = (courier(&dir), [served.pin()]);
+    let served = serve(&data);
+    let (transport, pins) = (courier(dir.path()), [served.pin()]);
     let kdf = KdfParams::TESTING;
     let registered = register(&transport, &pins, 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng).await.unwrap();
     assert_eq!(*unlock(&transport, &pins, &registered.slot, PASSWORD).await.unwrap().key, KEY);
@@ -81,10 +43,7 @@ async fn a_password_makes_the_whole_way_and_back() {
     let shown = Command::new(PROGRAM).args(["fingerprint", "--data"]).arg(&data).output().unwrap();
     assert_eq!(String::from_utf8(shown.stdout).unwrap().trim(), served.identity.to_string());
 
-    // SIGTERM: it ends by itself, and well
-    let pid = rustix::process::Pid::from_child(&served.child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    assert!(served.child.wait().unwrap().success());
+    served.stop();
     let away = unlock(&transport, &pins, &registered.slot, PASSWORD).await.unwrap_err();
     assert!(
         matches!(&away, VaultError::Unreachable { what, .. } if what.contains("unreachable-connect")),
@@ -98,8 +57,8 @@ async fn somebody_in_between_with_another_identity_is_refused() {
     let [mine, theirs] = ["mine", "theirs"].map(|name| dir.path().join(name));
     init(&mine);
     init(&theirs);
-    let (mine, theirs) = (Served::start(&mine), Served::start(&theirs));
-    let transport = courier(&dir);
+    let (mine, theirs) = (serve(&mine), serve(&theirs));
+    let transport = courier(dir.path());
     info(&transport, &mine.pin(), &mut OsRng).await.unwrap();
     let redirected = VaultPin { url: theirs.url.clone(), ..mine.pin() };
     let error = info(&transport, &redirected, &mut OsRng).await.unwrap_err();
@@ -112,7 +71,7 @@ async fn somebody_in_between_with_another_identity_is_refused() {
 #[tokio::test]
 async fn a_wrong_address_is_told_from_an_absent_vault() {
     let dir = tempfile::tempdir().unwrap();
-    let transport = courier(&dir);
+    let transport = courier(dir.path());
     let call = async |url: &str| {
         let pin = VaultPin { name: "x".to_owned(), url: url.to_owned(), identity: [1; 32] };
         chatkeep_vault_client::Transport::call(&transport, &pin, vec![1]).await.unwrap_err()
@@ -136,9 +95,9 @@ async fn killing_the_vault_gives_no_further_guesses() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("vault");
     init(&data);
-    let transport = Arc::new(courier(&dir));
+    let transport = Arc::new(courier(dir.path()));
     let slot = {
-        let served = Served::start(&data);
+        let served = serve(&data);
         let kdf = KdfParams::TESTING;
         register(&*transport, &[served.pin()], 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng)
             .await
@@ -149,7 +108,7 @@ async fn killing_the_vault_gives_no_further_guesses() {
     let evaluated = Arc::new(AtomicU32::new(0));
     let mut kills = 0;
     loop {
-        let served = Served::start(&data);
+        let served = serve(&data);
         let pin = served.pin();
         let guesses: Vec<_> = (0..3)
             .map(|_| {
@@ -178,7 +137,7 @@ async fn killing_the_vault_gives_no_further_guesses() {
         assert!(kills < 200, "guesses are charged");
     }
     assert!(kills > 1, "it lived more than once");
-    let served = Served::start(&data);
+    let served = serve(&data);
     let gone = unlock(&*transport, &[served.pin()], &slot, PASSWORD).await.unwrap_err();
     assert!(matches!(gone, VaultError::Destroyed { .. }), "{gone}");
 }

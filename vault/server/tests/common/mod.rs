@@ -1,6 +1,9 @@
 //! Vaults in this process, on real disks, and a liar.
 #![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part of this")]
 
+pub(crate) mod program;
+pub(crate) mod soft_token;
+
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -12,7 +15,7 @@ use chatkeep_vault_client::{
 };
 use chatkeep_vault_protocol::Suite;
 use chatkeep_vault_protocol::answer::{self, Answer, Certificate};
-use chatkeep_vault_server::core::Policy;
+use chatkeep_vault_server::config::Config;
 use chatkeep_vault_server::hsm::{IdentityKey as _, SoftHsm};
 use chatkeep_vault_server::setup;
 use chatkeep_vault_server::vault::Vault;
@@ -34,7 +37,7 @@ pub(crate) struct Local {
 impl Local {
     pub(crate) fn new(name: &str) -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let identity = setup::init(dir.path()).unwrap();
+        let identity = setup::init(&Config::development(dir.path())).unwrap();
         let pin = VaultPin { name: name.to_owned(), url: format!("https://{name}.example"), identity };
         let local = Self { dir, pin, running: Mutex::new(None) };
         local.start().unwrap();
@@ -42,7 +45,7 @@ impl Local {
     }
 
     pub(crate) fn start(&self) -> anyhow::Result<()> {
-        let (parts, lock) = setup::open(self.dir.path(), Policy::without_delays(), true)?;
+        let (parts, lock) = setup::open(&Config::development(self.dir.path()))?;
         let vault = Vault::start(parts, |what| eprintln!("stopped: {what}"))?;
         *self.running.lock().unwrap() = Some((Arc::new(vault), lock));
         Ok(())
@@ -84,7 +87,7 @@ pub(crate) fn lie(vault: &Local, request: &[u8]) -> Result<Vec<u8>, TransportErr
     let key = SigningKey::generate(&mut OsRng);
     let operational = key.verifying_key().to_bytes();
     let certificate = Certificate { operational, not_before_s: now_s, not_after_s: now_s + 60 };
-    let certificate = certificate.encode(&identity.sign(&certificate.message()));
+    let certificate = certificate.encode(&identity.sign(&certificate.message()).unwrap());
     Ok(answer::sign(&key, &certificate, &identity.public(), request, &body))
 }
 

@@ -1,11 +1,10 @@
-//! Where the vault's own keys are: sealing, the OPRF root, the identity. One backend so far: software.
-//!
-//! `soft` keeps them in a file beside the database. Whoever copies both owns every record, so it serves only when the
-//! operator says `insecure_dev`, and every answer says `hsm: soft`.
+//! Keys in a file beside the database. Whoever copies both owns every record, so it serves only when the operator says
+//! `insecure_dev`, and every answer says `hsm: soft`.
 
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use aes_gcm::Aes256Gcm;
 use aes_gcm::aead::{Aead as _, KeyInit as _, Payload};
@@ -14,52 +13,18 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use rand_core::CryptoRngCore;
 use zeroize::Zeroizing;
 
+use super::secret_file::check_private;
+use super::{
+    Device, DeviceError, HsmError, IdentityKey, Keys, NONCE_LEN, OprfRoot, SealKey, Sealed, Sealer,
+    aad_with_key,
+};
 use crate::core::Evaluator;
-
-/// Encrypts records. The nonce is random: one key seals at most 2^32 times (NIST SP 800-38D, 8.3).
-pub trait Sealer: Send + Sync {
-    /// Which key seals now.
-    fn key_id(&self) -> u32;
-    /// Ciphertext of `plaintext`, bound to `aad` and the key's number.
-    fn seal(&self, aad: &[u8], plaintext: &[u8], rng: &mut dyn CryptoRngCore) -> Vec<u8>;
-    /// `None` if it was not sealed by this device for this `aad`.
-    fn open(&self, key_id: u32, aad: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>>;
-}
-
-/// The key that clients pin.
-pub trait IdentityKey: Send + Sync {
-    /// Its public half.
-    fn public(&self) -> [u8; 32];
-    /// Ed25519.
-    fn sign(&self, message: &[u8]) -> [u8; 64];
-}
-
-/// Where the OPRF is evaluated.
-pub trait OprfRoot: Evaluator + Send + Sync {}
 
 /// Keys in this process's memory and in a file.
 pub struct SoftHsm {
     identity: SigningKey,
     sealer: Aes256Gcm,
     anchor_key: Zeroizing<[u8; 32]>,
-}
-
-/// Why the key file cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum HsmError {
-    /// The file is not there, cannot be read, or exists already.
-    #[error("the key file")]
-    Io(#[from] std::io::Error),
-    /// Others could read it.
-    #[error("the key file must have mode 0600, it has {mode:o}")]
-    TooOpen {
-        /// Its permission bits.
-        mode: u32,
-    },
-    /// Not a key file.
-    #[error("the key file is damaged")]
-    Damaged,
 }
 
 /// Name of the key file in the data directory.
@@ -86,11 +51,9 @@ impl SoftHsm {
 
     /// Reads the keys in `dir`.
     pub fn open(dir: &Path) -> Result<Self, HsmError> {
-        let mut file = std::fs::File::open(dir.join(KEY_FILE))?;
-        let mode = file.metadata()?.permissions().mode() & 0o777;
-        if mode & 0o077 != 0 {
-            return Err(HsmError::TooOpen { mode });
-        }
+        let path = dir.join(KEY_FILE);
+        let mut file = std::fs::File::open(&path)?;
+        check_private(&path, &file)?;
         let mut bytes = Zeroizing::new([0; FILE_LEN]);
         file.read_exact(&mut bytes[..]).map_err(|_| HsmError::Damaged)?;
         Self::from_bytes(&bytes)
@@ -111,39 +74,54 @@ impl SoftHsm {
         })
     }
 
-    /// Keys the digests of the anchor.
-    pub fn anchor_key(&self) -> Zeroizing<[u8; 32]> {
-        self.anchor_key.clone()
+    /// All of its uses.
+    pub fn device(self) -> Device {
+        let digest_key = self.anchor_key.clone();
+        let hsm = Arc::new(self);
+        Device {
+            keys: Keys { name: Self::NAME.to_owned(), identity: hsm.clone(), sealer: hsm.clone(), oprf: hsm },
+            digest_key,
+            anchor: None,
+            weakness: Some(
+                "the keys are in software (hsm: soft): whoever copies this machine's disk can guess without limit",
+            ),
+        }
     }
 }
 
-const NONCE_LEN: usize = 12;
-
-fn aad_with_key(aad: &[u8], key_id: u32) -> Vec<u8> {
-    [aad, &key_id.to_be_bytes()].concat()
-}
+/// The only seal key there is.
+const KEY_ID: u32 = 1;
 
 impl Sealer for SoftHsm {
-    fn key_id(&self) -> u32 {
-        1
+    fn keys(&self) -> Result<Vec<SealKey>, DeviceError> {
+        Ok(vec![SealKey { id: KEY_ID, made_at_s: 0 }])
     }
 
-    fn seal(&self, aad: &[u8], plaintext: &[u8], rng: &mut dyn CryptoRngCore) -> Vec<u8> {
+    fn seal(&self, aad: &[u8], plaintext: &[u8], rng: &mut dyn CryptoRngCore) -> Result<Sealed, DeviceError> {
         let mut nonce = [0; NONCE_LEN];
         rng.fill_bytes(&mut nonce);
-        let payload = Payload { msg: plaintext, aad: &aad_with_key(aad, self.key_id()) };
+        let payload = Payload { msg: plaintext, aad: &aad_with_key(aad, KEY_ID) };
         let sealed = self.sealer.encrypt(&nonce.into(), payload).expect("a record is not too long");
-        [&nonce[..], &sealed].concat()
+        Ok(Sealed { key_id: KEY_ID, bytes: [&nonce[..], &sealed].concat() })
     }
 
-    fn open(&self, key_id: u32, aad: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-        let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN)?;
-        let nonce: [u8; NONCE_LEN] = nonce.try_into().ok()?;
+    fn open(&self, key_id: u32, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, DeviceError> {
+        if key_id != KEY_ID {
+            return Err(DeviceError::NoSuchKey { key_id });
+        }
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(DeviceError::NotSealedHere)?;
         let payload = Payload { msg: sealed, aad: &aad_with_key(aad, key_id) };
-        (key_id == self.key_id())
-            .then(|| self.sealer.decrypt(&nonce.into(), payload).ok())
-            .flatten()
-            .map(Zeroizing::new)
+        let opened = self.sealer.decrypt(&(*nonce).into(), payload);
+        opened.map(Zeroizing::new).map_err(|_| DeviceError::NotSealedHere)
+    }
+
+    /// A file that was overwritten is still in its old blocks and copies: a new key would protect nothing.
+    fn make_key(&self, _now_s: u64) -> Result<u32, DeviceError> {
+        Err(DeviceError::Unsupported)
+    }
+
+    fn destroy_old_keys(&self) -> Result<(), DeviceError> {
+        Err(DeviceError::Unsupported)
     }
 }
 
@@ -152,8 +130,8 @@ impl IdentityKey for SoftHsm {
         self.identity.verifying_key().to_bytes()
     }
 
-    fn sign(&self, message: &[u8]) -> [u8; 64] {
-        self.identity.sign(message).to_bytes()
+    fn sign(&self, message: &[u8]) -> Result<[u8; 64], DeviceError> {
+        Ok(self.identity.sign(message).to_bytes())
     }
 }
 
@@ -171,4 +149,12 @@ impl Evaluator for SoftHsm {
     }
 }
 
-impl OprfRoot for SoftHsm {}
+impl OprfRoot for SoftHsm {
+    fn at_once(&self) -> &dyn Evaluator {
+        self
+    }
+
+    fn waits(&self) -> bool {
+        false
+    }
+}

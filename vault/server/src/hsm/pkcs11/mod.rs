@@ -1,0 +1,229 @@
+//! Keys on a PKCS#11 token, from SoftHSM2 to a rack of hardware.
+//!
+//! In reading order: the way to the token (`connect`), its objects (`objects`), what is done with them (`token`), the
+//! thread that does it (`worker`), the arithmetic around it (`curve`), the anchor (`anchor`).
+//!
+//! Bound mode: the OPRF key of an account is K·k_a with K in the token and k_a random, in the sealed record. The result
+//! is a plain evaluation of RFC 9497, and none can be made without the token, not even with a copy of all else. Derived
+//! mode, for tokens that do not give the x-coordinate of a product away: the key is an HMAC of k_a by the token, so it is
+//! in the host's memory while it is used, and whoever is on the host can take it home.
+
+mod anchor;
+mod connect;
+mod curve;
+mod objects;
+mod token;
+mod worker;
+
+use std::sync::Arc;
+
+use chatkeep_vault_protocol::Suite;
+use ed25519_dalek::{Signer as _, SigningKey};
+use p256::NonZeroScalar;
+use rand_core::CryptoRngCore;
+use zeroize::Zeroizing;
+
+use self::anchor::Pkcs11Anchor;
+use self::connect::connect;
+use self::curve::Question;
+use self::token::{Root, Token};
+use self::worker::{Turn, Worker};
+use super::{Device, DeviceError, HsmError, IdentityKey, Keys, NONCE_LEN, OprfRoot, SealKey, Sealed, Sealer};
+use crate::config::Pkcs11Config;
+use crate::core::Evaluator;
+
+const DIGEST_LABEL: &[u8] = b"chatkeep vault digest key v1";
+const IDENTITY_LABEL: &[u8] = b"chatkeep vault identity seed v1";
+const ACCOUNT_LABEL: &[u8] = b"chatkeep vault account key v1";
+
+/// Makes a vault's keys on the token. Refuses a token that has any.
+pub fn create(settings: &Pkcs11Config, now_s: u64) -> Result<Device, HsmError> {
+    let connected = connect(settings)?;
+    let in_software = connected.in_software;
+    device(Token::create(connected, now_s)?, in_software)
+}
+
+/// Opens a vault's keys on the token, and tests them.
+pub fn open(settings: &Pkcs11Config) -> Result<Device, HsmError> {
+    let connected = connect(settings)?;
+    let in_software = connected.in_software;
+    device(Token::open(connected)?, in_software)
+}
+
+fn device(token: Token, in_software: bool) -> Result<Device, HsmError> {
+    let digest_key = token.host_secret(DIGEST_LABEL)?;
+    let signer = match token.identity() {
+        Some(public) => Signer::OnToken(public),
+        None => Signer::InMemory(Box::new(SigningKey::from_bytes(&*token.host_secret(IDENTITY_LABEL)?))),
+    };
+    let root = token.root();
+    let name = name(&root, &signer, in_software);
+    let worker = Arc::new(Worker::start(token)?);
+    let evaluator = |turn| Turned { worker: worker.clone(), root, turn };
+    let hsm = Arc::new(Pkcs11Hsm {
+        first: evaluator(Turn::First),
+        later: evaluator(Turn::Later),
+        worker: worker.clone(),
+        signer,
+    });
+    Ok(Device {
+        keys: Keys { name, identity: hsm.clone(), sealer: hsm.clone(), oprf: hsm },
+        digest_key,
+        anchor: Some(Box::new(Pkcs11Anchor::new(worker))),
+        weakness: in_software.then_some(
+            "the token says that it is no hardware (hsm: … +software): whoever copies its files and the PIN can guess \
+             without limit",
+        ),
+    })
+}
+
+/// What every answer says: `pkcs11`, or the weaker `pkcs11-derived`, and what else makes it weaker.
+fn name(root: &Root, signer: &Signer, in_software: bool) -> String {
+    let mut name = match root {
+        Root::Bound { .. } => "pkcs11".to_owned(),
+        Root::Derived { .. } => "pkcs11-derived".to_owned(),
+    };
+    if let Signer::InMemory(_) = signer {
+        name.push_str("+memory-identity");
+    }
+    if in_software {
+        name.push_str("+software");
+    }
+    name
+}
+
+/// All traits over the one thread.
+struct Pkcs11Hsm {
+    worker: Arc<Worker<Token>>,
+    signer: Signer,
+    first: Turned,
+    later: Turned,
+}
+
+enum Signer {
+    OnToken([u8; 32]),
+    InMemory(Box<SigningKey>),
+}
+
+/// An evaluator whose questions have their turn first, or after others.
+struct Turned {
+    worker: Arc<Worker<Token>>,
+    root: Root,
+    turn: Turn,
+}
+
+impl Turned {
+    fn evaluate_or_fail(&self, suite: Suite, key: &[u8; 32], blinded: &[u8]) -> Result<Vec<u8>, DeviceError> {
+        let failed = |_| DeviceError::Wrong;
+        match self.root {
+            Root::Bound { public, .. } => {
+                let question = Question::new(blinded).ok_or(DeviceError::Wrong)?;
+                let coordinates = self.worker.call(self.turn, move |token| token.multiply(&question))?;
+                suite.evaluate(key, &coordinates.product(&public)?).map_err(failed)
+            }
+            Root::Derived { .. } => {
+                let key = Zeroizing::new(*key);
+                let key = self.worker.call(self.turn, move |token| account_key(token, suite, &key))?;
+                suite.evaluate(&key, blinded).map_err(failed)
+            }
+        }
+    }
+}
+
+/// A scalar from HMACs: the first that is one. All but one in 2^32 are.
+fn account_key(token: &Token, suite: Suite, key: &[u8; 32]) -> Result<Zeroizing<[u8; 32]>, DeviceError> {
+    for counter in 0..=u8::MAX {
+        let scalar = token.derive(&[ACCOUNT_LABEL, &[suite as u8, counter], key].concat())?;
+        if NonZeroScalar::try_from(&scalar[..]).is_ok() {
+            return Ok(scalar);
+        }
+    }
+    Err(DeviceError::Wrong)
+}
+
+impl Evaluator for Turned {
+    fn suites(&self) -> &[Suite] {
+        &[Suite::P256]
+    }
+
+    fn generate_key(&self, suite: Suite, mut rng: &mut dyn CryptoRngCore) -> Zeroizing<[u8; 32]> {
+        suite.generate_key(&mut rng)
+    }
+
+    fn evaluate(&self, suite: Suite, key: &[u8; 32], blinded: &[u8]) -> Option<Vec<u8>> {
+        if !self.suites().contains(&suite) {
+            return None;
+        }
+        let evaluated = self.evaluate_or_fail(suite, key, blinded);
+        evaluated.inspect_err(|error| tracing::error!(%error, "an evaluation failed")).ok()
+    }
+}
+
+impl Evaluator for Pkcs11Hsm {
+    fn suites(&self) -> &[Suite] {
+        self.later.suites()
+    }
+
+    fn generate_key(&self, suite: Suite, rng: &mut dyn CryptoRngCore) -> Zeroizing<[u8; 32]> {
+        self.later.generate_key(suite, rng)
+    }
+
+    fn evaluate(&self, suite: Suite, key: &[u8; 32], blinded: &[u8]) -> Option<Vec<u8>> {
+        self.later.evaluate(suite, key, blinded)
+    }
+}
+
+impl OprfRoot for Pkcs11Hsm {
+    fn at_once(&self) -> &dyn Evaluator {
+        &self.first
+    }
+
+    fn waits(&self) -> bool {
+        true
+    }
+}
+
+impl IdentityKey for Pkcs11Hsm {
+    fn public(&self) -> [u8; 32] {
+        match &self.signer {
+            Signer::OnToken(public) => *public,
+            Signer::InMemory(key) => key.verifying_key().to_bytes(),
+        }
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<[u8; 64], DeviceError> {
+        match &self.signer {
+            Signer::OnToken(_) => {
+                let message = message.to_vec();
+                self.worker.call(Turn::First, move |token| token.sign(&message))
+            }
+            Signer::InMemory(key) => Ok(key.sign(message).to_bytes()),
+        }
+    }
+}
+
+impl Sealer for Pkcs11Hsm {
+    fn keys(&self) -> Result<Vec<SealKey>, DeviceError> {
+        self.worker.call(Turn::First, |token| Ok(token.seal_keys()))
+    }
+
+    fn seal(&self, aad: &[u8], plaintext: &[u8], rng: &mut dyn CryptoRngCore) -> Result<Sealed, DeviceError> {
+        let mut nonce = [0; NONCE_LEN];
+        rng.fill_bytes(&mut nonce);
+        let (aad, plaintext) = (aad.to_vec(), Zeroizing::new(plaintext.to_vec()));
+        self.worker.call(Turn::First, move |token| token.seal(&aad, &plaintext, nonce))
+    }
+
+    fn open(&self, key_id: u32, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, DeviceError> {
+        let (aad, sealed) = (aad.to_vec(), sealed.to_vec());
+        self.worker.call(Turn::First, move |token| token.open_sealed(key_id, &aad, &sealed))
+    }
+
+    fn make_key(&self, now_s: u64) -> Result<u32, DeviceError> {
+        self.worker.call(Turn::First, move |token| token.make_seal_key(now_s))
+    }
+
+    fn destroy_old_keys(&self) -> Result<(), DeviceError> {
+        self.worker.call(Turn::First, Token::destroy_old_seal_keys)
+    }
+}

@@ -1,0 +1,250 @@
+//! What the keys on a PKCS#11 token (SoftHSM2) do and do not do, and what becomes of an exchange that is killed. Every test runs
+//! its body in a child process, because the library finds its token through the environment.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use std::path::PathBuf;
+
+use chatkeep_vault_protocol::Suite;
+use chatkeep_vault_protocol::answer::{self, Answer};
+use chatkeep_vault_protocol::cbor::{Blob, Fixed};
+use chatkeep_vault_protocol::message::{Begin, Envelope, Request};
+use chatkeep_vault_server::config::Config;
+use chatkeep_vault_server::hsm::{self, Device, DeviceError};
+use chatkeep_vault_server::reseal::{self, ResealError};
+use chatkeep_vault_server::setup;
+use chatkeep_vault_server::vault::Vault;
+use common::soft_token::{MODULE, PIN, SoftToken};
+use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
+use cryptoki::error::{Error, RvError};
+use cryptoki::mechanism::Mechanism;
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
+use cryptoki::session::{Session, UserType};
+use cryptoki::types::AuthPin;
+use p256::elliptic_curve::sec1::ToEncodedPoint as _;
+use p256::{NonZeroScalar, ProjectivePoint, PublicKey};
+use rand_core::OsRng;
+
+/// Of a vault in a folder beside the token.
+fn config(token: &SoftToken) -> Config {
+    let disk = token.pin_file().with_file_name("disk");
+    toml::from_str(&token.settings(&disk, "")).unwrap()
+}
+
+fn device(token: &SoftToken) -> Device {
+    let config = config(token);
+    setup::init(&config).unwrap();
+    hsm::open(&config.hsm, &config.data).unwrap()
+}
+
+/// The token, as anybody with the PIN has it.
+fn log_in() -> Session {
+    let library = Pkcs11::new(MODULE).unwrap();
+    match library.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+        Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+        Err(error) => panic!("{error}"),
+    }
+    let slot = library.get_slots_with_initialized_token().unwrap()[0];
+    let session = library.open_rw_session(slot).unwrap();
+    match session.login(UserType::User, Some(&AuthPin::from(PIN))) {
+        Ok(()) | Err(Error::Pkcs11(RvError::UserAlreadyLoggedIn, _)) => session,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn objects(session: &Session, class: ObjectClass) -> Vec<ObjectHandle> {
+    session.find_objects(&[Attribute::Class(class), Attribute::Token(true)]).unwrap()
+}
+
+#[test]
+fn keys_cannot_be_taken_out_of_the_token() {
+    let Some(token) = SoftToken::of_parent() else {
+        return SoftToken::new().pass_in_child("keys_cannot_be_taken_out_of_the_token");
+    };
+    let device = device(&token);
+    let session = log_in();
+    let mut keys = objects(&session, ObjectClass::PRIVATE_KEY);
+    keys.extend(objects(&session, ObjectClass::SECRET_KEY));
+    assert_eq!(keys.len(), 5, "root, identity, seal, host, anchor");
+    let wrapping = [Attribute::Token(false), Attribute::ValueLen(32.into()), Attribute::Wrap(true)];
+    let wrapping = session.generate_key(&Mechanism::AesKeyGen, &wrapping).unwrap();
+    for key in keys {
+        let value = session.get_attributes(key, &[AttributeType::Value]);
+        let hidden = match value {
+            Err(Error::Pkcs11(RvError::AttributeSensitive, _)) => true,
+            Ok(attributes) => attributes.is_empty(),
+            Err(_) => false,
+        };
+        assert!(hidden);
+        let wrapped = session.wrap_key(&Mechanism::AesKeyWrapPad, wrapping, key);
+        assert!(matches!(wrapped, Err(Error::Pkcs11(RvError::KeyUnextractable, _))), "{wrapped:?}");
+        let softened = session.update_attributes(key, &[Attribute::Sensitive(false)]);
+        assert!(
+            softened.is_err() && session.update_attributes(key, &[Attribute::Extractable(true)]).is_err()
+        );
+    }
+    drop(device);
+}
+
+/// The token's evaluation is what software would compute with the product of both keys, which the public key K·G allows to
+/// compute for B = b·G; and the client, who blinds, cannot tell.
+#[test]
+fn an_evaluation_is_that_of_rfc_9497_under_the_product_of_both_keys() {
+    let Some(token) = SoftToken::of_parent() else {
+        return SoftToken::new()
+            .pass_in_child("an_evaluation_is_that_of_rfc_9497_under_the_product_of_both_keys");
+    };
+    let oprf = device(&token).keys.oprf;
+    let session = log_in();
+    let public = objects(&session, ObjectClass::PUBLIC_KEY).into_iter().find_map(|key| {
+        let Attribute::EcPoint(point) =
+            session.get_attributes(key, &[AttributeType::EcPoint]).ok()?.remove(0)
+        else {
+            return None;
+        };
+        PublicKey::from_sec1_bytes(point.get(2..)?).ok()
+    });
+    let public = public.unwrap().to_projective();
+    assert_eq!(oprf.suites(), [Suite::P256]);
+    let compressed = |point: ProjectivePoint| point.to_affine().to_encoded_point(true).as_bytes().to_vec();
+    for _ in 0..32 {
+        let b = NonZeroScalar::random(&mut OsRng);
+        let key = oprf.generate_key(Suite::P256, &mut OsRng);
+        let blinded = compressed(ProjectivePoint::GENERATOR * *b);
+        let evaluated = oprf.evaluate(Suite::P256, &key, &blinded).unwrap();
+        assert_eq!(evaluated, Suite::P256.evaluate(&key, &compressed(public * *b)).unwrap());
+        assert_eq!(oprf.at_once().evaluate(Suite::P256, &key, &blinded).unwrap(), evaluated);
+    }
+    let key = oprf.generate_key(Suite::P256, &mut OsRng);
+    let [one, two] = [0, 1].map(|_| {
+        let blinded = Suite::P256.blind(b"a password", &mut OsRng);
+        let evaluated = oprf.evaluate(Suite::P256, &key, &blinded.element).unwrap();
+        blinded.finalize(b"a password", &evaluated).unwrap()
+    });
+    assert_eq!(one, two);
+    let other = oprf.generate_key(Suite::P256, &mut OsRng);
+    let blinded = Suite::P256.blind(b"a password", &mut OsRng);
+    let evaluated = oprf.evaluate(Suite::P256, &other, &blinded.element).unwrap();
+    assert_ne!(one, blinded.finalize(b"a password", &evaluated).unwrap());
+    assert_eq!(oprf.evaluate(Suite::P256, &key, &[2; 33][..32]), None);
+    let ristretto = Suite::Ristretto255.blind(b"x", &mut OsRng).element;
+    assert_eq!(oprf.evaluate(Suite::Ristretto255, &key, &ristretto), None);
+}
+
+#[test]
+fn a_record_opens_for_its_own_account_and_key_only() {
+    let Some(token) = SoftToken::of_parent() else {
+        return SoftToken::new().pass_in_child("a_record_opens_for_its_own_account_and_key_only");
+    };
+    let sealer = device(&token).keys.sealer;
+    let first = sealer.seal(b"account", b"record", &mut OsRng).unwrap();
+    let second = sealer.seal(b"account", b"record", &mut OsRng).unwrap();
+    assert_ne!(first.bytes, second.bytes);
+    assert_eq!(*sealer.open(1, b"account", &first.bytes).unwrap(), b"record");
+    let changed: Vec<u8> = first.bytes.iter().enumerate().map(|(at, b)| b ^ u8::from(at == 20)).collect();
+    for (aad, sealed) in [(&b"another"[..], &first.bytes), (b"account", &changed), (b"account", &vec![1; 5])]
+    {
+        let refused = sealer.open(1, aad, sealed);
+        assert!(matches!(refused, Err(DeviceError::NotSealedHere)), "{refused:?}");
+    }
+    assert_eq!(sealer.make_key(77).unwrap(), 2);
+    let newer = sealer.seal(b"account", b"record", &mut OsRng).unwrap();
+    assert_eq!((newer.key_id, sealer.keys().unwrap()[1].made_at_s), (2, 77));
+    assert_eq!(*sealer.open(1, b"account", &first.bytes).unwrap(), b"record");
+    assert!(sealer.open(2, b"account", &first.bytes).is_err());
+    sealer.destroy_old_keys().unwrap();
+    let gone = sealer.open(1, b"account", &first.bytes);
+    assert!(matches!(gone, Err(DeviceError::NoSuchKey { key_id: 1 })), "{gone:?}");
+    assert_eq!(*sealer.open(2, b"account", &newer.bytes).unwrap(), b"record");
+}
+
+const ACCOUNTS: u8 = 20;
+const STEP: &str = "CHATKEEP_TEST_STEP";
+
+/// The same question about the same account: as long as its record is there, the same answer.
+fn ask(vault: &Vault, account: u8) -> Vec<u8> {
+    let begin = Begin {
+        account: Fixed([account; 16]),
+        epoch: Fixed([1; 16]),
+        suite: Suite::P256 as u8,
+        blinded: Blob(ProjectivePoint::GENERATOR.to_affine().to_encoded_point(true).as_bytes().to_vec()),
+        attempts_max: 10,
+        signature: None,
+    };
+    let request = Envelope::new(Request::Begin(begin), &mut OsRng).encode();
+    let answer = vault.answer_blocking(&request).unwrap();
+    match answer::verify(&answer, &vault.identity(), &request, vault.now_s()).unwrap().answer {
+        Answer::Evaluated { evaluated, .. } => evaluated.0,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn ask_all(vault: &Vault) -> Vec<u8> {
+    (0..ACCOUNTS).flat_map(|account| ask(vault, account)).collect()
+}
+
+fn answers_file(token: &SoftToken) -> PathBuf {
+    token.pin_file().with_file_name("answers")
+}
+
+fn start(token: &SoftToken) -> (Vault, std::fs::File) {
+    let (parts, lock) = setup::open(&config(token)).unwrap();
+    (Vault::start(parts, |what| panic!("{what}")).unwrap(), lock)
+}
+
+/// One life of the vault; `step` says where it ends.
+fn live(token: &SoftToken, step: &str) {
+    if step == "made" {
+        setup::init(&config(token)).unwrap();
+        let (vault, _lock) = start(token);
+        std::fs::write(answers_file(token), ask_all(&vault)).unwrap();
+        return;
+    }
+    let (vault, _lock) = start(token);
+    match step {
+        "killed after the key" => {
+            vault.sealer().make_key(vault.now_s()).unwrap();
+            std::process::abort();
+        }
+        "killed after a batch" => {
+            vault.reseal(None, 5).unwrap();
+            std::process::abort();
+        }
+        "interrupted" => {
+            // two batches of five were before, and one batch holds all that is left
+            let interrupted = reseal::rotate(&vault, |left| left != 0);
+            assert!(matches!(interrupted, Err(ResealError::Interrupted)), "{interrupted:?}");
+            assert_eq!(vault.sealer().keys().unwrap().len(), 2);
+        }
+        "finished" => {
+            assert_eq!(reseal::rotate(&vault, |_| true).unwrap(), 2);
+            assert_eq!(vault.sealer().keys().unwrap().len(), 1);
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(ask_all(&vault), std::fs::read(answers_file(token)).unwrap());
+}
+
+#[test]
+fn a_killed_exchange_of_the_seal_key_goes_on_where_it_was() {
+    const NAME: &str = "a_killed_exchange_of_the_seal_key_goes_on_where_it_was";
+    if let Some(token) = SoftToken::of_parent() {
+        return live(&token, &std::env::var(STEP).unwrap());
+    }
+    let token = SoftToken::new();
+    for step in [
+        "made",
+        "killed after the key",
+        "killed after a batch",
+        "killed after a batch",
+        "interrupted",
+        "finished",
+    ] {
+        let ran = token.in_child(NAME, &[(STEP, step)]);
+        let said = String::from_utf8_lossy(&[&ran.stdout[..], &ran.stderr].concat()).into_owned();
+        let killed = std::os::unix::process::ExitStatusExt::signal(&ran.status).is_some();
+        assert!(killed == step.starts_with("killed") && (killed || ran.status.success()), "{step}: {said}");
+        assert!(killed || said.contains("1 passed"), "{said}");
+    }
+}
