@@ -90,10 +90,11 @@ class Chatkeep:
         cost = Cost(self.daemon.cpu() - cpu + commands.cpu, time.monotonic() - began, self.daemon.memory())
         return cost
 
-    def protect(self, database):
+    def protect(self, database, attachments=None):
         """Has a database watched under the name `chat`, with 64 new digits, and waits for its first backup."""
         digits = self.root / "digits"
-        registered, answer = self.command("register", database, "--name", "chat")
+        more = ["--attachments", attachments] if attachments else []
+        registered, answer = self.command("register", database, "--name", "chat", *more)
         keyed, _ = self.command(
             "encryption", "generate-key", answer["id"], "--key-out", digits, "--confirm-from-file", digits
         )

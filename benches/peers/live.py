@@ -45,6 +45,27 @@ class Ours:
         self.service.stop()
 
 
+class OursAttachments(Ours):
+    """The same with a folder of attachments, and next to nothing in the database."""
+
+    def __init__(self, bench, programs, root, folder):
+        super().__init__(programs, root, folder)
+        self.bench = bench
+
+    def first(self):
+        """Starts the service and waits until all attachments are in the backup."""
+        database = self.bench.database(self.service.root / "home", 10, 1)
+        began = time.monotonic()
+        self.service.start()
+        started = self.daemon.cpu()
+        cost = self.service.metered(lambda: self.service.protect(database, self.source))
+        return Cost(started + cost.cpu, time.monotonic() - began, cost.peak)
+
+    def backup(self):
+        """Asks for one, of folders that have not changed."""
+        return self.service.metered(lambda: self.service.command("backup", "chat", "--wait")[0])
+
+
 class Litestream:
     """Litestream left to its timer: forced syncs of 0.5 were seen to give backups that do not restore."""
 

@@ -117,7 +117,9 @@ class Run:
         """Test g."""
         files = MEDIA_FILES // (10 if self.args.quick else 1)
         folder = self.bench.media(self.work, files, MEDIA_MEAN, self.args.seed)
-        self.each("attachments", lambda make: measure.media(make, self.work / "s", folder), batch.MEDIA)
+        ours = {OURS: lambda root, source: live.OursAttachments(self.bench, self.args.bin_dir, root, source)}
+        self.makers |= {name: make for name, make in ours.items() if name in self.makers}
+        self.each("attachments", lambda make: measure.media(make, self.work / "s", folder), (OURS, *batch.MEDIA))
 
     def capture(self):
         """The figures of benches/capture."""
