@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use crate::core::Policy;
+use crate::witness::config::{AnchorConfig, WitnessConfig, WitnessForConfig};
 
 /// `config.toml`; see `config.example.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -24,6 +25,15 @@ pub struct Config {
     /// Bounds on guessing.
     #[serde(default)]
     pub policy: PolicyConfig,
+    /// What the database must agree with.
+    #[serde(default)]
+    pub anchor: AnchorConfig,
+    /// Vaults that remember this one's state.
+    #[serde(default, rename = "witness")]
+    pub witnesses: Vec<WitnessConfig>,
+    /// Vaults whose state this one remembers.
+    #[serde(default)]
+    pub witness_for: Vec<WitnessForConfig>,
 }
 
 /// `[policy]`; what is absent is the default.
@@ -72,6 +82,22 @@ impl TryFrom<String> for Duration {
         let number: u64 = number.parse().map_err(|_| bad())?;
         let seconds = number.checked_mul(unit).filter(|s| *s <= 30 * 24 * 3600).ok_or_else(bad)?;
         Ok(Self { seconds })
+    }
+}
+
+impl Config {
+    /// A data directory and an address, and the defaults for the rest.
+    pub fn new(data: PathBuf, listen: SocketAddr, insecure_dev: bool) -> Self {
+        Self {
+            data,
+            listen,
+            insecure_dev,
+            connections_max: default_connections_max(),
+            policy: PolicyConfig::default(),
+            anchor: AnchorConfig::default(),
+            witnesses: Vec::new(),
+            witness_for: Vec::new(),
+        }
     }
 }
 

@@ -1,0 +1,214 @@
+//! `[anchor]`, `[[witness]]` and `[[witness_for]]`: which vaults remember this one, and which ones it remembers.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use chatkeep_vault_protocol::Identity;
+use serde::Deserialize;
+
+use crate::anchor::Anchor;
+use crate::composite::AllOf;
+use crate::config::Config;
+use crate::store::Head;
+use crate::vault::Parts;
+use crate::witness::link::TlsLink;
+use crate::witness::peers::Peer;
+use crate::witness::{Witness, WitnessAnchor};
+
+/// At start, witnesses get so long before the vault says which of them are away.
+const START_PATIENCE: Duration = Duration::from_secs(15);
+
+/// `[anchor]`: what must agree with the database.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorConfig {
+    /// All of these.
+    #[serde(default = "default_kinds")]
+    pub kinds: Vec<AnchorKind>,
+    /// So many witnesses must have signed before an answer leaves: more than half of them.
+    pub quorum: Option<usize>,
+}
+
+/// One kind of anchor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AnchorKind {
+    /// A file beside the database: notices a database that was put back alone.
+    File,
+    /// Other vaults: notice a whole disk that was put back.
+    Witness,
+}
+
+/// `[[witness]]`: a vault that remembers this one's state.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessConfig {
+    /// Its fingerprint.
+    pub identity: Pinned,
+    /// Where it answers: `https://…`.
+    pub address: String,
+}
+
+/// `[[witness_for]]`: a vault whose state this one remembers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessForConfig {
+    /// Its fingerprint.
+    pub identity: Pinned,
+}
+
+/// A fingerprint in a configuration file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pinned(pub Identity);
+
+impl TryFrom<String> for Pinned {
+    type Error = chatkeep_vault_protocol::pin::NotAFingerprint;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+impl Default for AnchorConfig {
+    fn default() -> Self {
+        Self { kinds: default_kinds(), quorum: None }
+    }
+}
+
+fn default_kinds() -> Vec<AnchorKind> {
+    vec![AnchorKind::File]
+}
+
+/// Puts the anchors that `config` names in the place of the file anchor that `parts` come with.
+pub fn join(parts: Parts, config: &Config) -> anyhow::Result<Parts> {
+    let witnesses = witness_anchor(&parts, config)?;
+    let anchor = AllOf::join(list(parts.anchor, witnesses, config)?);
+    Ok(Parts { anchor, ..parts })
+}
+
+/// Shows the database's state to the witnesses, after the other anchors agreed that it is the newest.
+pub fn enrol(parts: &mut Parts, witnesses: &mut WitnessAnchor, config: &Config) -> anyhow::Result<Head> {
+    let (head, _) = parts.digester.check_store(&mut *parts.store)?;
+    if config.anchor.kinds.contains(&AnchorKind::File) {
+        parts.anchor.settle(&head)?;
+    }
+    witnesses.enrol(&head)?;
+    Ok(head)
+}
+
+/// `[[witness]]` and its quorum; `None` if there are none.
+pub fn witness_anchor(parts: &Parts, config: &Config) -> anyhow::Result<Option<WitnessAnchor>> {
+    let AnchorConfig { kinds, quorum } = &config.anchor;
+    let wanted = kinds.contains(&AnchorKind::Witness);
+    if !wanted && (quorum.is_some() || !config.witnesses.is_empty()) {
+        bail!("there are witnesses or a quorum, but no \"witness\" in [anchor] kinds");
+    }
+    if !wanted {
+        return Ok(None);
+    }
+    let quorum = quorum.context("[anchor] kinds has \"witness\", but there is no quorum")?;
+    let own = parts.keys.identity.public();
+    let mut peers: Vec<Peer> = Vec::with_capacity(config.witnesses.len());
+    for WitnessConfig { identity, address } in &config.witnesses {
+        let identity = identity.0.0;
+        if identity == own {
+            bail!("this vault cannot be its own witness");
+        }
+        if peers.iter().any(|peer| peer.identity == identity) {
+            bail!("the witness {} is there twice", Identity(identity));
+        }
+        let link = TlsLink::new(address, identity).with_context(|| format!("the witness `{address}`"))?;
+        peers.push(Peer { name: address.clone(), identity, link: Box::new(link) });
+    }
+    let (keys, clock) = (parts.keys.identity.clone(), parts.clock.clone());
+    Ok(Some(WitnessAnchor::new(peers, quorum, keys, clock, START_PATIENCE)?))
+}
+
+/// The anchors that `config` names, one by one. `file` is the one that a data directory comes with.
+pub fn list(
+    file: Box<dyn Anchor>,
+    witnesses: Option<WitnessAnchor>,
+    config: &Config,
+) -> anyhow::Result<Vec<Box<dyn Anchor>>> {
+    let mut anchors: Vec<Box<dyn Anchor>> = Vec::new();
+    if config.anchor.kinds.contains(&AnchorKind::File) {
+        anchors.push(file);
+    }
+    if let Some(witnesses) = witnesses {
+        anchors.push(Box::new(witnesses));
+    }
+    if anchors.is_empty() {
+        bail!("[anchor] kinds names no anchor");
+    }
+    Ok(anchors)
+}
+
+/// The witness for `[[witness_for]]`; `None` if there is nobody to witness.
+pub fn witness(
+    config: &Config,
+    on_failure: impl FnOnce(String) + Send + 'static,
+) -> anyhow::Result<Option<Witness>> {
+    if config.witness_for.is_empty() {
+        return Ok(None);
+    }
+    let vaults: Vec<_> = config.witness_for.iter().map(|vault| vault.identity.0.0).collect();
+    Ok(Some(Witness::open(&config.data, &vaults, on_failure)?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::core::Policy;
+    use crate::setup;
+
+    /// What becomes of a configuration: the anchor's name, or why there is none.
+    fn check(settings: &str) -> Result<&'static str, String> {
+        let dir = tempfile::tempdir().unwrap();
+        setup::init(dir.path()).unwrap();
+        let (parts, _lock) = setup::open(dir.path(), Policy::default(), true).unwrap();
+        let settings = settings
+            .replace("ONE", &"11".repeat(32))
+            .replace("TWO", &"22".repeat(32))
+            .replace("OWN", &Identity(parts.keys.identity.public()).to_string());
+        let text = format!("data = \"/v\"\nlisten = \"127.0.0.1:0\"\n{settings}");
+        let config: Config = toml::from_str(&text).map_err(|error| error.to_string())?;
+        join(parts, &config).map(|parts| parts.anchor.name()).map_err(|error| format!("{error:#}"))
+    }
+
+    const ONE: &str = "[[witness]]\nidentity = \"ONE\"\naddress = \"https://one\"\n";
+    const TWO: &str = "[[witness]]\nidentity = \"TWO\"\naddress = \"https://two\"\n";
+
+    #[test]
+    fn kinds_name_the_anchors_and_a_file_is_the_default() {
+        assert_eq!(check("").unwrap(), "file");
+        let both = format!("[anchor]\nkinds = [\"file\", \"witness\"]\nquorum = 2\n{ONE}{TWO}");
+        assert_eq!(check(&both).unwrap(), "file+witness");
+        let witness = format!("[anchor]\nkinds = [\"witness\"]\nquorum = 1\n{ONE}");
+        assert_eq!(check(&witness).unwrap(), "witness");
+    }
+
+    #[test]
+    fn settings_that_would_not_protect_are_errors() {
+        let with =
+            |anchor: &str, witnesses: &str| check(&format!("[anchor]\n{anchor}\n{witnesses}")).unwrap_err();
+        let kinds = "kinds = [\"file\", \"witness\"]";
+        for (quorum, witnesses) in [(0, ONE), (2, ONE), (0, "")] {
+            let error = with(&format!("{kinds}\nquorum = {quorum}"), witnesses);
+            assert!(error.contains("more than half"), "{error}");
+        }
+        let half = with(&format!("{kinds}\nquorum = 1"), &format!("{ONE}{TWO}"));
+        assert!(half.contains("more than half"), "{half}");
+        assert!(with(kinds, ONE).contains("no quorum"));
+        assert!(with("", ONE).contains("no \"witness\""));
+        assert!(with("kinds = []", "").contains("no anchor"));
+        let twice = with(&format!("{kinds}\nquorum = 2"), &format!("{ONE}{ONE}"));
+        assert!(twice.contains("twice"), "{twice}");
+        let own = ONE.replace("ONE", "OWN");
+        assert!(with(&format!("{kinds}\nquorum = 1"), &own).contains("own witness"));
+        let plain = ONE.replace("https", "http");
+        assert!(with(&format!("{kinds}\nquorum = 1"), &plain).contains("https"));
+        assert!(check("[[witness_for]]\nidentity = \"11\"\n").unwrap_err().contains("64 hex"));
+    }
+}
