@@ -27,8 +27,8 @@ fn main() -> anyhow::Result<()> {
     let (_stop, stopped) = watch::channel(false);
     let mut witnesses = String::new();
     for n in 0..WITNESSES {
-        let serves = serve_witness(&base.path().join(n.to_string()), &identity, stopped.clone());
-        witnesses += &runtime.block_on(serves)?;
+        let data = base.path().join(n.to_string());
+        witnesses += &runtime.block_on(serve_witness(&data, &identity, stopped.clone()))?;
     }
     report("file", &mut *parts(&data, "")?.anchor)?;
     let quorum = WITNESSES / 2 + 1;

@@ -200,12 +200,12 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let (failed, mut failure) = tokio::sync::mpsc::channel::<String>(2);
     let witness_failed = failed.clone();
     let witness = witness::config::witness(&config, move |what| drop(witness_failed.try_send(what)))?;
-    let witnesses_others = witness.is_some();
-    let (vault, starting) =
-        Vault::begin(parts, witness, witnesses_others, move |what| drop(failed.try_send(what)))?;
+    // others may be needed for this check, and may need this vault for theirs: it listens meanwhile
+    let may_wait = witness.is_some() || !config.witnesses.is_empty();
+    let (vault, starting) = Vault::begin(parts, witness, true, move |what| drop(failed.try_send(what)))?;
     let vault = Arc::new(vault);
     let mut started = tokio::task::spawn_blocking(move || starting.wait());
-    if !witnesses_others {
+    if !may_wait {
         (&mut started).await??;
     }
     let leaf = tls::Leaf::issue(&*identity)?;
@@ -222,10 +222,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         config.connections_max,
         stopped,
     ));
-    // the vaults that this one witnesses may wait for it, and it for them: it is there for them before it serves
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
     let ready = || println!("listening on https://{address} identity {}", Identity(vault.identity()));
-    let mut serving = !witnesses_others;
+    let mut serving = !may_wait;
     if serving {
         ready();
     }

@@ -190,6 +190,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_example_leaves_out_is_right_when_it_is_put_in() {
+        let example = include_str!("../../config.example.toml");
+        let setting = |line: &str| line.starts_with("[[") || line.split(' ').nth(1) == Some("=");
+        let put_in = |line: &str| match line.strip_prefix("# ") {
+            Some(rest) if setting(rest) => format!("{rest}\n"),
+            _ => format!("{line}\n"),
+        };
+        let config: Config = toml::from_str(&example.lines().map(put_in).collect::<String>()).unwrap();
+        assert_eq!((config.witnesses.len(), config.witness_for.len(), config.anchor.quorum), (1, 1, Some(2)));
+    }
+
+    #[test]
     fn settings_that_would_not_protect_are_errors() {
         let with =
             |anchor: &str, witnesses: &str| check(&format!("[anchor]\n{anchor}\n{witnesses}")).unwrap_err();
