@@ -324,16 +324,18 @@ impl Shared {
         digester: &Digester,
         keep_trying: bool,
     ) -> Result<(Head, Revisions), AnchorError> {
+        let (head, revisions) = digester.check_store(store)?;
         loop {
-            match digester.check(store, anchor) {
+            match anchor.settle(&head) {
+                Ok(()) => return Ok((head, revisions)),
                 Err(error) if keep_trying && error.is_temporary() => {
                     tracing::warn!(%error, "not serving yet");
-                    std::thread::sleep(START_PAUSE);
-                    if self.stopping.load(Ordering::Acquire) {
-                        return Err(WitnessFault::Stopped.into());
-                    }
                 }
-                checked => return checked,
+                Err(error) => return Err(error),
+            }
+            std::thread::sleep(START_PAUSE);
+            if self.stopping.load(Ordering::Acquire) {
+                return Err(WitnessFault::Stopped.into());
             }
         }
     }
