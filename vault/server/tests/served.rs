@@ -222,6 +222,42 @@ async fn vaults_witness_each_other_over_tls() {
     left(0).await;
 }
 
+/// Clients take all connections of two vaults that need each other, and wait: the vaults still reach each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_take_every_connection_do_not_lock_two_vaults_out_of_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two] = ["one", "two"].map(|name| Configured::new(&dir.path().join(name)));
+    let few = "connections_max = 3\n[anchor]\nkinds = [\"witness\"]\nquorum = 1";
+    one.configure(&[few, &two.entry("witness"), &two.entry("witness_for")]);
+    two.configure(&[few, &one.entry("witness"), &one.entry("witness_for")]);
+    let served = [&one, &two].map(Configured::spawn).map(Served::when_ready);
+    let transport = Arc::new(courier(dir.path()));
+    // longer than a vault leaves an idle connection open: theirs to each other must not be among those
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let clients: Vec<_> = (0..12)
+        .map(|n| {
+            let (transport, pin) = (transport.clone(), served[n % 2].pin());
+            tokio::spawn(async move {
+                let kdf = KdfParams::TESTING;
+                for _ in 0..50 {
+                    let pins = [pin.clone()];
+                    let made =
+                        register(&*transport, &pins, 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng).await;
+                    match made {
+                        Ok(_) => return,
+                        Err(VaultError::Busy { .. } | VaultError::Unreachable { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                panic!("never served");
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+}
+
 /// A data directory with a configuration file and an address of its own.
 struct Configured {
     data: PathBuf,

@@ -3,7 +3,7 @@
 //! What to send next is decided in [`State::next`], from what the witness holds; the rest carries it out, again and again.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chatkeep_vault_protocol::answer::{self, Answer, Refusal};
 use chatkeep_vault_protocol::cbor::Fixed;
@@ -16,6 +16,9 @@ use crate::vault::Clock;
 
 /// After a failure a witness is left alone for so long, then twice as long, up to the second.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// A witness that has nothing to do is asked that often what it holds. Shorter than the ten seconds after which a vault
+/// closes an idle connection: one that stays open cannot be crowded out by clients, who may be waiting for this witness.
+const KEEP_OPEN_EVERY: Duration = Duration::from_secs(5);
 
 /// Carries bytes to one witness and back. Blocks, but for some seconds at most. Need not be trusted.
 pub trait Link: Send {
@@ -196,6 +199,7 @@ impl Board {
 
     /// What to do next for this witness; waits until there is something. `None`: stop.
     fn next(&self, index: usize) -> Option<(Action, u64)> {
+        let idle_until = Instant::now() + KEEP_OPEN_EVERY;
         let mut state = self.lock();
         loop {
             if state.stop {
@@ -203,7 +207,11 @@ impl Board {
             }
             match state.next(&state.seats[index]) {
                 Action::Wait => {
-                    state = self.changed.wait(state).expect("no one panics while holding it");
+                    let idle = idle_until.saturating_duration_since(Instant::now());
+                    if idle.is_zero() {
+                        return Some((Action::Ask, state.round));
+                    }
+                    state = self.wait(state, idle);
                 }
                 action => return Some((action, state.round)),
             }
