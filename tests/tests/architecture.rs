@@ -69,7 +69,7 @@ const MAP: &[Place] = &[
     Place { name: "chatkeep-vault-protocol", folder: "vault/protocol", imports: &[], test_imports: &[], why: "a leaf: both ends agree on it" },
     Place { name: "chatkeep-vault-client", folder: "vault/client", imports: PROTOCOL, test_imports: &[], why: "knows vaults, not archives" },
     Place { name: "chatkeep-vault-courier", folder: "vault/courier", imports: PROTOCOL, test_imports: &[], why: "has the network, so it must not have the keys" },
-    Place { name: "chatkeep-vault-server", folder: "vault/server", imports: PROTOCOL, test_imports: &["chatkeep-vault-client", "chatkeep-vault-courier"], why: "runs elsewhere; its tests drive it as a device does" },
+    Place { name: "chatkeep-vault-server", folder: "vault/server", imports: &["chatkeep-vault-protocol", "chatkeep-vault-courier"], test_imports: &["chatkeep-vault-client"], why: "runs elsewhere; reaches its witnesses as the courier reaches vaults; its tests drive it as a device does" },
     Place { name: "chatkeepd", folder: "daemon", imports: LIBRARIES, test_imports: &[], why: "a program joins libraries, never programs: above all not the courier, which has TLS" },
     Place { name: "chatkeep", folder: "cli", imports: LIBRARIES, test_imports: &[], why: "talks to the service, is not linked to it" },
     Place { name: "chatkeep-tests", folder: "tests", imports: ALL, test_imports: &[], why: "drives everything" },

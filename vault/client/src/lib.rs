@@ -2,7 +2,7 @@
 //!
 //! In reading order: how bytes reach a vault ([`transport`], [`courier`]), what can go wrong
 //! ([`VaultError`]), then the operations: [`register`], [`recover`], [`begin_change`] and
-//! [`commit_change`], [`rewrap`], [`status`], [`freeze`], [`destroy`], [`info`]. The protocol itself,
+//! [`commit_change`], [`rewrap`], [`status`], [`freeze`], [`destroy`], [`info`], [`witness_head`], [`known_head`]. The protocol itself,
 //! and all mathematics, is in `chatkeep-vault-protocol`.
 
 pub mod courier;
@@ -11,6 +11,7 @@ pub mod transport;
 mod change;
 mod error;
 mod exchange;
+mod head;
 mod owner;
 mod recover;
 mod register;
@@ -20,6 +21,7 @@ pub use chatkeep_vault_protocol::answer::{Counters, DestroyReason, VaultInfo};
 pub use chatkeep_vault_protocol::{Identity, KdfFloor, KdfParams, SlotError, SlotSecret, VaultPin};
 pub use courier::CourierTransport;
 pub use error::VaultError;
+pub use head::{KnownEntry, known_head, witness_head};
 pub use owner::{StatusReport, VaultReport, destroy, freeze, info, status};
 pub use recover::{Recovered, recover};
 pub use register::{Registered, register};

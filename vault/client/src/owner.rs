@@ -126,7 +126,7 @@ enum Question {
     Destroy,
 }
 
-fn open_owned(
+pub(crate) fn open_owned(
     slot: &[u8],
     context: &[u8; 16],
     pins: &[VaultPin],

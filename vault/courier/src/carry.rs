@@ -9,6 +9,7 @@ use chatkeep_vault_protocol::limits::ANSWER_LEN_MAX;
 use chatkeep_vault_protocol::tls::{SERVER_NAME, anchor_public_key, anchor_subject};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
+use hyper::client::conn::http1::SendRequest;
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
 use rustls::crypto::aws_lc_rs;
@@ -54,38 +55,81 @@ pub enum CarryError {
 
 /// Sends `body` to the vault at `url`, if it proves `identity`, and gives the answer's bytes.
 pub async fn carry(url: &str, identity: Identity, body: Bytes) -> Result<Bytes, CarryError> {
-    let (host, port, path) = parse(url)?;
-    tokio::time::timeout(TOTAL_TIMEOUT, exchange(&host, port, &path, identity, body))
-        .await
-        .map_err(|_| CarryError::Timeout)?
+    let line = Line::new(url, identity)?;
+    within(async { line.open().await?.post(&line.path, body, true).await }).await
 }
 
-async fn exchange(
-    host: &str,
+/// A way to one vault that stays open between calls: saves the handshakes to who calls often.
+pub struct Line {
+    host: String,
     port: u16,
-    path: &str,
+    path: String,
     identity: Identity,
-    body: Bytes,
-) -> Result<Bytes, CarryError> {
-    let stream = connect(host, port).await?;
-    let name = ServerName::try_from(SERVER_NAME).expect("the fixed name is a DNS name");
-    let connector = TlsConnector::from(Arc::new(client_config(identity)));
-    let stream = connector.connect(name, stream).await.map_err(tls_error)?;
+    open: Option<Connection>,
+}
 
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+impl Line {
+    /// To the vault at `url`, if it proves `identity`. Connects at the first call.
+    pub fn new(url: &str, identity: Identity) -> Result<Self, CarryError> {
+        let (host, port, path) = parse(url)?;
+        Ok(Self { host, port, path, identity, open: None })
+    }
+
+    /// As [`carry`]. Sends the same bytes a second time, over a new connection, if the old one broke.
+    pub async fn carry(&mut self, body: Bytes) -> Result<Bytes, CarryError> {
+        within(async {
+            if let Some(mut connection) = self.open.take()
+                && let Ok(answer) = connection.post(&self.path, body.clone(), false).await
+            {
+                self.open = Some(connection);
+                return Ok(answer);
+            }
+            let mut connection = self.open().await?;
+            let answer = connection.post(&self.path, body, false).await?;
+            self.open = Some(connection);
+            Ok(answer)
+        })
         .await
-        .map_err(|error| CarryError::Broken(error.to_string()))?;
-    // one request per connection: the task ends with it
-    let driver = tokio::spawn(connection);
-    let request = Request::post(path)
-        .header("host", SERVER_NAME)
-        .header("content-type", "application/cbor")
-        .header("connection", "close")
-        .body(Full::new(body))
-        .map_err(|_| CarryError::BadRequest("the address's path"))?;
-    let answered = async {
-        let response =
-            sender.send_request(request).await.map_err(|error| CarryError::Broken(error.to_string()))?;
+    }
+
+    async fn open(&self) -> Result<Connection, CarryError> {
+        let stream = connect(&self.host, self.port).await?;
+        let name = ServerName::try_from(SERVER_NAME).expect("the fixed name is a DNS name");
+        let connector = TlsConnector::from(Arc::new(client_config(self.identity)));
+        let stream = connector.connect(name, stream).await.map_err(tls_error)?;
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| CarryError::Broken(error.to_string()))?;
+        Ok(Connection { sender, driver: tokio::spawn(connection) })
+    }
+}
+
+async fn within<T>(call: impl Future<Output = Result<T, CarryError>>) -> Result<T, CarryError> {
+    tokio::time::timeout(TOTAL_TIMEOUT, call).await.map_err(|_| CarryError::Timeout)?
+}
+
+struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    driver: tokio::task::JoinHandle<Result<(), hyper::Error>>,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Connection {
+    async fn post(&mut self, path: &str, body: Bytes, last: bool) -> Result<Bytes, CarryError> {
+        let broken = |error: hyper::Error| CarryError::Broken(error.to_string());
+        let request = Request::post(path)
+            .header("host", SERVER_NAME)
+            .header("content-type", "application/cbor")
+            .header("connection", if last { "close" } else { "keep-alive" })
+            .body(Full::new(body))
+            .map_err(|_| CarryError::BadRequest("the address's path"))?;
+        self.sender.ready().await.map_err(broken)?;
+        let response = self.sender.send_request(request).await.map_err(broken)?;
         if response.status() != hyper::StatusCode::OK {
             return Err(CarryError::Status(response.status().as_u16()));
         }
@@ -95,9 +139,6 @@ async fn exchange(
             Err(error) => Err(CarryError::Broken(error.to_string())),
         }
     }
-    .await;
-    driver.abort();
-    answered
 }
 
 async fn connect(host: &str, port: u16) -> Result<TcpStream, CarryError> {

@@ -6,5 +6,5 @@
 mod carry;
 mod serve;
 
-pub use carry::{CarryError, carry};
+pub use carry::{CarryError, Line, carry};
 pub use serve::serve;

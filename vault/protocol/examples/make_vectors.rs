@@ -7,8 +7,10 @@ use chatkeep_vault_protocol::answer::{
     self, Answer, Body, Certificate, Charged, DestroyReason, Refusal, VaultInfo,
 };
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
+use chatkeep_vault_protocol::head::{SignedHead, head_message};
 use chatkeep_vault_protocol::message::{
-    Begin, Commit, Envelope, Finish, Freeze, Guess, Info, Prove, Request, Signed,
+    ArchiveHead, Begin, Commit, Envelope, Finish, Freeze, Guess, Info, Latest, Prove, Request, Signed,
+    WitnessHead,
 };
 use chatkeep_vault_protocol::ppss::{self, Question};
 use chatkeep_vault_protocol::slot::{Header, Slot};
@@ -88,6 +90,8 @@ fn slot(t: u8, n: u8, suite: Suite, kdf: KdfParams, password: &str, seed: u64) -
         .iter()
         .map(|v| hex::encode(secret.auth_key(&v.identity, &epoch).verifying_key().to_bytes()))
         .collect();
+    let tags: Vec<_> =
+        slot.header.vaults.iter().map(|v| hex::encode(slot.header.archive_tag(&v.identity))).collect();
     let vector = json!({
         "slot": hex::encode(slot.encode()),
         "context": hex::encode([0xc0; 16]),
@@ -95,6 +99,7 @@ fn slot(t: u8, n: u8, suite: Suite, kdf: KdfParams, password: &str, seed: u64) -
         "pwk": hex::encode(*pwk),
         "oprf_keys": keys.iter().map(|key| hex::encode(**key)).collect::<Vec<_>>(),
         "accounts": accounts,
+        "archive_tags": tags,
         "auth_public_keys": auth,
         "secret": hex::encode(secret.as_bytes()),
         "key": hex::encode(key),
@@ -140,6 +145,20 @@ fn slots() -> Value {
     json!({ "valid": valid, "invalid": invalid })
 }
 
+fn signed_head(anchored: bool) -> SignedHead {
+    let key = SigningKey::from_bytes(&[4; 32]);
+    let (vault, seq) = (key.verifying_key().to_bytes(), 500);
+    let (previous_root, root) = ([5; 32], [6; 32]);
+    let message = head_message(&vault, seq, &previous_root, &root, anchored);
+    let signature = Fixed(key.sign(&message).to_bytes());
+    let (previous_root, root) = (Fixed(previous_root), Fixed(root));
+    SignedHead { vault: Fixed(vault), seq, previous_root, root, anchored, signature }
+}
+
+fn archive_head() -> ArchiveHead {
+    ArchiveHead { tag: Fixed([5; 16]), seq: 77, digest: Fixed([6; 32]) }
+}
+
 fn messages() -> Value {
     let (account, epoch, signature) = (Fixed([1; 16]), Fixed([2; 16]), Fixed([3; 64]));
     let blinded = || Blob(vec![4; 32]);
@@ -155,7 +174,15 @@ fn messages() -> Value {
         ("prove", Request::Prove(Prove { account, epoch, blinded: blinded(), signature })),
         ("status", Request::Status(signed.clone())),
         ("freeze", Request::Freeze(Freeze { account, epoch, until_s: 4_000_000_000, signature })),
-        ("destroy", Request::Destroy(signed)),
+        ("destroy", Request::Destroy(signed.clone())),
+        ("cosign", Request::Cosign(signed_head(false))),
+        ("cosign, anchored", Request::Cosign(signed_head(true))),
+        ("latest", Request::Latest(Latest { vault: signed_head(false).vault })),
+        (
+            "witness head",
+            Request::WitnessHead(WitnessHead { account, epoch, head: archive_head(), signature }),
+        ),
+        ("head", Request::Head(signed)),
     ];
     let valid: Vec<_> = requests
         .into_iter()
@@ -233,6 +260,14 @@ fn answers() -> Value {
         ("exists", Answer::Exists {}),
         ("refused", Answer::Refused { why: Refusal::Challenge }),
         ("busy", Answer::Busy {}),
+        ("cosigned", Answer::Cosigned { seq: 500, root: Fixed([6; 32]) }),
+        ("latest", Answer::Latest { head: Some(Box::new(signed_head(false))) }),
+        ("latest, none yet", Answer::Latest { head: None }),
+        ("head", Answer::Head { head: Some(archive_head()) }),
+        ("head, none yet", Answer::Head { head: None }),
+        ("refused, not witnessed", Answer::Refused { why: Refusal::NotWitnessed }),
+        ("refused, out of order", Answer::Refused { why: Refusal::OutOfOrder }),
+        ("refused, conflict", Answer::Refused { why: Refusal::Conflict }),
     ];
     let sign = |body: &Body| answer::sign(&operational, &certificate, &public, &request, body);
     let valid: Vec<_> = said

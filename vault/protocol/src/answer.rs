@@ -6,7 +6,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::AnswerError;
 use crate::cbor::{Blob, Fixed, decode, encode};
+use crate::head::SignedHead;
 use crate::limits::{ANSWER_LEN_MAX, CLOCK_SKEW_S, VERSION};
+use crate::message::ArchiveHead;
 
 /// What is inside the signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,6 +98,27 @@ pub enum Answer {
     },
     /// Not now. The same bytes, sent again later, are charged once at most.
     Busy {},
+    /// To `cosign`: this state is remembered, and no older one or other one of its number will be signed.
+    Cosigned {
+        /// Number of the commit.
+        #[serde(rename = "q")]
+        seq: u64,
+        /// Digest over all records.
+        #[serde(rename = "r")]
+        root: Fixed<32>,
+    },
+    /// To `latest`.
+    Latest {
+        /// The newest state that was witnessed; absent before the first.
+        #[serde(rename = "l", default, skip_serializing_if = "Option::is_none")]
+        head: Option<Box<SignedHead>>,
+    },
+    /// To `witness_head` and `head`.
+    Head {
+        /// The newest entry that is known; absent before the first.
+        #[serde(rename = "h", default, skip_serializing_if = "Option::is_none")]
+        head: Option<ArchiveHead>,
+    },
 }
 
 /// Why an account was erased.
@@ -126,6 +149,12 @@ pub enum Refusal {
     Challenge,
     /// There is no such pending registration, or it is not ready for this.
     NotPending,
+    /// The vault is none that this one witnesses.
+    NotWitnessed,
+    /// The state does not follow the one that was witnessed last.
+    OutOfOrder,
+    /// Another state, or another entry, was remembered under this number.
+    Conflict,
 }
 
 /// See [`Answer::Charged`].
@@ -186,7 +215,7 @@ pub struct VaultInfo {
     /// Failed attempts since the last change after which an account is erased.
     #[serde(rename = "f")]
     pub lifetime_failures_max: u32,
-    /// What anchors the state against rollback: `none`, `file`.
+    /// What anchors the state against rollback: `file`, `witness`, or several joined by `+`.
     #[serde(rename = "r")]
     pub anchor: String,
     /// Whether it was started for development: never trust it with a real backup.

@@ -2,11 +2,12 @@
 //!
 //! Pure: no I/O, no clock, no randomness of its own. `docs/vault-protocol.md` is the twin of this
 //! crate, byte by byte. In reading order: what is pinned ([`pin`], [`tls`]), what is said
-//! ([`message`], [`answer`]), the mathematics ([`suite`], [`shamir`], [`password`], [`secret`]), what
+//! ([`message`], [`answer`], between vaults [`head`]), the mathematics ([`suite`], [`shamir`], [`password`], [`secret`]), what
 //! is stored beside the backup ([`slot`]) and the two operations on it ([`ppss`]).
 
 pub mod answer;
 pub mod cbor;
+pub mod head;
 pub mod limits;
 pub mod message;
 pub mod password;

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Suite;
 use crate::cbor::{Blob, Fixed, decode, encode};
+use crate::head::SignedHead;
 use crate::limits::{REQUEST_LEN_MAX, VERSION};
 
 /// A request as it travels. Vaults answer the exact bytes, so these are kept for a repetition.
@@ -44,6 +45,14 @@ pub enum Request {
     Freeze(Freeze),
     /// Erase the account for ever.
     Destroy(Signed),
+    /// Between vaults: witness this state of mine.
+    Cosign(SignedHead),
+    /// Between vaults: what is the newest state of that vault you witnessed?
+    Latest(Latest),
+    /// Remember the newest entry of my archive.
+    WitnessHead(WitnessHead),
+    /// Which entry of my archive is the newest you know?
+    Head(Signed),
 }
 
 /// Nothing to say.
@@ -141,7 +150,49 @@ pub struct Prove {
     pub signature: Fixed<64>,
 }
 
-/// A request that only the owner may make: `status` and `destroy`.
+/// See [`Request::Latest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Latest {
+    /// Identity of the vault that is asked about.
+    #[serde(rename = "v")]
+    pub vault: Fixed<32>,
+}
+
+/// See [`Request::WitnessHead`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WitnessHead {
+    /// Account.
+    #[serde(rename = "a")]
+    pub account: Fixed<16>,
+    /// The registration whose key signs.
+    #[serde(rename = "e")]
+    pub epoch: Fixed<16>,
+    /// The archive and its newest entry.
+    #[serde(rename = "h")]
+    pub head: ArchiveHead,
+    /// See [`owner_message`].
+    #[serde(rename = "s")]
+    pub signature: Fixed<64>,
+}
+
+/// The newest entry of an archive, as a vault remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ArchiveHead {
+    /// Names the archive without telling which it is; see [`crate::slot::Header::archive_tag`].
+    #[serde(rename = "g")]
+    pub tag: Fixed<16>,
+    /// Number of the entry.
+    #[serde(rename = "q")]
+    pub seq: u64,
+    /// Its digest.
+    #[serde(rename = "d")]
+    pub digest: Fixed<32>,
+}
+
+/// A request that only the owner may make: `status`, `destroy` and `head`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signed {
@@ -194,16 +245,17 @@ impl Envelope {
 }
 
 impl Request {
-    /// The account it is about; [`Request::Info`] is about none.
+    /// The account it is about; [`Request::Info`] and what vaults ask each other are about none.
     pub fn account(&self) -> Option<[u8; 16]> {
         match self {
-            Self::Info(_) => None,
+            Self::Info(_) | Self::Cosign(_) | Self::Latest(_) => None,
             Self::Begin(r) => Some(r.account.0),
             Self::Finish(r) => Some(r.account.0),
             Self::Commit(r) => Some(r.account.0),
             Self::Guess(r) => Some(r.account.0),
             Self::Prove(r) => Some(r.account.0),
-            Self::Status(r) | Self::Destroy(r) => Some(r.account.0),
+            Self::Status(r) | Self::Destroy(r) | Self::Head(r) => Some(r.account.0),
+            Self::WitnessHead(r) => Some(r.account.0),
             Self::Freeze(r) => Some(r.account.0),
         }
     }
@@ -229,7 +281,14 @@ pub fn owner_message(
         }
         Operation::Finish { public_key } => message.extend_from_slice(public_key),
         Operation::Commit => {}
-        Operation::Status { nonce } | Operation::Destroy { nonce } => message.extend_from_slice(nonce),
+        Operation::Status { nonce } | Operation::Destroy { nonce } | Operation::Head { nonce } => {
+            message.extend_from_slice(nonce);
+        }
+        Operation::WitnessHead { head } => {
+            message.extend_from_slice(&head.tag.0);
+            message.extend_from_slice(&head.seq.to_be_bytes());
+            message.extend_from_slice(&head.digest.0);
+        }
         Operation::Freeze { until_s } => message.extend_from_slice(&until_s.to_be_bytes()),
     }
     message
@@ -269,6 +328,16 @@ pub enum Operation<'a> {
         /// Until when.
         until_s: u64,
     },
+    /// Remember the newest entry of an archive.
+    WitnessHead {
+        /// It.
+        head: &'a ArchiveHead,
+    },
+    /// Ask for the newest entry; the envelope's nonce makes it fresh.
+    Head {
+        /// The envelope's nonce.
+        nonce: &'a [u8; 16],
+    },
 }
 
 impl Operation<'_> {
@@ -280,6 +349,8 @@ impl Operation<'_> {
             Self::Status { .. } => b"chatkeep vault status v1",
             Self::Destroy { .. } => b"chatkeep vault destroy v1",
             Self::Freeze { .. } => b"chatkeep vault freeze v1",
+            Self::WitnessHead { .. } => b"chatkeep vault witness head v1",
+            Self::Head { .. } => b"chatkeep vault head v1",
         }
     }
 }

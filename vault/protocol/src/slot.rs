@@ -1,7 +1,7 @@
 //! The password keyslot: what lies beside the backup. Decoding trusts nothing in it.
 
 use crate::limits::{NAME_LEN_MAX, SLOT_LEN_MAX, URL_LEN_MAX, VAULTS_MAX, VERSION};
-use crate::secret::hmac;
+use crate::secret::{hkdf, hmac};
 use crate::{KdfFloor, KdfParams, SlotError, Suite, VaultPin};
 
 /// First bytes of every slot.
@@ -56,6 +56,14 @@ impl Header {
     pub fn account(&self, identity: &[u8; 32]) -> [u8; 16] {
         let mac = hmac(&self.locator, &[b"chatkeep vault account v1", identity]);
         mac[..16].try_into().expect("16 of 32 bytes")
+    }
+
+    /// The name under which one vault keeps the newest entry of the archive. From the locator, which the vault does not
+    /// know, so the name tells it nothing; and the same after a change of password.
+    pub fn archive_tag(&self, identity: &[u8; 32]) -> [u8; 16] {
+        let label = b"chatkeep vault archive tag v1";
+        let tag = hkdf(None, &self.locator, &[label, identity, &self.context]);
+        tag[..16].try_into().expect("16 of 32 bytes")
     }
 
     /// Checks what [`Slot::decode`] promises and [`crate::ppss::register`] needs.

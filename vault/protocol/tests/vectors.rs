@@ -50,6 +50,7 @@ fn valid_slots_open_with_their_password_and_no_other() {
         assert_eq!((secret.as_bytes(), *key), (&array(&vector["secret"]), array(&vector["key"])));
         for (i, vault) in slot.header.vaults.iter().enumerate() {
             assert_eq!(slot.header.account(&vault.identity), array(&vector["accounts"][i]));
+            assert_eq!(slot.header.archive_tag(&vault.identity), array(&vector["archive_tags"][i]));
             let auth = secret.auth_key(&vault.identity, &slot.header.epoch).verifying_key().to_bytes();
             assert_eq!(auth, array(&vector["auth_public_keys"][i]));
         }

@@ -7,12 +7,14 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
+use chatkeep_vault_protocol::head::follows;
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
 use crate::hsm::DeviceError;
 use crate::store::{Head, Row, Store, StoreError};
+use crate::witness::anchor::WitnessFault;
 
 /// What an anchor remembers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,56 @@ pub trait Anchor: Send {
     fn read(&mut self) -> Result<Anchored, AnchorError>;
     /// Replaces the value.
     fn advance(&mut self, next: &Anchored) -> Result<(), AnchorError>;
+
+    /// Where the database is, seen from here. An error if it may not be there.
+    fn position(&mut self, head: &Head) -> Result<Position, AnchorError> {
+        let anchored = self.read()?;
+        if anchored == Anchored::from(head) {
+            return Ok(Position::Here);
+        }
+        if anchored.is_before(head) {
+            return Ok(Position::OneAhead);
+        }
+        Err(AnchorError::RolledBack { found: head.seq, anchored: anchored.seq })
+    }
+
+    /// At start: checks where the database is, and comes up to it if a crash left the anchor one batch behind.
+    fn settle(&mut self, head: &Head) -> Result<(), AnchorError> {
+        match self.position(head)? {
+            Position::Here => Ok(()),
+            Position::OneAhead => self.advance(&head.into()),
+        }
+    }
+
+    /// Lets an [`Anchor::advance`] that waits for others give up. For anchors that never wait: nothing.
+    fn interrupter(&self) -> Option<Interrupter> {
+        None
+    }
+}
+
+/// Where a database may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// Where the anchor is.
+    Here,
+    /// Exactly one batch after it.
+    OneAhead,
+}
+
+/// Called from another thread.
+pub type Interrupter = std::sync::Arc<dyn Fn() + Send + Sync>;
+
+impl Anchored {
+    /// Whether `head` is exactly one batch after it.
+    pub fn is_before(&self, head: &Head) -> bool {
+        follows(self.seq, head.seq) && self.root == head.previous_root
+    }
+}
+
+impl From<&Head> for Anchored {
+    fn from(head: &Head) -> Self {
+        Self { seq: head.seq, root: head.root }
+    }
 }
 
 /// Why the vault does not serve.
@@ -72,6 +124,17 @@ pub enum AnchorError {
         /// How many.
         records: u64,
     },
+    /// Witnesses do not help, or contradict.
+    #[error("the witnesses: {0}")]
+    Witness(#[from] WitnessFault),
+    /// Two anchors contradict each other.
+    #[error("the anchors `{one}` and `{other}` are at different states")]
+    Contradiction {
+        /// Its name.
+        one: &'static str,
+        /// Its name.
+        other: &'static str,
+    },
     /// The anchor cannot be written.
     #[error("the anchor's file")]
     Io(#[from] std::io::Error),
@@ -101,6 +164,13 @@ pub struct Checked {
 /// Keyed, and never shown: who does not know the key cannot search for rows whose sum stays the same.
 pub struct Digester {
     key: Zeroizing<[u8; 32]>,
+}
+
+impl AnchorError {
+    /// Whether waiting may help.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Witness(fault) if fault.is_temporary())
+    }
 }
 
 impl Digester {
@@ -135,6 +205,13 @@ impl Digester {
 
     /// Checks the whole store against its head and the anchor; advances an anchor that a crash left one batch behind.
     pub fn check(&self, store: &mut dyn Store, anchor: &mut dyn Anchor) -> Result<Checked, AnchorError> {
+        let checked = self.check_store(store)?;
+        anchor.settle(&checked.head)?;
+        Ok(checked)
+    }
+
+    /// Checks the whole store against its own head. Says nothing about how old it is.
+    pub fn check_store(&self, store: &mut dyn Store) -> Result<Checked, AnchorError> {
         let head = store.head()?;
         if head != self.head(head.seq, head.root, head.previous_root) {
             return Err(AnchorError::RootMismatch);
@@ -147,14 +224,6 @@ impl Digester {
         })?;
         if root != head.root {
             return Err(AnchorError::RootMismatch);
-        }
-        let anchored = anchor.read()?;
-        let now = Anchored { seq: head.seq, root: head.root };
-        let one_ahead = anchored.seq.checked_add(1) == Some(head.seq) && anchored.root == head.previous_root;
-        if one_ahead {
-            anchor.advance(&now)?;
-        } else if anchored != now {
-            return Err(AnchorError::RolledBack { found: head.seq, anchored: anchored.seq });
         }
         Ok(Checked { head, revisions, sealed_by })
     }

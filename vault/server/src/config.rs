@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use serde::Deserialize;
 
 use crate::core::Policy;
+use crate::witness::config::{WitnessConfig, WitnessForConfig};
 
 /// `config.toml`; see `config.example.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -25,12 +26,18 @@ pub struct Config {
     /// Where the keys are.
     #[serde(default)]
     pub hsm: HsmConfig,
-    /// What binds the state against old copies; by default the device that has the keys, or a file.
-    #[serde(default)]
-    pub anchor: Option<AnchorKind>,
     /// Bounds on guessing.
     #[serde(default)]
     pub policy: PolicyConfig,
+    /// What binds the state against old copies.
+    #[serde(default)]
+    pub anchor: AnchorConfig,
+    /// Vaults that remember this one's state.
+    #[serde(default, rename = "witness")]
+    pub witnesses: Vec<WitnessConfig>,
+    /// Vaults whose state this one remembers.
+    #[serde(default)]
+    pub witness_for: Vec<WitnessForConfig>,
 }
 
 /// `[hsm]`.
@@ -69,14 +76,26 @@ fn default_seal_key_lifetime() -> Duration {
     Duration { seconds: 24 * 3600 }
 }
 
-/// `anchor`.
+/// `[anchor]`: what must agree with the database.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorConfig {
+    /// All of these; by default the device that has the keys, or a file.
+    pub kinds: Option<Vec<AnchorKind>>,
+    /// So many witnesses must have signed before an answer leaves: more than half of them.
+    pub quorum: Option<usize>,
+}
+
+/// One kind of anchor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AnchorKind {
-    /// A file in the data directory: goes back with the disk, and nobody can know.
+    /// A file in the data directory: notices a database that was put back alone, and goes back with the disk.
     File,
     /// The token that has the keys.
     Pkcs11,
+    /// Other vaults: notice a whole disk that was put back.
+    Witness,
 }
 
 impl Config {
@@ -88,8 +107,10 @@ impl Config {
             insecure_dev: true,
             connections_max: default_connections_max(),
             hsm: HsmConfig::default(),
-            anchor: None,
             policy: PolicyConfig::default(),
+            anchor: AnchorConfig::default(),
+            witnesses: Vec::new(),
+            witness_for: Vec::new(),
         }
     }
 
@@ -97,6 +118,14 @@ impl Config {
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(path).context("the configuration file")?;
         toml::from_str(&text).context("the configuration file")
+    }
+
+    /// The anchors, which must all agree.
+    pub fn anchor_kinds(&self) -> Vec<AnchorKind> {
+        self.anchor.kinds.clone().unwrap_or_else(|| match self.hsm {
+            HsmConfig::Soft {} => vec![AnchorKind::File],
+            HsmConfig::Pkcs11(_) => vec![AnchorKind::Pkcs11],
+        })
     }
 }
 

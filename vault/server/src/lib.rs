@@ -1,11 +1,13 @@
 //! The Backup Key Vault: counts password attempts and destroys its part of the key after the last.
 //!
 //! In reading order: what is decided ([`core`], pure), where the keys are ([`hsm`]), what is kept ([`store`],
-//! [`anchor`]), the one thread that joins them ([`vault`]), how the key that seals records is exchanged ([`reseal`]), and
-//! how strangers reach it ([`tls`], [`http`]).
-//! [`config`] and [`setup`] are for whoever runs it.
+//! [`anchor`], [`composite`], [`witness`]), the one thread that joins them ([`vault`]), how the key that seals records is
+//! exchanged ([`reseal`]), and how strangers reach it ([`tls`], [`http`]). [`config`], [`setup`] and [`ceremony`] are for
+//! whoever runs it.
 
 pub mod anchor;
+pub mod ceremony;
+pub mod composite;
 pub mod config;
 pub mod core;
 pub mod hsm;
@@ -15,3 +17,4 @@ pub mod setup;
 pub mod store;
 pub mod tls;
 pub mod vault;
+pub mod witness;

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use chatkeep_vault_protocol::Identity;
+use chatkeep_vault_protocol::{Identity, head};
+use chatkeep_vault_server::ceremony;
 use chatkeep_vault_server::config::{Config, HsmConfig};
 use chatkeep_vault_server::hsm::{HsmError, IdentityKey};
 use chatkeep_vault_server::reseal::{self, ResealError};
-use chatkeep_vault_server::vault::Vault;
-use chatkeep_vault_server::{http, setup, tls};
+use chatkeep_vault_server::vault::{Parts, Vault};
+use chatkeep_vault_server::{http, setup, tls, witness};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -51,6 +52,23 @@ enum Command {
     /// Exchange the key that seals records: old copies of the database can never be opened again. Not while it serves: then
     /// it does so itself, as `seal_key_lifetime` says.
     RotateSealKey(Place),
+    /// Serve from a backup of the database: every account is left with one attempt at most.
+    RestoreCeremony {
+        #[command(flatten)]
+        place: Place,
+        /// What you agree to; without it, nothing is done and the phrase is shown.
+        #[arg(long)]
+        phrase: Option<String>,
+        /// Make anchors anew that are lost for good. Witnesses never are.
+        #[arg(long)]
+        anchor_lost: bool,
+    },
+    /// Show the newest state to witnesses that are new or lost their memory.
+    EnrolWitnesses {
+        /// Settings, with `[[witness]]`.
+        #[arg(long)]
+        config: PathBuf,
+    },
 }
 
 /// Which vault.
@@ -122,27 +140,31 @@ fn run() -> anyhow::Result<()> {
             if !from_file {
                 config.listen = listen;
             }
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .enable_all()
-                .max_blocking_threads(BLOCKING_THREADS_MAX)
-                .build()?;
-            runtime.block_on(serve(config))?;
+            serve(&config)?;
         }
         Command::Fingerprint(place) => println!("{}", Identity(setup::identity(&place.config()?)?)),
         Command::Status(place) => status(&setup::inspect(&place.config()?)?),
         Command::RotateSealKey(place) => rotate_seal_key(&place.config()?)?,
+        Command::RestoreCeremony { place, phrase, anchor_lost } => {
+            restore(&place.config()?, phrase.as_deref(), anchor_lost)?;
+        }
+        Command::EnrolWitnesses { config } => {
+            let state = setup::enrol_witnesses(&Config::read(&config)?)?;
+            println!("a quorum of witnesses holds commit {}", head::commits(state.seq));
+        }
     }
     Ok(())
 }
 
 fn status(vault: &setup::Inspected) {
     println!(
-        "identity {}\nhsm {}\nanchor {}\nseal keys {:?}\ncommits {}\nrecords {}",
+        "identity {}\nhsm {}\nanchor {}\nseal keys {:?}\ncommits {}\nrestores {}\nrecords {}",
         Identity(vault.identity),
         vault.hsm,
         vault.anchor,
         vault.seal_keys,
-        vault.seq,
+        head::commits(vault.seq),
+        head::restores(vault.seq),
         vault.records
     );
     if let Some(weakness) = vault.weakness {
@@ -164,21 +186,60 @@ fn rotate_seal_key(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
-    let (parts, _lock) = setup::open(&config)?;
+fn restore(config: &Config, phrase: Option<&str>, anchor_lost: bool) -> anyhow::Result<()> {
+    if phrase != Some(ceremony::PHRASE) {
+        bail!(
+            "a backup gives back attempts that were used after it was made. Serving from one leaves every account \
+             with one attempt at most, until its owner gives the right password; accounts made since are gone, and \
+             accounts erased since are there again, with one attempt. The number of restores is shown for ever, to \
+             witnesses too. To do it, say: --phrase \"{}\"",
+            ceremony::PHRASE
+        );
+    }
+    let mut vault = setup::open_apart(config)?;
+    let mut anchors = vault.anchors.into_all();
+    let (store, digester) = (&mut *vault.store, &vault.digester);
+    let done = ceremony::restore(store, &vault.keys, digester, &mut anchors, anchor_lost)?;
+    println!(
+        "restored from commit {}{}\naccounts {}\nleft with one attempt {}\nrestores {}",
+        done.backup,
+        done.anchored.map(|seq| format!(" of {}", head::commits(seq))).unwrap_or_default(),
+        done.accounts,
+        done.reduced,
+        done.restores
+    );
+    Ok(())
+}
+
+/// Opens keys, store and anchors outside the runtime: the ways to witnesses bring runtimes of their own.
+fn serve(config: &Config) -> anyhow::Result<()> {
+    let (parts, _lock) = setup::open(config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()?;
+    runtime.block_on(answer(config, parts))
+}
+
+async fn answer(config: &Config, parts: Parts) -> anyhow::Result<()> {
     let identity = parts.keys.identity.clone();
-    let (failed, mut failure) = tokio::sync::mpsc::channel::<String>(1);
-    let vault = Arc::new(Vault::start(parts, move |what| drop(failed.try_send(what)))?);
+    let (failed, mut failure) = tokio::sync::mpsc::channel::<String>(2);
+    let witness_failed = failed.clone();
+    let witness = witness::config::witness(config, move |what| drop(witness_failed.try_send(what)))?;
+    // others may be needed for this check, and may need this vault for theirs: it listens meanwhile
+    let may_wait = witness.is_some() || !config.witnesses.is_empty();
+    let (vault, starting) = Vault::begin(parts, witness, true, move |what| drop(failed.try_send(what)))?;
+    let vault = Arc::new(vault);
+    let mut started = tokio::task::spawn_blocking(move || starting.wait());
+    if !may_wait {
+        (&mut started).await??;
+    }
     let leaf = tls::Leaf::issue(&*identity)?;
     let listener = tokio::net::TcpListener::bind(config.listen).await.context("the address to listen on")?;
     let address = listener.local_addr()?;
 
     let (stop, stopped) = watch::channel(false);
-    if let HsmConfig::Pkcs11(settings) = &config.hsm
-        && settings.seal_key_lifetime.seconds > 0
-    {
-        tokio::spawn(keep_seal_key_young(vault.clone(), settings.seal_key_lifetime.seconds, stopped.clone()));
-    }
+    let stops = stopped.clone();
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = tokio::spawn(http::serve(
@@ -188,8 +249,20 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         config.connections_max,
         stopped,
     ));
-    println!("listening on https://{address} identity {}", Identity(vault.identity()));
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
+    let ready = || {
+        println!("listening on https://{address} identity {}", Identity(vault.identity()));
+        if let HsmConfig::Pkcs11(settings) = &config.hsm
+            && settings.seal_key_lifetime.seconds > 0
+        {
+            let lifetime_s = settings.seal_key_lifetime.seconds;
+            tokio::spawn(keep_seal_key_young(vault.clone(), lifetime_s, stops.clone()));
+        }
+    };
+    let mut serving = !may_wait;
+    if serving {
+        ready();
+    }
 
     let mut renewal = tokio::time::interval(RENEW_EVERY);
     renewal.tick().await; // the first tick is now, and the certificates are fresh
@@ -197,6 +270,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
+            result = &mut started, if !serving => match result? {
+                Ok(()) => {
+                    serving = true;
+                    ready();
+                }
+                Err(error) => break Err(error.into()),
+            },
             what = failure.recv() => {
                 // what is durable is unknown: stop answering, start again from the disk
                 break Err(anyhow::anyhow!("stopped: {}", what.unwrap_or_default()));
@@ -212,6 +292,8 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
     stop.send_replace(true);
     server.await?;
+    // an exchange of the seal key may wait for witnesses that are away
+    vault.interrupt();
     outcome
 }
 

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -12,15 +11,17 @@ use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
 
 use crate::anchor::{Anchor, Anchored, Digester, FileAnchor};
+use crate::composite::AllOf;
 use crate::config::{AnchorKind, Config};
-use crate::hsm;
-use crate::store::{DATABASE_FILE, SqliteStore, Store as _};
+use crate::hsm::{self, Keys};
+use crate::store::{DATABASE_FILE, Head, SqliteStore, Store};
 use crate::vault::{Clock, Parts};
+use crate::witness::{self, WitnessAnchor};
 
 /// Name of the file in the data directory that a running vault holds locked.
 const LOCK_FILE: &str = "lock";
 
-/// Makes keys, an empty database and its anchor. Refuses where there are any of them.
+/// Makes keys, an empty database and its anchors. Refuses where there are any of them.
 pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
     let dir = &config.data;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).context("the data directory")?;
@@ -31,15 +32,63 @@ pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
     let device = hsm::create(&config.hsm, dir, clock(), &mut OsRng)
         .context("the keys; data directory or token may have those of a vault already")?;
     let digester = Digester::new(device.digest_key.clone());
-    let mut anchor = choose_anchor(config.anchor, dir, device.anchor, &device.digest_key)?;
+    let anchors = own_anchors(config, device.anchor, &device.digest_key)?;
     SqliteStore::create(dir, &digester.head(0, [0; 32], [0; 32]))?;
-    anchor.advance(&Anchored { seq: 0, root: [0; 32] })?;
+    for mut anchor in anchors {
+        anchor.advance(&Anchored { seq: 0, root: [0; 32] })?;
+    }
     Ok(device.keys.identity.public())
 }
 
-/// Opens keys, database and anchor. The file that comes back is the lock of the directory: two vaults on one database
+/// Opens keys, database and anchors. The file that comes back is the lock of the directory: two vaults on one database
 /// would count apart.
 pub fn open(config: &Config) -> anyhow::Result<(Parts, File)> {
+    let opened = open_apart(config)?;
+    let parts = Parts {
+        anchor: AllOf::join(opened.anchors.into_all()),
+        keys: opened.keys,
+        store: opened.store,
+        digester: opened.digester,
+        policy: config.policy.policy(config.insecure_dev)?,
+        insecure_dev: config.insecure_dev,
+        clock: opened.clock,
+    };
+    Ok((parts, opened.lock))
+}
+
+/// What [`open_apart`] gives.
+pub struct Opened {
+    /// Identity, seal and OPRF keys.
+    pub keys: Keys,
+    /// Records.
+    pub store: Box<dyn Store>,
+    /// Keyed digest over all records.
+    pub digester: Digester,
+    /// All that the database must agree with.
+    pub anchors: Anchors,
+    /// Of the data directory.
+    pub lock: File,
+    clock: Clock,
+}
+
+/// All anchors of a vault.
+pub struct Anchors {
+    /// Those that need nobody else.
+    pub own: Vec<Box<dyn Anchor>>,
+    /// Other vaults, if there are any.
+    pub witnesses: Option<WitnessAnchor>,
+}
+
+impl Anchors {
+    /// One by one: those that need nobody else first. There is at least one.
+    pub fn into_all(self) -> Vec<Box<dyn Anchor>> {
+        let witnesses = self.witnesses.map(|witnesses| Box::new(witnesses) as Box<dyn Anchor>);
+        self.own.into_iter().chain(witnesses).collect()
+    }
+}
+
+/// As [`open`], with every anchor by itself: for whoever runs the vault and has something to repair.
+pub fn open_apart(config: &Config) -> anyhow::Result<Opened> {
     let dir = &config.data;
     let lock = File::options()
         .create(true)
@@ -53,16 +102,31 @@ pub fn open(config: &Config) -> anyhow::Result<(Parts, File)> {
     if let Some(weakness) = device.weakness.filter(|_| !config.insecure_dev) {
         bail!("{weakness}. Serve it with insecure_dev = true or --insecure-dev, for development only");
     }
-    let parts = Parts {
+    let clock = system_clock();
+    let anchors = Anchors {
+        own: own_anchors(config, device.anchor, &device.digest_key)?,
+        witnesses: witness::config::witness_anchor(config, &device.keys.identity, &clock)?,
+    };
+    Ok(Opened {
         keys: device.keys,
         store: Box::new(SqliteStore::open(dir)?),
-        anchor: choose_anchor(config.anchor, dir, device.anchor, &device.digest_key)?,
         digester: Digester::new(device.digest_key),
-        policy: config.policy.policy(config.insecure_dev)?,
-        insecure_dev: config.insecure_dev,
-        clock: system_clock(),
-    };
-    Ok((parts, lock))
+        anchors,
+        lock,
+        clock,
+    })
+}
+
+/// Shows the database's state to the witnesses, after the other anchors agreed that it is the newest.
+pub fn enrol_witnesses(config: &Config) -> anyhow::Result<Head> {
+    let Opened { mut store, digester, anchors, lock: _lock, .. } = open_apart(config)?;
+    let mut witnesses = anchors.witnesses.context("the configuration names no witnesses")?;
+    let head = digester.check_store(&mut *store)?.head;
+    if !anchors.own.is_empty() {
+        AllOf::join(anchors.own).settle(&head)?;
+    }
+    witnesses.enrol(&head)?;
+    Ok(head)
 }
 
 /// What `status` says of a vault that need not run.
@@ -74,7 +138,7 @@ pub struct Inspected {
     /// Why they are for development only, if they are.
     pub weakness: Option<&'static str>,
     /// What binds the state.
-    pub anchor: &'static str,
+    pub anchor: String,
     /// What that cannot notice.
     pub anchor_limit: Option<&'static str>,
     /// Batches so far.
@@ -85,10 +149,14 @@ pub struct Inspected {
     pub seal_keys: Vec<u32>,
 }
 
-/// Looks at keys, database and anchor.
+/// Looks at keys, database and anchors. Asks no witnesses.
 pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
     let device = hsm::open(&config.hsm, &config.data)?;
-    let anchor = choose_anchor(config.anchor, &config.data, device.anchor, &device.digest_key)?;
+    let own = own_anchors(config, device.anchor, &device.digest_key)?;
+    let witnessed = config.anchor_kinds().contains(&AnchorKind::Witness);
+    let names = own.iter().map(|anchor| anchor.name()).chain(witnessed.then_some("witness"));
+    let anchor = names.collect::<Vec<_>>().join("+");
+    let anchor_limit = if witnessed { None } else { AllOf::join(own).limit() };
     let mut store = SqliteStore::open(&config.data)?;
     let mut records = 0;
     store.scan(&mut |_, _| records += 1)?;
@@ -97,8 +165,8 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
         seal_keys: device.keys.sealer.keys()?.iter().map(|key| key.id).collect(),
         hsm: device.keys.name,
         weakness: device.weakness,
-        anchor: anchor.name(),
-        anchor_limit: anchor.limit(),
+        anchor,
+        anchor_limit,
         seq: store.head()?.seq,
         records,
     })
@@ -109,17 +177,24 @@ pub fn identity(config: &Config) -> anyhow::Result<[u8; 32]> {
     Ok(hsm::open(&config.hsm, &config.data)?.keys.identity.public())
 }
 
-fn choose_anchor(
-    wanted: Option<AnchorKind>,
-    dir: &Path,
+/// The anchors of `config` that need nobody else, one by one.
+fn own_anchors(
+    config: &Config,
     of_device: Option<Box<dyn Anchor>>,
     key: &Zeroizing<[u8; 32]>,
-) -> anyhow::Result<Box<dyn Anchor>> {
-    match (wanted, of_device) {
-        (Some(AnchorKind::File), _) | (None, None) => Ok(Box::new(FileAnchor::new(dir, key.clone()))),
-        (Some(AnchorKind::Pkcs11) | None, Some(anchor)) => Ok(anchor),
-        (Some(AnchorKind::Pkcs11), None) => bail!("anchor = \"pkcs11\" needs [hsm] kind = \"pkcs11\""),
+) -> anyhow::Result<Vec<Box<dyn Anchor>>> {
+    let kinds = config.anchor_kinds();
+    if kinds.is_empty() {
+        bail!("[anchor] kinds names no anchor");
     }
+    let mut anchors: Vec<Box<dyn Anchor>> = Vec::new();
+    if kinds.contains(&AnchorKind::Pkcs11) {
+        anchors.push(of_device.context("the anchor \"pkcs11\" needs [hsm] kind = \"pkcs11\"")?);
+    }
+    if kinds.contains(&AnchorKind::File) {
+        anchors.push(Box::new(FileAnchor::new(&config.data, key.clone())));
+    }
+    Ok(anchors)
 }
 
 fn system_clock() -> Clock {

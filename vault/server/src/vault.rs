@@ -5,10 +5,11 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, RwLock};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use chatkeep_vault_protocol::answer::{self, Answer, Body, Certificate, Refusal, VaultInfo};
 use chatkeep_vault_protocol::limits::{CERTIFICATE_LIFETIME_S, VERSION};
@@ -16,16 +17,26 @@ use chatkeep_vault_protocol::message::{Envelope, Request};
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
-use crate::anchor::{Anchor, AnchorError, Anchored, Checked, Digester, Revisions};
+use crate::anchor::{Anchor, AnchorError, Anchored, Checked, Digester, Interrupter, Revisions};
 use crate::core::{Context, Policy, Record, Reply, step};
 use crate::hsm::{DeviceError, IdentityKey, Keys, Sealer};
 use crate::reseal::Resealed;
 use crate::store::{Head, Row, Store, StoreError, Write};
+use crate::witness::Witness;
+use crate::witness::anchor::WitnessFault;
+use crate::witness::service::Taken;
 
 /// Requests that may wait; beyond it `busy` is answered and nothing charged.
 const QUEUE_LEN: usize = 1024;
 /// Requests in one commit.
 const BATCH_MAX: usize = 512;
+/// Who has waited so long is told `busy`: less than the patience of clients (20 s) and couriers (30 s).
+const PATIENCE: Duration = Duration::from_secs(8);
+/// While an anchor takes longer than this, nobody new is let in to wait: connections stay free for the vaults that this
+/// one witnesses, which may be the ones it waits for.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// Between two attempts to read an anchor at start.
+const START_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a vault is made of.
 pub struct Parts {
@@ -53,6 +64,20 @@ pub struct Vault {
     shared: Arc<Shared>,
     jobs: Option<SyncSender<Job>>,
     writer: Option<JoinHandle<()>>,
+    interrupter: Option<Interrupter>,
+    witness: Option<Witness>,
+    patience: Duration,
+}
+
+/// Says when a vault that was begun serves, or why it does not.
+pub struct Starting(Receiver<Result<(), AnchorError>>);
+
+impl Starting {
+    /// Waits for the check of store and anchor.
+    pub fn wait(self) -> Result<(), AnchorError> {
+        // without a word: the vault was dropped before it had started
+        self.0.recv().unwrap_or(Err(WitnessFault::Stopped.into()))
+    }
 }
 
 struct Shared {
@@ -65,6 +90,12 @@ struct Shared {
     seq: AtomicU64,
     evaluations: AtomicU64,
     signer: RwLock<Arc<Signer>>,
+    /// Whether store and anchor were checked.
+    ready: AtomicBool,
+    stopping: AtomicBool,
+    born: Instant,
+    /// Milliseconds since `born` at which the anchor began to advance, plus one; 0: it does not.
+    advancing_since: AtomicU64,
 }
 
 struct Signer {
@@ -82,6 +113,15 @@ enum Job {
 struct Call {
     envelope: Envelope,
     done: Done,
+    /// Whoever waited was told `busy`: if it was not decided yet, it is not charged either.
+    given_up: Arc<AtomicBool>,
+}
+
+/// What becomes of a request.
+enum Submitted {
+    Answered(Answer),
+    /// Sets the flag to say that nobody waits any more.
+    Waiting(Arc<AtomicBool>),
 }
 
 /// No answer, signed or not: the vault cannot know what became of the request. The process ends.
@@ -94,12 +134,24 @@ impl Vault {
     ///
     /// `on_failure` is called once, from that thread, if a commit failed: nothing is answered from then on.
     pub fn start(
-        mut parts: Parts,
+        parts: Parts,
         on_failure: impl FnOnce(String) + Send + 'static,
     ) -> Result<Self, AnchorError> {
-        let checked = parts.digester.check(&mut *parts.store, &mut *parts.anchor)?;
-        check_seal_keys(&checked.sealed_by, &*parts.keys.sealer)?;
-        let Checked { head, revisions, sealed_by } = checked;
+        let (vault, starting) = Self::begin(parts, None, false, on_failure)?;
+        starting.wait()?;
+        Ok(vault)
+    }
+
+    /// As [`Self::start`], but comes back at once: until store and anchor are checked, only what `witness` answers is
+    /// answered. So two vaults that witness each other can both start.
+    ///
+    /// `keep_trying`: while witnesses are away, wait for them instead of giving up.
+    pub fn begin(
+        mut parts: Parts,
+        witness: Option<Witness>,
+        keep_trying: bool,
+        on_failure: impl FnOnce(String) + Send + 'static,
+    ) -> Result<(Self, Starting), AnchorError> {
         let shared = Arc::new(Shared {
             signer: RwLock::new(Arc::new(Signer::new(&*parts.keys.identity, (parts.clock)())?)),
             keys: parts.keys,
@@ -108,28 +160,47 @@ impl Vault {
             anchor_name: parts.anchor.name(),
             anchor_limit: parts.anchor.limit(),
             clock: parts.clock,
-            seq: AtomicU64::new(head.seq),
+            seq: AtomicU64::new(0),
             evaluations: AtomicU64::new(0),
+            ready: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            born: Instant::now(),
+            advancing_since: AtomicU64::new(0),
         });
+        let interrupter = parts.anchor.interrupter();
         let (jobs, queue) = sync_channel(QUEUE_LEN);
-        let mut writer = Writer {
-            shared: shared.clone(),
-            store: parts.store,
-            anchor: parts.anchor,
-            digester: parts.digester,
-            head,
-            revisions,
-            sealed_by,
-        };
+        let (started, starting) = sync_channel(1);
+        let for_writer = shared.clone();
         let writer = std::thread::Builder::new()
             .name("vault-writer".to_owned())
             .spawn(move || {
-                if let Err(error) = writer.run(&queue) {
-                    on_failure(error.to_string());
+                let shared = for_writer;
+                let checked =
+                    shared.check(&mut *parts.store, &mut *parts.anchor, &parts.digester, keep_trying);
+                let Checked { head, revisions, sealed_by } = match checked {
+                    Ok(checked) => checked,
+                    Err(error) => return drop(started.send(Err(error))),
+                };
+                shared.seq.store(head.seq, Ordering::Release);
+                shared.ready.store(true, Ordering::Release);
+                drop(started.send(Ok(())));
+                let (store, anchor, digester) = (parts.store, parts.anchor, parts.digester);
+                let mut writer = Writer { shared, store, anchor, digester, head, revisions, sealed_by };
+                match writer.run(&queue) {
+                    Ok(()) | Err(WriterError::Anchor(AnchorError::Witness(WitnessFault::Stopped))) => {}
+                    Err(error) => on_failure(error.to_string()),
                 }
             })
             .map_err(AnchorError::Io)?;
-        Ok(Self { shared, jobs: Some(jobs), writer: Some(writer) })
+        let (jobs, writer) = (Some(jobs), Some(writer));
+        Ok((Self { shared, jobs, writer, interrupter, witness, patience: PATIENCE }, Starting(starting)))
+    }
+
+    /// Tells who waits `busy` after `patience` instead of eight seconds: for tests.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// The key that clients pin.
@@ -149,19 +220,21 @@ impl Vault {
         Ok(())
     }
 
-    /// The signed answer to `request`. Waits for the commit that it needs.
+    /// The signed answer to `request`. Waits for the commit that it needs, but not for ever.
     pub async fn answer(&self, request: Vec<u8>) -> Result<Vec<u8>, Stopped> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let immediate = self.submit(&request, Box::new(move |reply| drop(sender.send(reply))))?;
-        let answer = match immediate {
-            Some(answer) => answer,
-            None => match receiver.await.map_err(|_| Stopped)?.ok_or(Stopped)? {
-                evaluation @ Reply::Evaluate(_) if self.shared.keys.oprf.waits() => {
-                    let shared = self.shared.clone();
-                    let carried_out = tokio::task::spawn_blocking(move || shared.carry_out(evaluation));
-                    carried_out.await.map_err(|_| Stopped)?
-                }
-                reply => self.shared.carry_out(reply),
+        let answer = match self.submit(&request, Box::new(move |reply| drop(sender.send(reply))))? {
+            Submitted::Answered(answer) => answer,
+            Submitted::Waiting(given_up) => match tokio::time::timeout(self.patience, receiver).await {
+                Err(_) => give_up(&given_up),
+                Ok(reply) => match reply.map_err(|_| Stopped)?.ok_or(Stopped)? {
+                    evaluation @ Reply::Evaluate(_) if self.shared.keys.oprf.waits() => {
+                        let shared = self.shared.clone();
+                        let carried_out = tokio::task::spawn_blocking(move || shared.carry_out(evaluation));
+                        carried_out.await.map_err(|_| Stopped)?
+                    }
+                    reply => self.shared.carry_out(reply),
+                },
             },
         };
         Ok(self.shared.sign(&request, answer))
@@ -170,10 +243,13 @@ impl Vault {
     /// As [`Self::answer`], for callers without a runtime.
     pub fn answer_blocking(&self, request: &[u8]) -> Result<Vec<u8>, Stopped> {
         let (sender, receiver) = sync_channel(1);
-        let immediate = self.submit(request, Box::new(move |reply| drop(sender.send(reply))))?;
-        let answer = match immediate {
-            Some(answer) => answer,
-            None => self.shared.carry_out(receiver.recv().map_err(|_| Stopped)?.ok_or(Stopped)?),
+        let answer = match self.submit(request, Box::new(move |reply| drop(sender.send(reply))))? {
+            Submitted::Answered(answer) => answer,
+            Submitted::Waiting(given_up) => match receiver.recv_timeout(self.patience) {
+                Ok(reply) => self.shared.carry_out(reply.ok_or(Stopped)?),
+                Err(RecvTimeoutError::Timeout) => give_up(&given_up),
+                Err(RecvTimeoutError::Disconnected) => return Err(Stopped),
+            },
         };
         Ok(self.shared.sign(request, answer))
     }
@@ -210,25 +286,59 @@ impl Vault {
         receiver.recv().map_err(|_| Stopped)
     }
 
-    /// `Some` when the answer needs no record; else `done` is called with the reply.
-    fn submit(&self, request: &[u8], done: Done) -> Result<Option<Answer>, Stopped> {
-        let Some(envelope) = Envelope::decode(request) else {
-            return Ok(Some(Answer::Refused { why: Refusal::Malformed }));
-        };
-        if let Request::Info(_) = envelope.request {
-            return Ok(Some(Answer::Info(self.shared.info())));
+    /// Lets a commit that waits for others end, and with it the thread. What waits for it is not answered.
+    pub fn interrupt(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+        if let Some(interrupt) = &self.interrupter {
+            interrupt();
         }
-        match self.jobs.as_ref().ok_or(Stopped)?.try_send(Job::Call(Call { envelope, done })) {
-            Ok(()) => Ok(None),
-            Err(TrySendError::Full(_)) => Ok(Some(Answer::Busy {})),
+    }
+
+    /// An answer that needs no record, or `done` is called with the reply.
+    fn submit(&self, request: &[u8], done: Done) -> Result<Submitted, Stopped> {
+        let now = |answer| Ok(Submitted::Answered(answer));
+        let Some(envelope) = Envelope::decode(request) else {
+            return now(Answer::Refused { why: Refusal::Malformed });
+        };
+        let given_up = Arc::new(AtomicBool::new(false));
+        if let Request::Cosign(_) | Request::Latest(_) = envelope.request {
+            let Some(witness) = &self.witness else {
+                return now(Answer::Refused { why: Refusal::NotWitnessed });
+            };
+            let done = Box::new(move |answer| done(Some(Reply::Answer(answer))));
+            return match witness.submit(envelope.request, done) {
+                Taken::Now(answer) => now(answer),
+                Taken::Later => Ok(Submitted::Waiting(given_up)),
+                Taken::Stopped => Err(Stopped),
+            };
+        }
+        if !self.shared.ready.load(Ordering::Acquire) {
+            return now(Answer::Busy {});
+        }
+        if let Request::Info(_) = envelope.request {
+            return now(Answer::Info(self.shared.info()));
+        }
+        if self.shared.is_stalled() {
+            return now(Answer::Busy {});
+        }
+        let call = Call { envelope, done, given_up: given_up.clone() };
+        match self.jobs.as_ref().ok_or(Stopped)?.try_send(Job::Call(call)) {
+            Ok(()) => Ok(Submitted::Waiting(given_up)),
+            Err(TrySendError::Full(_)) => now(Answer::Busy {}),
             Err(TrySendError::Disconnected(_)) => Err(Stopped),
         }
     }
 }
 
+fn give_up(waiting: &AtomicBool) -> Answer {
+    waiting.store(true, Ordering::Release);
+    Answer::Busy {}
+}
+
 impl Drop for Vault {
     fn drop(&mut self) {
         self.jobs.take();
+        self.interrupt();
         if let Some(writer) = self.writer.take() {
             // a panic there was already reported on standard error
             drop(writer.join());
@@ -237,6 +347,41 @@ impl Drop for Vault {
 }
 
 impl Shared {
+    fn check(
+        &self,
+        store: &mut dyn Store,
+        anchor: &mut dyn Anchor,
+        digester: &Digester,
+        keep_trying: bool,
+    ) -> Result<Checked, AnchorError> {
+        let checked = digester.check_store(store)?;
+        loop {
+            match anchor.settle(&checked.head) {
+                Ok(()) => {
+                    check_seal_keys(&checked.sealed_by, &*self.keys.sealer)?;
+                    return Ok(checked);
+                }
+                Err(error) if keep_trying && error.is_temporary() => {
+                    tracing::warn!(%error, "not serving yet");
+                }
+                Err(error) => return Err(error),
+            }
+            std::thread::sleep(START_PAUSE);
+            if self.stopping.load(Ordering::Acquire) {
+                return Err(WitnessFault::Stopped.into());
+            }
+        }
+    }
+
+    fn milliseconds(&self) -> u64 {
+        u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn is_stalled(&self) -> bool {
+        let since = self.advancing_since.load(Ordering::Acquire);
+        since != 0 && u128::from(self.milliseconds().saturating_sub(since)) > STALLED_AFTER.as_millis()
+    }
+
     fn info(&self) -> VaultInfo {
         VaultInfo {
             suites: self.keys.oprf.suites().iter().map(|suite| *suite as u8).collect(),
@@ -248,11 +393,6 @@ impl Shared {
             seq: self.seq.load(Ordering::Acquire),
             software: concat!("chatkeep-vault ", env!("CARGO_PKG_VERSION")).to_owned(),
         }
-    }
-
-    fn open(&self, account: &[u8; 16], row: &Row) -> Result<Record, WriterError> {
-        let bytes = self.keys.sealer.open(row.key_id, &aad(account, row.revision), &row.sealed)?;
-        Record::decode(&bytes).ok_or(WriterError::Sealed)
     }
 
     fn carry_out(&self, reply: Reply) -> Answer {
@@ -294,8 +434,8 @@ enum WriterError {
     Anchor(#[from] AnchorError),
     #[error("the keys: {0}")]
     Device(#[from] DeviceError),
-    #[error("a record opens, but is none")]
-    Sealed,
+    #[error(transparent)]
+    Sealed(#[from] SealError),
     #[error("somebody put an older record back while this vault was running")]
     PutBack,
 }
@@ -350,7 +490,10 @@ impl Writer {
     fn answer(&mut self, calls: Vec<Call>) -> Result<(), WriterError> {
         let mut replies = Vec::with_capacity(calls.len());
         let mut touched = HashMap::new();
-        for Call { envelope, done } in calls {
+        for Call { envelope, done, given_up } in calls {
+            if given_up.load(Ordering::Acquire) {
+                continue;
+            }
             // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
             let reply = self.decide(&mut touched, &envelope)?;
             replies.push((done, reply));
@@ -382,7 +525,7 @@ impl Writer {
         if stored.as_ref().map(|row| row.revision) != self.revisions.get(account).copied() {
             return Err(WriterError::PutBack);
         }
-        let record = stored.as_ref().map(|row| self.shared.open(account, row)).transpose()?;
+        let record = stored.as_ref().map(|row| open_record(&self.shared.keys, account, row)).transpose()?;
         Ok(Touched { stored, record, changed: false })
     }
 
@@ -420,9 +563,7 @@ impl Writer {
         for (account, entry) in touched {
             let (true, Some(record)) = (entry.changed, &entry.record) else { continue };
             let revision = entry.stored.as_ref().map_or(0, |row| row.revision) + 1;
-            let sealer = &*self.shared.keys.sealer;
-            let sealed = sealer.seal(&aad(&account, revision), &*record.encode(), &mut OsRng)?;
-            let row = Row { revision, key_id: sealed.key_id, sealed: sealed.bytes };
+            let row = seal_record(&self.shared.keys, &account, revision, record, &mut OsRng)?;
             no_longer_sealed_by.extend(entry.stored.as_ref().map(|row| row.key_id));
             root = self.digester.replace(&root, &account, entry.stored.as_ref(), Some(&row));
             writes.push(Write { account, row });
@@ -439,11 +580,41 @@ impl Writer {
         for key_id in no_longer_sealed_by {
             self.sealed_by.entry(key_id).and_modify(|records| *records -= 1);
         }
-        self.anchor.advance(&Anchored { seq: head.seq, root: head.root })?;
+        self.shared.advancing_since.store(self.shared.milliseconds() + 1, Ordering::Release);
+        self.anchor.advance(&Anchored::from(&head))?;
+        self.shared.advancing_since.store(0, Ordering::Release);
         self.shared.seq.store(head.seq, Ordering::Release);
         self.head = head;
         Ok(())
     }
+}
+
+/// A record cannot be opened or sealed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SealError {
+    /// It is not by this vault, its key is gone, or the device failed.
+    #[error("the keys: {0}")]
+    Device(#[from] DeviceError),
+    /// It was sealed by this vault, and is none.
+    #[error("a record opens, but is none")]
+    NoRecord,
+}
+
+pub(crate) fn open_record(keys: &Keys, account: &[u8; 16], row: &Row) -> Result<Record, SealError> {
+    let bytes = keys.sealer.open(row.key_id, &aad(account, row.revision), &row.sealed)?;
+    Record::decode(&bytes).ok_or(SealError::NoRecord)
+}
+
+pub(crate) fn seal_record(
+    keys: &Keys,
+    account: &[u8; 16],
+    revision: u64,
+    record: &Record,
+    rng: &mut dyn rand_core::CryptoRngCore,
+) -> Result<Row, SealError> {
+    let sealed = keys.sealer.seal(&aad(account, revision), &*record.encode(), rng)?;
+    Ok(Row { revision, key_id: sealed.key_id, sealed: sealed.bytes })
 }
 
 fn aad(account: &[u8; 16], revision: u64) -> Vec<u8> {

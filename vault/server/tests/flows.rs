@@ -5,7 +5,7 @@ mod common;
 
 use chatkeep_vault_client::{
     DestroyReason, KdfFloor, KdfParams, SlotError, VaultError, VaultPin, begin_change, commit_change,
-    destroy, freeze, info, recover, register, rewrap, status,
+    destroy, freeze, info, known_head, recover, register, rewrap, status, witness_head,
 };
 use chatkeep_vault_protocol::password;
 use chatkeep_vault_protocol::slot::Slot;
@@ -140,6 +140,39 @@ async fn the_owner_can_freeze_and_destroy_without_the_password() {
     assert!(matches!(gone, VaultError::Destroyed { reason: DestroyReason::User, .. }));
 }
 
+/// A new device, that has slot and password only, learns which entry is the newest.
+#[tokio::test]
+async fn vaults_remember_the_newest_entry_for_a_new_device() {
+    let vaults = [Local::new("a"), Local::new("b"), Local::new("c")];
+    let (transport, pins) = (transport(&vaults), pins(&vaults));
+    let old = enroll(&transport, &pins, 2).await;
+    let (slot, secret) = (&old.slot, &old.secret);
+    let none = known_head(&transport, &pins, &CONTEXT, slot, secret, &mut OsRng).await.unwrap();
+    assert!(none.is_none());
+    for entry in [(7, [7; 32]), (8, [8; 32]), (8, [8; 32])] {
+        witness_head(&transport, &pins, &CONTEXT, slot, secret, entry, &mut OsRng).await.unwrap();
+    }
+    let back = witness_head(&transport, &pins, &CONTEXT, slot, secret, (7, [7; 32]), &mut OsRng).await;
+    assert!(matches!(back, Err(VaultError::Refused { .. })), "{back:?}");
+
+    // one vault alone knows of the last entry, and the password was changed since
+    let last = common::transport(&vaults[1..2]);
+    witness_head(&last, &pins, &CONTEXT, slot, secret, (9, [9; 32]), &mut OsRng).await.unwrap();
+    let kdf = KdfParams::TESTING;
+    let new = begin_change(&transport, &pins, &CONTEXT, slot, secret, b"new password", kdf, &mut OsRng)
+        .await
+        .unwrap();
+    commit_change(&transport, &pins, &CONTEXT, &new.slot, &new.secret, &mut OsRng).await.unwrap();
+    let device = unlock(&transport, &pins, &new.slot, b"new password").await.unwrap();
+    let known = known_head(&transport, &pins, &CONTEXT, &new.slot, &device.secret, &mut OsRng).await;
+    let known = known.unwrap().unwrap();
+    assert_eq!((known.seq, known.digest, known.vault.as_str()), (9, [9; 32], "b"));
+
+    let away = common::transport(&[]);
+    let unknown = known_head(&away, &pins, &CONTEXT, &new.slot, &new.secret, &mut OsRng).await;
+    assert!(matches!(unknown, Err(VaultError::Unreachable { .. })), "{unknown:?}");
+}
+
 #[tokio::test]
 async fn an_account_that_a_vault_never_had_is_unknown() {
     let vaults = [Local::new("a")];
@@ -245,6 +278,10 @@ async fn nothing_of_password_or_key_is_on_the_vaults_disk() {
     let account = slot.header.account(&pins[0].identity);
     let dir = vaults[0].dir.path();
     assert!(contains(dir, &account), "the search finds what is there");
+    let entry = (1, [1; 32]);
+    witness_head(&transport, &pins, &CONTEXT, &registered.slot, &registered.secret, entry, &mut OsRng)
+        .await
+        .unwrap();
     for secret in [PASSWORD, &KEY, registered.secret.as_bytes(), &*pwk, &slot.header.locator, &CONTEXT] {
         assert!(!contains(dir, secret));
     }

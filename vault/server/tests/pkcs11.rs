@@ -5,7 +5,7 @@ mod common;
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use chatkeep_vault_client::{DestroyReason, KdfParams, VaultError, info, register};
 use common::program::{PROGRAM, Served, courier};
@@ -74,6 +74,11 @@ impl World {
         String::from_utf8(shown.stdout).unwrap()
     }
 
+    /// The folder in which the token keeps everything.
+    fn objects(&self) -> PathBuf {
+        self.token.pin_file().with_file_name("tokens")
+    }
+
     fn copy_disk(&self, name: &str) -> PathBuf {
         let copy = self.dir.path().join(name);
         copy_folder(&self.disk(), &copy);
@@ -90,7 +95,12 @@ fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
-        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        let (from, to) = (entry.path(), to.join(entry.file_name()));
+        if from.is_dir() {
+            copy_folder(&from, &to);
+        } else {
+            std::fs::copy(from, to).unwrap();
+        }
     }
 }
 
@@ -191,7 +201,7 @@ async fn a_disk_put_back_does_not_start_because_the_token_remembers() {
 
 #[tokio::test]
 async fn a_disk_put_back_with_its_file_anchor_is_not_noticed_and_everybody_is_told() {
-    let world = World::with("", "anchor = \"file\"");
+    let world = World::with("", "anchor = { kinds = [\"file\"] }");
     let transport = courier(world.dir.path());
     let served = world.serve();
     let slot = enroll(&transport, &served).await;
@@ -209,6 +219,48 @@ async fn a_disk_put_back_with_its_file_anchor_is_not_noticed_and_everybody_is_to
     assert_eq!(shown.anchor, "file");
     served.stop();
     assert!(world.status().contains("this vault cannot know"), "{}", world.status());
+}
+
+/// The token is in a folder here, and goes back as well: only the witness knows.
+#[tokio::test]
+async fn a_token_put_back_with_the_disk_is_noticed_by_a_witness() {
+    let world = World::new();
+    let vault = String::from_utf8(world.run("fingerprint").stdout).unwrap();
+    let witness = world.dir.path().join("witness");
+    let made =
+        Command::new(PROGRAM).args(["init", "--insecure-dev", "--data"]).arg(&witness).output().unwrap();
+    assert!(made.status.success(), "{}", said(&made));
+    let config = world.dir.path().join("witness.toml");
+    let settings = format!(
+        "data = \"{}\"\nlisten = \"127.0.0.1:0\"\ninsecure_dev = true\n[[witness_for]]\nidentity = \"{}\"\n",
+        witness.display(),
+        vault.trim()
+    );
+    std::fs::write(&config, settings).unwrap();
+    let witness = Served::start(Command::new(PROGRAM).args(["serve", "--config"]).arg(&config));
+    let anchors = format!(
+        "[anchor]\nkinds = [\"pkcs11\", \"witness\"]\nquorum = 1\n[[witness]]\nidentity = \"{}\"\naddress = \"{}\"\n",
+        witness.identity, witness.url
+    );
+    std::fs::write(world.config(), world.token.settings(&world.disk(), &anchors)).unwrap();
+
+    let transport = courier(world.dir.path());
+    let served = world.serve();
+    let (shown, _) = info(&transport, &served.pin(), &mut OsRng).await.unwrap();
+    assert_eq!(shown.anchor, "pkcs11+witness");
+    let slot = enroll(&transport, &served).await;
+    served.stop();
+    let (disk, token) = (world.copy_disk("old"), world.dir.path().join("token"));
+    copy_folder(&world.objects(), &token);
+
+    let served = world.serve();
+    assert_eq!(guess_wrong(&transport, &served, &slot).await, 9);
+    served.stop();
+    world.put_back(&disk);
+    std::fs::remove_dir_all(world.objects()).unwrap();
+    copy_folder(&token, &world.objects());
+    let refused = world.refused();
+    assert!(refused.contains("does not serve"), "{refused}");
 }
 
 /// Two vaults on copies of one disk: whichever answers second would count apart.
@@ -234,7 +286,7 @@ async fn of_two_copies_on_one_token_only_one_answers() {
 
 #[tokio::test]
 async fn after_an_exchange_of_the_seal_key_an_old_copy_cannot_be_opened() {
-    let world = World::with("", "anchor = \"file\"");
+    let world = World::with("", "anchor = { kinds = [\"file\"] }");
     let transport = courier(world.dir.path());
     let served = world.serve();
     let slot = enroll(&transport, &served).await;

@@ -3,8 +3,9 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::Command;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use chatkeep_vault_client::{
     CourierTransport, KdfParams, TransportError, VaultError, VaultPin, info, register,
 };
+use chatkeep_vault_server::ceremony::PHRASE;
 use common::program::{PROGRAM, Served, courier};
 use common::{CONTEXT, KEY, PASSWORD, unlock};
 use rand_core::{OsRng, RngCore as _};
@@ -140,4 +142,171 @@ async fn killing_the_vault_gives_no_further_guesses() {
     let served = serve(&data);
     let gone = unlock(&*transport, &[served.pin()], &slot, PASSWORD).await.unwrap_err();
     assert!(matches!(gone, VaultError::Destroyed { .. }), "{gone}");
+}
+
+/// Three programs over TLS: a vault with two witnesses that both must sign, one of which it witnesses itself. They start
+/// together; one goes away, and comes back; then the vault's disk is put back.
+#[tokio::test]
+async fn vaults_witness_each_other_over_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let [vault, one, two] = ["vault", "one", "two"].map(|name| Configured::new(&dir.path().join(name)));
+    let both_witness = [
+        "[anchor]",
+        "kinds = [\"file\", \"witness\"]",
+        "quorum = 2",
+        &one.entry("witness"),
+        &two.entry("witness"),
+        &one.entry("witness_for"),
+    ];
+    vault.configure(&both_witness);
+    let mutual = [
+        "[anchor]",
+        "kinds = [\"witness\"]",
+        "quorum = 1",
+        &vault.entry("witness"),
+        &vault.entry("witness_for"),
+    ];
+    one.configure(&mutual);
+    two.configure(&[&vault.entry("witness_for")]);
+
+    // neither the vault nor its first witness serves before the other answers
+    let starting = [&vault, &one, &two].map(Configured::spawn);
+    let [served_vault, _served_one, served_two] = starting.map(Served::when_ready);
+    let (transport, pins) = (courier(dir.path()), [served_vault.pin()]);
+    let kdf = KdfParams::TESTING;
+    let slot = register(&transport, &pins, 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng).await.unwrap().slot;
+    let left = async |left| {
+        let wrong = unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
+        assert_eq!(wrong, VaultError::WrongPassword { left, max: 10 });
+    };
+    left(9).await;
+
+    drop(served_two);
+    let away = unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
+    assert!(matches!(away, VaultError::Busy { .. }), "{away}");
+    let _served_two = Served::when_ready(two.spawn());
+    // charged already: with the answer lost, that one is gone
+    let mut next = unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
+    while matches!(next, VaultError::Busy { .. }) {
+        next = unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
+    }
+    assert_eq!(next, VaultError::WrongPassword { left: 7, max: 10 });
+
+    drop(served_vault);
+    let copy = dir.path().join("copy");
+    copy_disk(&vault.data, &copy);
+    let served_vault = Served::when_ready(vault.spawn());
+    left(6).await;
+    drop(served_vault);
+    copy_disk(&copy, &vault.data);
+    let refused = vault.serve().output().unwrap();
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && why.contains("does not serve"), "{why}");
+
+    let ceremony = |phrase: &[&str]| {
+        let config = ["restore-ceremony", "--config", vault.file.to_str().unwrap()];
+        Command::new(PROGRAM).args(config).args(phrase).output().unwrap()
+    };
+    let asked = ceremony(&[]);
+    assert!(!asked.status.success() && String::from_utf8_lossy(&asked.stderr).contains(PHRASE));
+    let done = ceremony(&["--phrase", PHRASE]);
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(
+        done.status.success() && said.contains("restores 1"),
+        "{said}{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let status = Command::new(PROGRAM).args(["status", "--data"]).arg(&vault.data).output().unwrap();
+    assert!(String::from_utf8_lossy(&status.stdout).contains("restores 1"));
+    let _served_vault = Served::when_ready(vault.spawn());
+    left(0).await;
+}
+
+/// Clients take all connections of two vaults that need each other, and wait: the vaults still reach each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_take_every_connection_do_not_lock_two_vaults_out_of_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let [one, two] = ["one", "two"].map(|name| Configured::new(&dir.path().join(name)));
+    let few = "connections_max = 3\n[anchor]\nkinds = [\"witness\"]\nquorum = 1";
+    one.configure(&[few, &two.entry("witness"), &two.entry("witness_for")]);
+    two.configure(&[few, &one.entry("witness"), &one.entry("witness_for")]);
+    let served = [&one, &two].map(Configured::spawn).map(Served::when_ready);
+    let transport = Arc::new(courier(dir.path()));
+    // longer than a vault leaves an idle connection open: theirs to each other must not be among those
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let clients: Vec<_> = (0..12)
+        .map(|n| {
+            let (transport, pin) = (transport.clone(), served[n % 2].pin());
+            tokio::spawn(async move {
+                let kdf = KdfParams::TESTING;
+                for _ in 0..50 {
+                    let pins = [pin.clone()];
+                    let made =
+                        register(&*transport, &pins, 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng).await;
+                    match made {
+                        Ok(_) => return,
+                        Err(VaultError::Busy { .. } | VaultError::Unreachable { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                panic!("never served");
+            })
+        })
+        .collect();
+    for client in clients {
+        client.await.unwrap();
+    }
+}
+
+/// A data directory with a configuration file and an address of its own.
+struct Configured {
+    data: PathBuf,
+    file: PathBuf,
+    address: SocketAddr,
+    identity: String,
+}
+
+impl Configured {
+    fn new(data: &Path) -> Self {
+        init(data);
+        let shown = Command::new(PROGRAM).args(["fingerprint", "--data"]).arg(data).output().unwrap();
+        let identity = String::from_utf8(shown.stdout).unwrap().trim().to_owned();
+        // free now, and nobody else asks for it in the moment before the vault does
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        Self { data: data.to_owned(), file: data.with_extension("toml"), address, identity }
+    }
+
+    fn entry(&self, kind: &str) -> String {
+        let identity = format!("[[{kind}]]\nidentity = \"{}\"", self.identity);
+        if kind == "witness" {
+            format!("{identity}\naddress = \"https://{}\"", self.address)
+        } else {
+            identity
+        }
+    }
+
+    fn configure(&self, settings: &[&str]) {
+        let (data, listen) = (self.data.display(), self.address);
+        let base = format!("data = \"{data}\"\nlisten = \"{listen}\"\ninsecure_dev = true\n");
+        std::fs::write(&self.file, base + &settings.join("\n")).unwrap();
+    }
+
+    fn serve(&self) -> Command {
+        let mut serve = Command::new(PROGRAM);
+        serve.args(["serve", "--config"]).arg(&self.file);
+        serve
+    }
+
+    fn spawn(&self) -> Child {
+        self.serve().stdout(Stdio::piped()).spawn().unwrap()
+    }
+}
+
+fn copy_disk(from: &Path, to: &Path) {
+    std::fs::remove_dir_all(to).ok();
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
 }

@@ -4,11 +4,11 @@
 
 use std::collections::BTreeSet;
 
-use chatkeep_vault_protocol::answer::{Answer, DestroyReason};
+use chatkeep_vault_protocol::answer::{Answer, DestroyReason, Refusal};
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
 use chatkeep_vault_protocol::message::{
-    Begin, Commit, Envelope, Finish, Freeze, Guess, Operation, Prove, Request, Signed, owner_message,
-    prove_message, sign,
+    ArchiveHead, Begin, Commit, Envelope, Finish, Freeze, Guess, Operation, Prove, Request, Signed,
+    WitnessHead, owner_message, prove_message, sign,
 };
 use chatkeep_vault_protocol::{Suite, limits};
 use ed25519_dalek::SigningKey;
@@ -288,7 +288,7 @@ fn asking_again_costs_nothing_and_a_proof_counts_once() {
     let proof = world.proof().unwrap();
     assert_eq!(world.ask(proof.clone()), Answer::Reset { left: 10 });
     world.ask(world.guess(1, 3));
-    let refused = Answer::Refused { why: chatkeep_vault_protocol::answer::Refusal::Challenge };
+    let refused = Answer::Refused { why: Refusal::Challenge };
     assert_eq!(world.ask(proof), refused);
     let Answer::Charged(charged) = world.ask(world.guess(1, 4)) else { panic!() };
     assert_eq!((charged.left, charged.failed_since_change), (8, 3));
@@ -333,7 +333,7 @@ fn an_unfinished_change_dies_after_a_day() {
 #[test]
 fn a_stranger_cannot_change_or_destroy_what_exists() {
     let mut world = World::registered(Policy::without_delays());
-    let refused = Answer::Refused { why: chatkeep_vault_protocol::answer::Refusal::Signature };
+    let refused = Answer::Refused { why: Refusal::Signature };
     assert_eq!(world.ask(world.begin(2, None, 0)), Answer::Exists {});
     assert_eq!(world.ask(world.begin(2, Some(3), 0)), refused);
     let forged = Signed { account: Fixed(ACCOUNT), epoch: epoch(1), signature: Fixed([7; 64]) };
@@ -394,4 +394,55 @@ fn a_patient_thief_is_stopped_by_the_lifetime() {
     }
     assert!(matches!(world.durable, Some(Record::Tombstone { .. })));
     assert!((18..=20).contains(&wrong), "{wrong}");
+}
+
+fn archive_head(tag: u8, seq: u64, digest: u8) -> ArchiveHead {
+    ArchiveHead { tag: Fixed([tag; 16]), seq, digest: Fixed([digest; 32]) }
+}
+
+fn witness_head(by: u8, head: ArchiveHead) -> Request {
+    let signature = World::owner(by, Operation::WitnessHead { head: &head }, by);
+    Request::WitnessHead(WitnessHead { account: Fixed(ACCOUNT), epoch: epoch(by), head, signature })
+}
+
+/// What the vault says when it is asked by the owner of registration `by`.
+fn known_head(world: &mut World, by: u8) -> Answer {
+    let nonce = [by; 16];
+    let signature = World::owner(by, Operation::Head { nonce: &nonce }, by);
+    let request = Request::Head(Signed { account: Fixed(ACCOUNT), epoch: epoch(by), signature });
+    world.deliver(&Envelope { version: 1, nonce: Fixed(nonce), request }, false)
+}
+
+#[test]
+fn the_newest_entry_is_remembered_and_never_goes_back() {
+    let mut world = World::registered(Policy::default());
+    assert_eq!(known_head(&mut world, 1), Answer::Head { head: None });
+    let refused = |why| Answer::Refused { why };
+    let (five, six) = (archive_head(1, 5, 5), archive_head(1, 6, 6));
+    for head in [five, six, six] {
+        assert_eq!(world.ask(witness_head(1, head)), Answer::Head { head: Some(head) });
+    }
+    assert_eq!(world.ask(witness_head(1, five)), refused(Refusal::OutOfOrder));
+    assert_eq!(world.ask(witness_head(1, archive_head(1, 6, 9))), refused(Refusal::Conflict));
+    assert_eq!(world.ask(witness_head(1, archive_head(2, 7, 7))), refused(Refusal::Conflict));
+    assert_eq!(known_head(&mut world, 1), Answer::Head { head: Some(six) });
+}
+
+#[test]
+fn the_newest_entry_is_the_owners_alone_and_outlives_a_change_of_password() {
+    let mut world = World::registered(Policy::default());
+    let head = archive_head(1, 5, 5);
+    let forged = WitnessHead { account: Fixed(ACCOUNT), epoch: epoch(1), head, signature: Fixed([7; 64]) };
+    let refused = Answer::Refused { why: Refusal::Signature };
+    assert_eq!(world.ask(Request::WitnessHead(forged)), refused);
+    let signature = Fixed([7; 64]);
+    let forged = Signed { account: Fixed(ACCOUNT), epoch: epoch(1), signature };
+    assert_eq!(world.ask(Request::Head(forged)), refused);
+
+    world.ask(witness_head(1, head));
+    world.ask(world.begin(2, Some(1), 0));
+    world.ask(World::finish(2, Some(1)));
+    world.ask(commit(2));
+    assert_eq!(known_head(&mut world, 1), Answer::Superseded {});
+    assert_eq!(known_head(&mut world, 2), Answer::Head { head: Some(head) });
 }

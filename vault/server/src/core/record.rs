@@ -2,11 +2,15 @@
 
 use chatkeep_vault_protocol::Suite;
 use chatkeep_vault_protocol::answer::DestroyReason;
+use chatkeep_vault_protocol::cbor::Fixed;
+use chatkeep_vault_protocol::message::ArchiveHead;
 use zeroize::Zeroizing;
 
 /// Length of every record before sealing: a live account and a tombstone look the same from outside.
-pub const RECORD_LEN: usize = 320;
-const FORMAT: u8 = 1;
+pub const RECORD_LEN: usize = 384;
+const FORMAT: u8 = 2;
+/// Records of format 1 end before [`Live::archive_head`]; the next write makes them format 2.
+const RECORD_LEN_1: usize = 320;
 
 /// One account.
 #[derive(Clone, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub struct Live {
     pub challenge: Option<[u8; 32]>,
     /// Hash of registration and element that were charged last.
     pub last_charged: Option<[u8; 32]>,
+    /// The newest entry of the owner's archive.
+    pub archive_head: Option<ArchiveHead>,
 }
 
 /// One OPRF key and the key that proves the knowledge of S.
@@ -78,6 +84,7 @@ const PENDING: u8 = 2;
 const FINISHED: u8 = 4;
 const CHALLENGE: u8 = 8;
 const CHARGED: u8 = 16;
+const HEAD: u8 = 32;
 
 impl Record {
     /// The bytes to seal.
@@ -99,7 +106,8 @@ impl Record {
                     | flag(live.pending.is_some(), PENDING)
                     | flag(live.pending.as_ref().is_some_and(|p| p.finished), FINISHED)
                     | flag(live.challenge.is_some(), CHALLENGE)
-                    | flag(live.last_charged.is_some(), CHARGED);
+                    | flag(live.last_charged.is_some(), CHARGED)
+                    | flag(live.archive_head.is_some(), HEAD);
                 writer.put(&[FORMAT, 1, flags, 0]);
                 writer.put(&0u64.to_be_bytes());
                 writer.registration(live.active.as_ref());
@@ -115,6 +123,10 @@ impl Record {
                 writer.put(&live.frozen_until_s.to_be_bytes());
                 writer.put(&live.challenge.unwrap_or_default());
                 writer.put(&live.last_charged.unwrap_or_default());
+                let head = live.archive_head;
+                writer.put(&head.map_or([0; 16], |head| head.tag.0));
+                writer.put(&head.map_or(0, |head| head.seq).to_be_bytes());
+                writer.put(&head.map_or([0; 32], |head| head.digest.0));
             }
         }
         writer.bytes
@@ -122,13 +134,16 @@ impl Record {
 
     /// Reads what [`Self::encode`] wrote; `None` for anything else.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
-        if bytes.len() != RECORD_LEN {
+        let mut padded = Zeroizing::new([0; RECORD_LEN]);
+        let expected = if bytes.len() == RECORD_LEN_1 { 1 } else { FORMAT };
+        if ![RECORD_LEN, RECORD_LEN_1].contains(&bytes.len()) {
             return None;
         }
-        let mut reader = Reader(bytes);
+        padded[..bytes.len()].copy_from_slice(bytes);
+        let mut reader = Reader(&padded[..]);
         let [format, kind, flags, reason] = reader.take()?;
         let seq = u64::from_be_bytes(reader.take()?);
-        if format != FORMAT {
+        if format != expected {
             return None;
         }
         if kind == 2 {
@@ -160,6 +175,7 @@ impl Record {
             frozen_until_s: u64::from_be_bytes(reader.take()?),
             challenge: Some(reader.take()?).filter(|_| flags & CHALLENGE != 0),
             last_charged: Some(reader.take()?).filter(|_| flags & CHARGED != 0),
+            archive_head: Some(reader.archive_head()?).filter(|_| flags & HEAD != 0),
         })))
     }
 }
@@ -195,6 +211,12 @@ impl Reader<'_> {
         let (taken, rest) = self.0.split_at_checked(N)?;
         self.0 = rest;
         taken.try_into().ok()
+    }
+
+    fn archive_head(&mut self) -> Option<ArchiveHead> {
+        let tag = Fixed(self.take()?);
+        let seq = u64::from_be_bytes(self.take()?);
+        Some(ArchiveHead { tag, seq, digest: Fixed(self.take()?) })
     }
 
     /// The outer `None` is a record that cannot be read.
@@ -237,6 +259,7 @@ mod tests {
             frozen_until_s: 10,
             challenge: Some([11; 32]),
             last_charged: Some([12; 32]),
+            archive_head: Some(ArchiveHead { tag: Fixed([13; 16]), seq: 14, digest: Fixed([15; 32]) }),
         };
         for record in [
             Record::Live(Box::new(full)),
@@ -246,6 +269,17 @@ mod tests {
             let bytes = record.encode();
             assert!(Record::decode(&*bytes).unwrap() == record);
         }
+    }
+
+    #[test]
+    fn a_record_of_format_1_still_opens() {
+        let live =
+            Live { active: Some(registration(1)), left: 6, last_charged: Some([12; 32]), ..Live::default() };
+        let record = Record::Live(Box::new(live));
+        let mut bytes = *record.encode();
+        bytes[0] = 1;
+        assert!(Record::decode(&bytes[..RECORD_LEN_1]).unwrap() == record);
+        assert!(Record::decode(&bytes).is_none());
     }
 
     #[test]

@@ -6,8 +6,8 @@ use chatkeep_vault_protocol::answer::{Answer, Charged, Counters, DestroyReason, 
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
 use chatkeep_vault_protocol::limits::{FREEZE_MAX_S, PENDING_LIFETIME_S};
 use chatkeep_vault_protocol::message::{
-    Begin, Commit, Envelope, Finish, Freeze, Guess, Operation, Prove, Request, Signed, owner_message,
-    prove_message, verify,
+    Begin, Commit, Envelope, Finish, Freeze, Guess, Operation, Prove, Request, Signed, WitnessHead,
+    owner_message, prove_message, verify,
 };
 use rand_core::CryptoRngCore;
 use sha2::{Digest as _, Sha256};
@@ -119,7 +119,11 @@ pub fn step(
         Request::Status(request) => status(&live, request, nonce, context),
         Request::Freeze(request) => freeze(live, request, context),
         Request::Destroy(request) => destroy(&live, request, nonce, context),
-        Request::Begin(_) | Request::Info(_) => refuse(Refusal::Malformed),
+        Request::WitnessHead(request) => witness_head(live, request, context),
+        Request::Head(request) => head(&live, request, nonce, context),
+        Request::Begin(_) | Request::Info(_) | Request::Cosign(_) | Request::Latest(_) => {
+            refuse(Refusal::Malformed)
+        }
     }
 }
 
@@ -231,6 +235,7 @@ fn commit(mut live: Live, request: &Commit, context: &Context<'_>) -> Step {
                 left: pending.max,
                 max: pending.max,
                 frozen_until_s: live.frozen_until_s,
+                archive_head: live.archive_head,
                 ..Live::default()
             };
             write(live, Answer::Active { seq: context.seq })
@@ -356,6 +361,33 @@ fn destroy(live: &Live, request: &Signed, nonce: &[u8; 16], context: &Context<'_
     Step {
         record: Some(Record::Tombstone { reason, seq }),
         reply: Reply::Answer(Answer::Destroyed { reason, seq }),
+    }
+}
+
+/// Remembers the newest entry of an archive; only ever forward, so an old request, sent again, hides nothing.
+fn witness_head(mut live: Live, request: &WitnessHead, context: &Context<'_>) -> Step {
+    let signed = Signed { account: request.account, epoch: request.epoch, signature: request.signature };
+    let asked = request.head;
+    if let Err(no) = check_owner(&live, &signed, Operation::WitnessHead { head: &asked }, context) {
+        return say(no);
+    }
+    match live.archive_head {
+        // an account belongs to one keyslot, and that to one archive
+        Some(known) if known.tag != asked.tag => refuse(Refusal::Conflict),
+        Some(known) if known.seq > asked.seq => refuse(Refusal::OutOfOrder),
+        Some(known) if known.seq == asked.seq && known != asked => refuse(Refusal::Conflict),
+        Some(known) if known == asked => say(Answer::Head { head: Some(known) }),
+        _ => {
+            live.archive_head = Some(asked);
+            write(live, Answer::Head { head: Some(asked) })
+        }
+    }
+}
+
+fn head(live: &Live, request: &Signed, nonce: &[u8; 16], context: &Context<'_>) -> Step {
+    match check_owner(live, request, Operation::Head { nonce }, context) {
+        Ok(()) => say(Answer::Head { head: live.archive_head }),
+        Err(no) => say(no),
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub(crate) mod program;
 pub(crate) mod soft_token;
+pub(crate) mod witnessed;
 
 use std::fs::File;
 use std::path::Path;

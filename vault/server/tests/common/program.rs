@@ -19,7 +19,11 @@ pub(crate) struct Served {
 impl Served {
     /// Waits until it says that it listens.
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        Self::when_ready(command.stdout(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// As [`Self::start`], of a program whose output is piped.
+    pub(crate) fn when_ready(mut child: Child) -> Self {
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
