@@ -277,10 +277,13 @@ async fn answer(config: &Config, parts: Parts) -> anyhow::Result<()> {
                 }
                 Err(error) => break Err(error.into()),
             },
-            what = failure.recv() => {
+            what = failure.recv() => break match what {
                 // what is durable is unknown: stop answering, start again from the disk
-                break Err(anyhow::anyhow!("stopped: {}", what.unwrap_or_default()));
-            }
+                Some(what) => Err(anyhow::anyhow!("stopped: {what}")),
+                None if serving => Err(anyhow::anyhow!("stopped")),
+                // the check at the start came to an end: that knows why
+                None => Err((&mut started).await?.err().map_or_else(|| anyhow::anyhow!("stopped"), Into::into)),
+            },
             _ = renewal.tick() => {
                 // a device that is busy or away for a moment: the next day is early enough
                 if let Err(error) = renew(&vault, &leaf, &*identity) {
