@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use crate::cells::CellConfig;
 use crate::core::Policy;
+use crate::store::StoreConfig;
 
 /// `config.toml`; see `config.example.toml`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -24,6 +26,12 @@ pub struct Config {
     /// Bounds on guessing.
     #[serde(default)]
     pub policy: PolicyConfig,
+    /// Where records are kept.
+    #[serde(default)]
+    pub store: StoreConfig,
+    /// Which accounts are served, if not all.
+    #[serde(default)]
+    pub cell: Option<CellConfig>,
 }
 
 /// `[policy]`; what is absent is the default.
@@ -109,6 +117,7 @@ mod tests {
         assert_eq!(config.policy.policy(false).unwrap(), Policy::default());
         assert_eq!(config.connections_max, default_connections_max());
         assert!(!config.insecure_dev);
+        assert_eq!((config.store, config.cell), (StoreConfig::default(), None));
     }
 
     #[test]

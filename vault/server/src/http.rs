@@ -116,16 +116,20 @@ async fn respond(vault: &Vault, request: Request<Incoming>) -> Response<Full<Byt
 fn page(vault: &Vault) -> String {
     let info = vault.info();
     let mut page = format!(
-        "{}\nidentity: {}\nhsm: {}\nanchor: {}\nsuites: {:?}\nattempts: {}\ndelays (s): {:?}\n",
+        "{}\nidentity: {}\nhsm: {}\nanchor: {}\nstore: {}\nsuites: {:?}\nattempts: {}\ndelays (s): {:?}\n",
         info.software,
         Identity(vault.identity()),
         vault.hsm(),
         info.anchor,
+        info.store,
         info.suites,
         info.attempts_max,
         info.delays_s
     );
     writeln!(page, "failures in a lifetime: {}", info.lifetime_failures_max).expect("a string takes text");
+    if let Some(cell) = vault.cell() {
+        writeln!(page, "accounts: {cell}").expect("a string takes text");
+    }
     if info.insecure_dev {
         page.push_str("insecure_dev: keys are in software. For development only, not for a real backup.\n");
     }

@@ -3,8 +3,7 @@
 //! Order of every batch: decide, commit, anchor, then release the answers. Evaluations and signatures are made by
 //! whoever waits for the answer, so the writing thread does nothing but decide and write.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, RwLock};
@@ -17,6 +16,7 @@ use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
 use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Revisions};
+use crate::cells::Place;
 use crate::core::{Context, Policy, Record, Reply, step};
 use crate::hsm::{IdentityKey, OprfRoot, Sealer};
 use crate::store::{Head, Row, Store, StoreError, Write};
@@ -40,6 +40,8 @@ pub struct Parts {
     pub policy: Policy,
     /// Whether it serves although its keys are in software.
     pub insecure_dev: bool,
+    /// Which accounts it serves, if not all.
+    pub place: Option<Place>,
     /// Seconds since 1970.
     pub clock: Clock,
 }
@@ -71,7 +73,9 @@ struct Shared {
     keys: Keys,
     policy: Policy,
     insecure_dev: bool,
+    place: Option<Place>,
     anchor_name: &'static str,
+    store_name: &'static str,
     clock: Clock,
     seq: AtomicU64,
     evaluations: AtomicU64,
@@ -104,12 +108,19 @@ impl Vault {
         on_failure: impl FnOnce(String) + Send + 'static,
     ) -> Result<Self, AnchorError> {
         let (head, revisions) = parts.digester.check(&mut *parts.store, &mut *parts.anchor)?;
+        if let Some(place) = &parts.place
+            && !revisions.keys().all(|account| place.cell.contains(account))
+        {
+            return Err(AnchorError::OtherCell);
+        }
         let shared = Arc::new(Shared {
             signer: RwLock::new(Arc::new(Signer::new(&*parts.keys.identity, (parts.clock)()))),
             keys: parts.keys,
             policy: parts.policy,
             insecure_dev: parts.insecure_dev,
+            place: parts.place,
             anchor_name: parts.anchor.name(),
+            store_name: parts.store.name(),
             clock: parts.clock,
             seq: AtomicU64::new(head.seq),
             evaluations: AtomicU64::new(0),
@@ -177,6 +188,11 @@ impl Vault {
         self.shared.info()
     }
 
+    /// Which accounts it serves, for people; `None`: all.
+    pub fn cell(&self) -> Option<String> {
+        self.shared.place.as_ref().map(Place::describe)
+    }
+
     /// Where the keys are.
     pub fn hsm(&self) -> &'static str {
         self.shared.keys.name
@@ -188,7 +204,11 @@ impl Vault {
             return Ok(Some(Answer::Refused { why: Refusal::Malformed }));
         };
         if let Request::Info(_) = envelope.request {
-            return Ok(Some(Answer::Info(self.shared.info())));
+            return Ok(Some(Answer::Info(Box::new(self.shared.info()))));
+        }
+        let there = self.shared.place.as_ref().zip(envelope.request.account());
+        if let Some(elsewhere) = there.and_then(|(place, account)| place.elsewhere(&account)) {
+            return Ok(Some(elsewhere));
         }
         match self.jobs.as_ref().ok_or(Stopped)?.try_send(Job { envelope, done }) {
             Ok(()) => Ok(None),
@@ -216,6 +236,7 @@ impl Shared {
             delays_s: self.policy.delays_s.clone(),
             lifetime_failures_max: self.policy.lifetime_failures_max,
             anchor: self.anchor_name.to_owned(),
+            store: self.store_name.to_owned(),
             insecure_dev: self.insecure_dev,
             seq: self.seq.load(Ordering::Acquire),
             software: concat!("chatkeep-vault ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -282,6 +303,8 @@ struct Writer {
     revisions: Revisions,
 }
 
+type Batch = HashMap<[u8; 16], Touched>;
+
 /// One account within a batch: as it is stored, and as the batch will leave it.
 struct Touched {
     stored: Option<Row>,
@@ -295,12 +318,12 @@ impl Writer {
             let mut jobs = vec![first];
             jobs.extend(queue.try_iter().take(BATCH_MAX - 1));
             let mut replies = Vec::with_capacity(jobs.len());
-            let mut touched = HashMap::new();
+            let mut touched = self.load(&jobs)?;
             for job in jobs {
-                // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
-                let reply = self.decide(&mut touched, &job.envelope)?;
+                let reply = self.decide(&mut touched, &job.envelope);
                 replies.push((job.done, reply));
             }
+            // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
             self.commit(touched)?;
             for (done, reply) in replies {
                 done(Some(reply));
@@ -309,24 +332,27 @@ impl Writer {
         Ok(())
     }
 
-    fn decide(
-        &mut self,
-        touched: &mut HashMap<[u8; 16], Touched>,
-        envelope: &Envelope,
-    ) -> Result<Reply, WriterError> {
-        let Some(account) = envelope.request.account() else {
-            return Ok(Reply::Answer(Answer::Refused { why: Refusal::Malformed }));
-        };
-        let entry = match touched.entry(account) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => {
-                let stored = self.store.load(&account)?;
-                if stored.as_ref().map(|row| row.revision) != self.revisions.get(&account).copied() {
-                    return Err(WriterError::PutBack);
-                }
-                let record = stored.as_ref().map(|row| self.shared.open(&account, row)).transpose()?;
-                entry.insert(Touched { stored, record, changed: false })
+    /// The accounts that `jobs` are about, as they are stored.
+    fn load(&mut self, jobs: &[Job]) -> Result<Batch, WriterError> {
+        let accounts: BTreeSet<[u8; 16]> =
+            jobs.iter().filter_map(|job| job.envelope.request.account()).collect();
+        let accounts: Vec<[u8; 16]> = accounts.into_iter().collect();
+        let rows = self.store.load(&accounts)?;
+        let mut batch = Batch::with_capacity(accounts.len());
+        for (account, stored) in accounts.into_iter().zip(rows) {
+            if stored.as_ref().map(|row| row.revision) != self.revisions.get(&account).copied() {
+                return Err(WriterError::PutBack);
             }
+            let record = stored.as_ref().map(|row| self.shared.open(&account, row)).transpose()?;
+            batch.insert(account, Touched { stored, record, changed: false });
+        }
+        Ok(batch)
+    }
+
+    fn decide(&self, batch: &mut Batch, envelope: &Envelope) -> Reply {
+        let entry = envelope.request.account().and_then(|account| batch.get_mut(&account));
+        let Some(entry) = entry else {
+            return Reply::Answer(Answer::Refused { why: Refusal::Malformed });
         };
         let context = Context {
             identity: &self.shared.keys.identity.public(),
@@ -340,10 +366,10 @@ impl Writer {
             entry.record = Some(record);
             entry.changed = true;
         }
-        Ok(step.reply)
+        step.reply
     }
 
-    fn commit(&mut self, touched: HashMap<[u8; 16], Touched>) -> Result<(), WriterError> {
+    fn commit(&mut self, touched: Batch) -> Result<(), WriterError> {
         let mut root = self.head.root;
         let mut writes = Vec::new();
         for (account, entry) in touched {
@@ -361,7 +387,8 @@ impl Writer {
         let head = self.digester.head(self.head.seq + 1, root, self.head.root);
         self.store.commit_batch(&head, &writes)?;
         self.revisions.extend(writes.iter().map(|write| (write.account, write.row.revision)));
-        self.anchor.advance(&Anchored { seq: head.seq, root: head.root })?;
+        let previous = Anchored { seq: self.head.seq, root: self.head.root };
+        self.anchor.advance_from(&previous, &Anchored { seq: head.seq, root: head.root })?;
         self.shared.seq.store(head.seq, Ordering::Release);
         self.head = head;
         Ok(())

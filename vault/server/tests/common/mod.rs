@@ -1,6 +1,8 @@
 //! Vaults in this process, on real disks, and a liar.
 #![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part of this")]
 
+pub(crate) mod postgres;
+
 use std::fs::File;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
