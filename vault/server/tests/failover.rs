@@ -4,12 +4,10 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::io::{BufRead as _, BufReader, Read as _};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use chatkeep_vault_client::{
     CourierTransport, DirectTransport, Transport, TransportError, VaultError, VaultPin,
@@ -20,8 +18,9 @@ use chatkeep_vault_server::setup;
 use chatkeep_vault_server::store::{PostgresConfig, PostgresStore, StoreConfig};
 use chatkeep_vault_server::vault::Vault;
 use common::postgres::{Cluster, eventually};
+use common::process::{PROGRAM, Process, courier};
 use common::{enroll, unlock};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -73,11 +72,13 @@ impl World {
     }
 
     fn enroll(&self) -> Vec<u8> {
-        self.runtime.block_on(enroll(&self.transport(), &[self.pin.clone()], 1)).slot
+        self.runtime.block_on(enroll(&self.transport(), std::slice::from_ref(&self.pin), 1)).slot
     }
 
     fn guess_wrong(&self, slot: &[u8]) -> VaultError {
-        self.runtime.block_on(unlock(&self.transport(), &[self.pin.clone()], slot, b"wrong")).unwrap_err()
+        self.runtime
+            .block_on(unlock(&self.transport(), std::slice::from_ref(&self.pin), slot, b"wrong"))
+            .unwrap_err()
     }
 
     fn left_after_a_wrong_guess(&self, slot: &[u8]) -> u16 {
@@ -208,14 +209,6 @@ fn a_server_that_stops_being_safe_stops_the_vault() {
     assert!(stopped.recv().unwrap().contains("synchronous_standby_names"));
 }
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_chatkeep-vault");
-
-/// A vault's process; killed when dropped.
-struct Process {
-    child: Child,
-    output: BufReader<std::process::ChildStdout>,
-}
-
 /// A data directory, and a courier to call whoever serves it.
 struct Shared {
     dir: TempDir,
@@ -228,19 +221,14 @@ impl Shared {
         let dir = tempfile::tempdir().unwrap();
         let PostgresConfig { hosts, database, user, allow_asynchronous, .. } = config;
         let text = format!(
-            "data = {data:?}\nlisten = '127.0.0.1:0'\ninsecure_dev = true\n[policy]\ndelays = []\n[store]
+            "data = '{data}'\nlisten = '127.0.0.1:0'\ninsecure_dev = true\n[policy]\ndelays = []\n[store]
              kind = 'postgres'\nhosts = {hosts:?}\ndatabase = {database:?}\nuser = {user:?}
              allow_asynchronous = {allow_asynchronous}\npatience = '50s'\n",
-            data = dir.path().join("data"),
+            data = dir.path().join("data").display(),
         );
         std::fs::write(dir.path().join("config.toml"), text).unwrap();
         let runtime = Runtime::new().unwrap();
-        let socket = dir.path().join("courier.sock");
-        let transport = runtime.block_on(async {
-            let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-            tokio::spawn(chatkeep_vault_courier::serve(listener, Duration::from_mins(10)));
-            CourierTransport::new(socket)
-        });
+        let transport = runtime.block_on(async { courier(dir.path()) });
         let shared = Self { dir, transport, runtime };
         let made = shared.program("init").output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -254,62 +242,24 @@ impl Shared {
     }
 
     fn spawn(&self) -> Process {
-        let mut program = self.program("serve");
-        let mut child = program.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        Process { child, output }
+        Process::start(&mut self.program("serve"))
     }
 
     fn left_after_a_wrong_guess(&self, pin: &VaultPin, slot: &[u8]) -> Result<u16, VaultError> {
         let transport: &dyn Transport = &self.transport;
-        let error = self.runtime.block_on(unlock(transport, &[pin.clone()], slot, b"wrong")).unwrap_err();
+        let error =
+            self.runtime.block_on(unlock(transport, std::slice::from_ref(pin), slot, b"wrong")).unwrap_err();
         if let VaultError::Unreachable { .. } = error { Err(error) } else { Ok(left(&error)) }
     }
 
     fn enroll(&self, pin: &VaultPin) -> Vec<u8> {
-        let kdf = chatkeep_vault_client::KdfParams::TESTING;
-        let (context, password, key) = (&common::CONTEXT, common::PASSWORD, &common::KEY);
-        let mut rng = rand_core::OsRng;
-        let pins = [pin.clone()];
-        let registered =
-            chatkeep_vault_client::register(&self.transport, &pins, 1, context, password, key, kdf, &mut rng);
-        self.runtime.block_on(registered).unwrap().slot
+        let pins = std::slice::from_ref(pin);
+        self.runtime.block_on(enroll(&self.transport, pins, 1)).slot
     }
 
     fn anchored(&self) -> u64 {
         let bytes = std::fs::read(self.dir.path().join("data").join(ANCHOR_FILE)).unwrap();
         u64::from_be_bytes(bytes[..8].try_into().unwrap())
-    }
-}
-
-impl Process {
-    /// Waits until it serves.
-    fn pin(&mut self) -> VaultPin {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let ["listening", "on", url, "identity", identity] = words[..] else { panic!("`{line}`") };
-        let identity: chatkeep_vault_client::Identity = identity.parse().unwrap();
-        VaultPin { name: "cell".to_owned(), url: url.to_owned(), identity: identity.0 }
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Waits until it ends by itself, and gives its last words.
-    fn last_words(mut self) -> String {
-        let mut words = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut words).unwrap();
-        assert!(!self.child.wait().unwrap().success(), "{words}");
-        words
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().unwrap();
     }
 }
 

@@ -11,7 +11,7 @@ use chatkeep_vault_server::cells::{Cell, CellMap, Place};
 use chatkeep_vault_server::store::{
     DATABASE_FILE, Head, PostgresConfig, PostgresStore, Row, SqliteStore, Store, StoreError, Write,
 };
-use common::postgres::{Cluster, DATABASE, Node};
+use common::postgres::{Cluster, DATABASE, Node, eventually};
 use tempfile::TempDir;
 
 /// Where a store is, so that it can be opened again, twice, or changed behind its back.
@@ -391,4 +391,84 @@ fn the_table_of_a_cell_takes_only_its_accounts() {
         assert!(matches!(error, StoreError::Database(_)), "{error}");
         assert_eq!(store.head().unwrap(), head(1));
     }
+}
+
+/// Certificate and key of a server on this machine, and the authority's certificate.
+fn certificate() -> (String, String, String) {
+    let key = || rcgen::KeyPair::generate().unwrap();
+    let mut authority = rcgen::CertificateParams::default();
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority = rcgen::CertifiedIssuer::self_signed(authority, key()).unwrap();
+    let server = key();
+    let names = vec!["localhost".to_owned()];
+    let certificate = rcgen::CertificateParams::new(names).unwrap().signed_by(&server, &authority).unwrap();
+    let certificates = [certificate.der(), authority.der()].map(|der| pem("CERTIFICATE", der));
+    let [certificate, authority] = certificates;
+    (certificate, pem("PRIVATE KEY", &server.serialize_der()), authority)
+}
+
+/// By hand (RFC 7468): what makes the certificates is built without it.
+fn pem(label: &str, der: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut base64 = String::new();
+    for three in der.chunks(3) {
+        let bits = [0, 1, 2].map(|n| u32::from(*three.get(n).unwrap_or(&0)));
+        let bits = bits[0] << 16 | bits[1] << 8 | bits[2];
+        for digit in 0..4 {
+            let used = digit <= three.len();
+            base64.push(if used { DIGITS[(bits >> (18 - 6 * digit) & 63) as usize] as char } else { '=' });
+        }
+        if base64.len() % 65 == 64 {
+            base64.push('\n');
+        }
+    }
+    format!("-----BEGIN {label}-----\n{base64}\n-----END {label}-----\n")
+}
+
+#[test]
+fn over_a_network_there_is_tls_with_the_right_authority_and_a_password() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let cluster = Cluster::listening(port, "listen_addresses = '127.0.0.1'");
+    let server = cluster.node("a");
+    let (certificate, key, authority) = certificate();
+    server.give("server.crt", &certificate);
+    server.give("server.key", &key);
+    server.configure("ssl = on");
+    eventually("TLS is on", || server.sql("SHOW ssl") == "on");
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, content: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        Some(path)
+    };
+    let mut config = PostgresConfig {
+        hosts: vec![format!("localhost:{port}")],
+        tls_ca: file("ca", &authority),
+        password_file: file("password", "pass word\n"),
+        allow_asynchronous: true,
+        ..cluster.config()
+    };
+    config.patience.seconds = 1;
+    PostgresStore::create(&config, &Cell::WHOLE, &head(0)).unwrap();
+    let mut store = PostgresStore::open(&config, &mut || {}).unwrap();
+    store.commit_batch(&head(1), &[write(1, 1)]).unwrap();
+    let sql =
+        "SELECT DISTINCT version FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE usename = 'vault'";
+    assert_eq!(server.sql(sql), "TLSv1.3");
+    drop(store);
+
+    let open =
+        |config: &PostgresConfig| PostgresStore::open(config, &mut || {}).err().expect("it is refused");
+    let another = PostgresConfig { tls_ca: file("other", &self::certificate().2), ..config.clone() };
+    assert!(matches!(open(&another), StoreError::Unreachable { what } if what.contains("certificate")));
+    let another = PostgresConfig { hosts: vec![format!("127.0.0.1:{port}")], ..config.clone() };
+    assert!(matches!(open(&another), StoreError::Unreachable { what } if what.contains("certificate")));
+    let wrong = PostgresConfig { password_file: file("wrong", "password"), ..config.clone() };
+    assert!(matches!(open(&wrong), StoreError::Database(_)));
+    let clear = PostgresConfig { tls_ca: None, ..config.clone() };
+    assert!(matches!(open(&clear), StoreError::Unsafe { what } if what.contains("TLS")));
+    server.configure("ssl = off");
+    eventually("TLS is off", || server.sql("SHOW ssl") == "off");
+    assert!(matches!(open(&config), StoreError::Unreachable { what } if what.contains("TLS")));
 }

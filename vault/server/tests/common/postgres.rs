@@ -23,6 +23,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) struct Node {
     pub(crate) name: &'static str,
     dir: PathBuf,
+    port: u16,
     process: Mutex<Option<Child>>,
 }
 
@@ -73,13 +74,13 @@ pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
 }
 
 impl Node {
-    fn new(name: &'static str, base: &Path) -> Self {
+    fn new(name: &'static str, base: &Path, port: u16) -> Self {
         let dir = base.join(name);
         std::fs::create_dir(&dir).unwrap();
         if let Some((user, group)) = owner() {
             std::os::unix::fs::chown(&dir, Some(user), Some(group)).unwrap();
         }
-        Self { name, dir, process: Mutex::new(None) }
+        Self { name, dir, port, process: Mutex::new(None) }
     }
 
     pub(crate) fn data(&self) -> PathBuf {
@@ -89,6 +90,16 @@ impl Node {
     /// How a vault names it.
     pub(crate) fn host(&self) -> String {
         self.dir.to_str().unwrap().to_owned()
+    }
+
+    /// A file in its folder that only it may read.
+    pub(crate) fn give(&self, name: &str, content: &str) {
+        let path = self.data().join(name);
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        if let Some((user, group)) = owner() {
+            std::os::unix::fs::chown(&path, Some(user), Some(group)).unwrap();
+        }
     }
 
     /// Adds to its settings; the last word counts.
@@ -152,7 +163,7 @@ impl Node {
         let output = Command::new(path)
             .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d"])
             .arg(database)
-            .args(["-h", &self.host(), "-c", sql])
+            .args(["-h", &self.host(), "-p", &self.port.to_string(), "-c", sql])
             .output()
             .unwrap();
         if output.status.success() {
@@ -214,9 +225,14 @@ fn children(parent: Pid) -> Vec<Pid> {
 impl Cluster {
     /// One server that nobody follows, and which says so.
     pub(crate) fn alone() -> Self {
+        Self::listening(5432, "")
+    }
+
+    /// As [`Self::alone`], on a port of this machine, too, with more settings.
+    pub(crate) fn listening(port: u16, settings: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("ckpg").tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-        let node = Node::new("a", dir.path());
+        let node = Node::new("a", dir.path(), port);
         run(unprivileged("initdb").args(["-U", "postgres", "-E", "UTF8", "--locale=C", "--no-sync"]).args([
             "--auth-local=trust",
             "--auth-host=scram-sha-256",
@@ -225,7 +241,8 @@ impl Cluster {
         ]));
         node.configure(&format!(
             "unix_socket_directories = '{}'\nlisten_addresses = ''\nshared_buffers = 16MB\nmax_connections = 40
-             autovacuum = off\nwal_retrieve_retry_interval = 100ms\nwal_receiver_status_interval = 1s",
+             autovacuum = off\nwal_retrieve_retry_interval = 100ms\nwal_receiver_status_interval = 1s\nport = {port}
+             {settings}",
             node.host()
         ));
         node.start();
@@ -238,7 +255,7 @@ impl Cluster {
     pub(crate) fn of_three() -> Self {
         let mut cluster = Self::alone();
         for name in ["b", "c"] {
-            let node = Node::new(name, cluster.dir.path());
+            let node = Node::new(name, cluster.dir.path(), 5432);
             node.copy_of(&cluster.nodes[0]);
             cluster.nodes.push(node);
         }
