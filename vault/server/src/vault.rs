@@ -19,7 +19,7 @@ use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Revisions};
 use crate::cells::Place;
 use crate::core::{Context, Policy, Record, Reply, step};
 use crate::hsm::{IdentityKey, OprfRoot, Sealer};
-use crate::store::{Head, Row, Store, StoreError, Write};
+use crate::store::{self, Head, Row, Store, StoreError, Write};
 
 /// Requests that may wait; beyond it `busy` is answered and nothing charged.
 const QUEUE_LEN: usize = 1024;
@@ -138,7 +138,7 @@ impl Vault {
             .name("vault-writer".to_owned())
             .spawn(move || {
                 if let Err(error) = writer.run(&queue) {
-                    on_failure(error.to_string());
+                    on_failure(store::chain(&error));
                 }
             })
             .map_err(AnchorError::Io)?;

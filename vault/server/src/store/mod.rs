@@ -106,6 +106,20 @@ impl StoreError {
     }
 }
 
+/// An error and all that is below it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut below = error.source();
+    while let Some(error) = below {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        below = error.source();
+    }
+    text
+}
+
 /// Kept records. One writer; the caller is its only user.
 ///
 /// Every implementation passes the cases of `tests/stores.rs`.

@@ -15,7 +15,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, Socket, St
 use super::tls::Tls;
 use crate::cells::Cell;
 use crate::store::settings::{Address, Host};
-use crate::store::{Head, Row, SEALED_LEN_MAX, StoreError, Write};
+use crate::store::{Head, Row, SEALED_LEN_MAX, StoreError, Write, chain};
 
 /// For one statement, its commit included. A server that is slower is given up, and another one looked for.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
@@ -442,18 +442,4 @@ fn sort(error: tokio_postgres::Error) -> Trouble {
     } else {
         Trouble::Final(StoreError::Database(Box::new(error)))
     }
-}
-
-/// An error and all that is below it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut below = error.source();
-    while let Some(error) = below {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        below = error.source();
-    }
-    text
 }
