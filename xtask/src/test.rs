@@ -5,11 +5,12 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// A program that a test runs for real, and the Debian package that has it.
-const NEEDED: [(&str, &str); 7] = [
+/// A program that a test runs for real, and the Debian package that has it. Some are not on the path.
+const NEEDED: [(&str, &str); 8] = [
     ("dbus-daemon", "dbus-daemon"),
     ("dbus-monitor", "dbus-bin"),
     ("gnome-keyring-daemon", "gnome-keyring"),
+    ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
     ("sqlcipher", "sqlcipher"),
     ("systemd-analyze", "systemd"),
     ("python3", "python3"),
@@ -87,6 +88,7 @@ fn bring_up() -> Result<()> {
 
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
+    // joined to a folder, a path from the root stays what it is
     std::env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 

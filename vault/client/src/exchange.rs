@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use chatkeep_vault_protocol::answer::{self, Answer};
+use chatkeep_vault_protocol::answer::{self, Answer, Body};
+use chatkeep_vault_protocol::limits::{CELL_ADDRESSES_MAX, URL_LEN_MAX};
 use chatkeep_vault_protocol::message::{Envelope, Request};
 use chatkeep_vault_protocol::slot::Slot;
 use chatkeep_vault_protocol::{KdfFloor, SlotError, VaultPin};
@@ -78,16 +79,50 @@ pub(crate) fn envelopes(
     requests.into_iter().map(|request| Envelope::new(request, rng)).collect()
 }
 
+/// Asks one vault, and again where it says that the account is.
 pub(crate) async fn ask(
     transport: &dyn Transport,
     vault: &VaultPin,
     envelope: &Envelope,
 ) -> Result<Answered, VaultError> {
     let request = envelope.encode();
+    let mut body = ask_there(transport, vault, &request).await?;
+    if let Answer::Elsewhere { urls, .. } = &body.answer {
+        body = ask_elsewhere(transport, vault, urls, &request).await?;
+    }
+    let answer = refusal(vault, body.answer)?;
+    Ok(Answered { answer, hsm: body.hsm })
+}
+
+/// Asks another cell of the same vault. It proves the same identity, so the address needs no trust.
+async fn ask_elsewhere(
+    transport: &dyn Transport,
+    vault: &VaultPin,
+    urls: &[String],
+    request: &[u8],
+) -> Result<Body, VaultError> {
+    let protocol = |what: &str| VaultError::Protocol { vault: vault.name.clone(), what: what.to_owned() };
+    let mut last = protocol("an account that is nowhere");
+    let usable = |url: &&String| url.starts_with("https://") && url.len() <= URL_LEN_MAX;
+    for url in urls.iter().filter(usable).take(CELL_ADDRESSES_MAX) {
+        let there = VaultPin { url: url.clone(), ..vault.clone() };
+        match ask_there(transport, &there, request).await {
+            Ok(Body { answer: Answer::Elsewhere { .. }, .. }) => {
+                return Err(protocol("cells that send each other the account"));
+            }
+            // a standby does not listen until it is the active one
+            Err(error @ VaultError::Unreachable { .. }) => last = error,
+            other => return other,
+        }
+    }
+    Err(last)
+}
+
+async fn ask_there(transport: &dyn Transport, vault: &VaultPin, request: &[u8]) -> Result<Body, VaultError> {
     let mut tries = 1;
     let started = Instant::now();
     let bytes = loop {
-        match transport.call(vault, request.clone()).await {
+        match transport.call(vault, request.to_vec()).await {
             Ok(bytes) => break bytes,
             Err(TransportError::Unreachable { .. }) if tries < TRIES && started.elapsed() < PATIENCE => {
                 tries += 1;
@@ -97,10 +132,8 @@ pub(crate) async fn ask(
         tokio::time::sleep(PAUSE).await;
     };
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let body = answer::verify(&bytes, &vault.identity, &request, now_s)
-        .map_err(|error| VaultError::answer(&vault.name, error))?;
-    let answer = refusal(vault, body.answer)?;
-    Ok(Answered { answer, hsm: body.hsm })
+    answer::verify(&bytes, &vault.identity, request, now_s)
+        .map_err(|error| VaultError::answer(&vault.name, error))
 }
 
 /// Signed answers that are no are errors; `Frozen` and `Destroyed` are so only where they were not asked for.

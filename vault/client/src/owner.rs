@@ -114,7 +114,7 @@ pub async fn info(
 ) -> Result<(VaultInfo, String), VaultError> {
     let answered = ask(transport, vault, &Envelope::new(Request::Info(Info {}), rng)).await?;
     match answered.answer {
-        Answer::Info(info) => Ok((info, answered.hsm)),
+        Answer::Info(info) => Ok((*info, answered.hsm)),
         _ => Err(unexpected(vault)),
     }
 }

@@ -241,12 +241,16 @@ fn answers() -> Value {
         delays_s: vec![0, 60],
         lifetime_failures_max: 100,
         anchor: "file".to_owned(),
+        store: String::new(),
         insecure_dev: true,
         seq: 5,
         software: "vault 1".to_owned(),
     };
+    let with_store = VaultInfo { store: "postgres".to_owned(), ..info.clone() };
+    let urls = vec!["https://cell-3.example:8443".to_owned()];
     let said = [
-        ("info", Answer::Info(info)),
+        ("info", Answer::Info(Box::new(info))),
+        ("info with store", Answer::Info(Box::new(with_store))),
         ("evaluated", Answer::Evaluated { evaluated: Blob(vec![7; 33]), expires_s: NOW }),
         ("pending", Answer::Pending {}),
         ("active", Answer::Active { seq: 6 }),
@@ -259,6 +263,7 @@ fn answers() -> Value {
         ("unknown", Answer::Unknown {}),
         ("exists", Answer::Exists {}),
         ("refused", Answer::Refused { why: Refusal::Challenge }),
+        ("elsewhere", Answer::Elsewhere { urls, map_version: 7 }),
         ("busy", Answer::Busy {}),
         ("cosigned", Answer::Cosigned { seq: 500, root: Fixed([6; 32]) }),
         ("latest", Answer::Latest { head: Some(Box::new(signed_head(false))) }),

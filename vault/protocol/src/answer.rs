@@ -7,6 +7,8 @@ use sha2::{Digest as _, Sha256};
 use crate::AnswerError;
 use crate::cbor::{Blob, Fixed, decode, encode};
 use crate::head::SignedHead;
+#[cfg(doc)]
+use crate::limits::CELL_ADDRESSES_MAX;
 use crate::limits::{ANSWER_LEN_MAX, CLOCK_SKEW_S, VERSION};
 use crate::message::ArchiveHead;
 
@@ -32,7 +34,7 @@ pub struct Body {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// To `info`.
-    Info(VaultInfo),
+    Info(Box<VaultInfo>),
     /// To `begin`.
     Evaluated {
         /// Evaluated element.
@@ -95,6 +97,15 @@ pub enum Answer {
         /// Which check failed.
         #[serde(rename = "y")]
         why: Refusal,
+    },
+    /// The account is in another cell of this vault. Send the same bytes there: nothing was charged or changed.
+    Elsewhere {
+        /// Where it answers, under the same identity; at most [`CELL_ADDRESSES_MAX`].
+        #[serde(rename = "u")]
+        urls: Vec<String>,
+        /// Version of the vault's map of cells.
+        #[serde(rename = "m")]
+        map_version: u64,
     },
     /// Not now. The same bytes, sent again later, are charged once at most.
     Busy {},
@@ -218,6 +229,10 @@ pub struct VaultInfo {
     /// What anchors the state against rollback: `file`, `witness`, or several joined by `+`.
     #[serde(rename = "r")]
     pub anchor: String,
+    /// What keeps the records, and what a commit survives: `sqlite` one machine's power cut, `postgres` one machine,
+    /// `postgres-asynchronous` maybe not even that.
+    #[serde(rename = "k", default, skip_serializing_if = "String::is_empty")]
+    pub store: String,
     /// Whether it was started for development: never trust it with a real backup.
     #[serde(rename = "i")]
     pub insecure_dev: bool,

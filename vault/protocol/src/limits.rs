@@ -12,6 +12,8 @@ pub const VAULTS_MAX: usize = 15;
 pub const NAME_LEN_MAX: usize = 64;
 /// Longest vault URL, in bytes.
 pub const URL_LEN_MAX: usize = 256;
+/// Most addresses of one cell of a vault: the active process, its standbys, and where they move to.
+pub const CELL_ADDRESSES_MAX: usize = 4;
 /// Longest encoded slot: 15 vaults with the longest names and URLs need 6019 bytes.
 pub const SLOT_LEN_MAX: usize = 8192;
 /// Longest password, in bytes before normalisation.

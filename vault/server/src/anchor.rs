@@ -37,6 +37,14 @@ pub trait Anchor: Send {
     fn read(&mut self) -> Result<Anchored, AnchorError>;
     /// Replaces the value.
     fn advance(&mut self, next: &Anchored) -> Result<(), AnchorError>;
+    /// Replaces the value if it is `previous`: of two processes that both think the store is theirs, one stops here.
+    fn advance_from(&mut self, previous: &Anchored, next: &Anchored) -> Result<(), AnchorError> {
+        let found = self.read()?;
+        if found != *previous {
+            return Err(AnchorError::Moved { found: found.seq, expected: previous.seq });
+        }
+        self.advance(next)
+    }
 
     /// Where the database is, seen from here. An error if it may not be there.
     fn position(&mut self, head: &Head) -> Result<Position, AnchorError> {
@@ -95,8 +103,8 @@ impl From<&Head> for Anchored {
 pub enum AnchorError {
     /// The database is not the newest one, or was changed by somebody else.
     #[error(
-        "the database is at commit {found}, the anchor at {anchored}: an old or foreign copy would give back used \
-         attempts, so this vault does not serve"
+        "the database is at commit {found}, the anchor at {anchored}: an old or foreign copy, or a server that took over \
+         without the last commits, would give back used attempts, so this vault does not serve"
     )]
     RolledBack {
         /// Where the database is.
@@ -107,12 +115,22 @@ pub enum AnchorError {
     /// Rows were added, removed or exchanged.
     #[error("the records do not match their digest: the database was changed by somebody else")]
     RootMismatch,
+    /// There are records that this cell must not have: they could be guessed at here and in their own.
+    #[error("the database has records of another cell")]
+    OtherCell,
+    /// Another process advanced the anchor.
+    #[error(
+        "the anchor is at commit {found}, not at {expected} where this process left it: another one serves"
+    )]
+    Moved {
+        /// Where it is.
+        found: u64,
+        /// Where this process left it.
+        expected: u64,
+    },
     /// The anchor is missing or forged.
     #[error("the anchor is missing or not by this vault")]
     Unusable,
-    /// Two vaults would count apart.
-    #[error("the anchor is not where this vault left it: another vault uses the same token")]
-    Moved,
     /// Its seal key was destroyed, or is on another device.
     #[error(
         "{records} records are sealed with key {key_id}, which the device does not have: an old copy of the database, or \
@@ -347,7 +365,7 @@ mod tests {
 
         fn write(&mut self, anchored: bool) {
             let head = self.store.head().unwrap();
-            let old = self.store.load(&[1; 16]).unwrap();
+            let old = self.store.load(&[[1; 16]]).unwrap().remove(0);
             let new = row(head.seq + 1);
             let root = self.digester.replace(&head.root, &[1; 16], old.as_ref(), Some(&new));
             let next = self.digester.head(head.seq + 1, root, head.root);
@@ -390,6 +408,19 @@ mod tests {
         }
         world.store = SqliteStore::open(world.dir.path()).unwrap();
         assert!(matches!(world.check(), Err(AnchorError::RolledBack { found: 1, anchored: 2 })));
+    }
+
+    #[test]
+    fn an_anchor_that_somebody_else_advanced_is_not_advanced() {
+        let mut world = World::new();
+        let at = |seq| Anchored { seq, root: [seq as u8; 32] };
+        world.anchor.advance(&at(5)).unwrap();
+        let moved = world.anchor.advance_from(&at(4), &at(5)).unwrap_err();
+        assert!(matches!(moved, AnchorError::Moved { found: 5, expected: 4 }));
+        let fork = Anchored { root: [9; 32], ..at(5) };
+        assert!(world.anchor.advance_from(&fork, &at(6)).is_err());
+        world.anchor.advance_from(&at(5), &at(6)).unwrap();
+        assert_eq!(world.anchor.read().unwrap(), at(6));
     }
 
     #[test]

@@ -97,19 +97,21 @@ pub fn restore(
     for chunk in accounts.chunks(CHUNK) {
         let mut root = head.root;
         let mut writes = Vec::new();
-        for account in chunk {
-            let Some(row) = store.load(account)? else { continue };
+        for (account, row) in chunk.iter().zip(store.load(chunk)?) {
+            let Some(row) = row else { continue };
             let Some(record) = with_one_attempt(&open_record(keys, account, &row)?) else { continue };
             let new = seal_record(keys, account, row.revision + 1, &record, &mut OsRng)?;
             root = digester.replace(&root, account, Some(&row), Some(&new));
             writes.push(Write { account: *account, row: new });
         }
         done.reduced += writes.len() as u64;
-        head = digester.head(head.seq, root, head.previous_root);
-        store.commit_batch(&head, &writes)?;
+        let from = head;
+        head = digester.head(from.seq, root, from.previous_root);
+        store.commit_from(from.seq, &from.root, &head, &writes)?;
     }
-    let head = digester.head(seq, head.root, base.root);
-    store.commit_batch(&head, &[])?;
+    let from = head;
+    let head = digester.head(seq, from.root, base.root);
+    store.commit_from(from.seq, &from.root, &head, &[])?;
     for anchor in anchors {
         anchor.advance(&Anchored::from(&head))?;
     }

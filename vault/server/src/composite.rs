@@ -56,6 +56,10 @@ impl Anchor for AllOf {
         self.anchors.iter_mut().try_for_each(|anchor| anchor.advance(next))
     }
 
+    fn advance_from(&mut self, previous: &Anchored, next: &Anchored) -> Result<(), AnchorError> {
+        self.anchors.iter_mut().try_for_each(|anchor| anchor.advance_from(previous, next))
+    }
+
     fn position(&mut self, head: &Head) -> Result<Position, AnchorError> {
         let mut all = Position::Here;
         for anchor in &mut self.anchors {

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
+use crate::cells::CellConfig;
 use crate::core::Policy;
+use crate::store::StoreConfig;
 use crate::witness::config::{WitnessConfig, WitnessForConfig};
 
 /// `config.toml`; see `config.example.toml`.
@@ -38,6 +40,12 @@ pub struct Config {
     /// Vaults whose state this one remembers.
     #[serde(default)]
     pub witness_for: Vec<WitnessForConfig>,
+    /// Where records are kept.
+    #[serde(default)]
+    pub store: StoreConfig,
+    /// Which accounts are served, if not all.
+    #[serde(default)]
+    pub cell: Option<CellConfig>,
 }
 
 /// `[hsm]`.
@@ -111,6 +119,8 @@ impl Config {
             anchor: AnchorConfig::default(),
             witnesses: Vec::new(),
             witness_for: Vec::new(),
+            store: StoreConfig::default(),
+            cell: None,
         }
     }
 
@@ -214,6 +224,7 @@ mod tests {
         assert!(!config.insecure_dev);
         let HsmConfig::Pkcs11(token) = config.hsm else { panic!("the example has a token") };
         assert_eq!(token.seal_key_lifetime, default_seal_key_lifetime());
+        assert_eq!((config.store, config.cell), (StoreConfig::default(), None));
     }
 
     #[test]

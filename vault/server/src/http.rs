@@ -116,11 +116,12 @@ async fn respond(vault: &Vault, request: Request<Incoming>) -> Response<Full<Byt
 fn page(vault: &Vault) -> String {
     let info = vault.info();
     let mut page = format!(
-        "{}\nidentity: {}\nhsm: {}\nanchor: {}\nsuites: {:?}\nattempts: {}\ndelays (s): {:?}\n",
+        "{}\nidentity: {}\nhsm: {}\nanchor: {}\nstore: {}\nsuites: {:?}\nattempts: {}\ndelays (s): {:?}\n",
         info.software,
         Identity(vault.identity()),
         vault.hsm(),
         info.anchor,
+        info.store,
         info.suites,
         info.attempts_max,
         info.delays_s
@@ -128,6 +129,9 @@ fn page(vault: &Vault) -> String {
     writeln!(page, "failures in a lifetime: {}", info.lifetime_failures_max).expect("a string takes text");
     if let Some(limit) = vault.anchor_limit() {
         writeln!(page, "the anchor ({}): {limit}", info.anchor).expect("a string takes text");
+    }
+    if let Some(cell) = vault.cell() {
+        writeln!(page, "accounts: {cell}").expect("a string takes text");
     }
     if info.insecure_dev {
         page.push_str("insecure_dev: started for development only, not for a real backup.\n");

@@ -1,11 +1,12 @@
 //! The Backup Key Vault: counts password attempts and destroys its part of the key after the last.
 //!
 //! In reading order: what is decided ([`core`], pure), where the keys are ([`hsm`]), what is kept ([`store`],
-//! [`anchor`], [`composite`], [`witness`]), the one thread that joins them ([`vault`]), how the key that seals records is
-//! exchanged ([`reseal`]), and how strangers reach it ([`tls`], [`http`]). [`config`], [`setup`] and [`ceremony`] are for
-//! whoever runs it.
+//! [`anchor`], [`composite`], [`witness`]), which part of the accounts is here ([`cells`]), the one thread that joins them
+//! ([`vault`]), how the key that seals records is exchanged ([`reseal`]), and how strangers reach it ([`tls`], [`http`]).
+//! [`config`], [`setup`] and [`ceremony`] are for whoever runs it.
 
 pub mod anchor;
+pub mod cells;
 pub mod ceremony;
 pub mod composite;
 pub mod config;

@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chatkeep_vault_protocol::{Identity, head};
+use chatkeep_vault_server::cells::CellMap;
 use chatkeep_vault_server::ceremony;
 use chatkeep_vault_server::config::{Config, HsmConfig};
 use chatkeep_vault_server::hsm::{HsmError, IdentityKey};
 use chatkeep_vault_server::reseal::{self, ResealError};
-use chatkeep_vault_server::vault::{Parts, Vault};
+use chatkeep_vault_server::vault::{Starting, Vault};
 use chatkeep_vault_server::{http, setup, tls, witness};
 use clap::{Args, Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Certificates live for seven days; renewing daily leaves room for six days of trouble.
 const RENEW_EVERY: Duration = Duration::from_hours(24);
@@ -68,6 +69,13 @@ enum Command {
         /// Settings, with `[[witness]]`.
         #[arg(long)]
         config: PathBuf,
+    },
+    /// Sign a map of cells with the vault's identity, in place.
+    SignCells {
+        #[command(flatten)]
+        place: Place,
+        /// The map.
+        map: PathBuf,
     },
 }
 
@@ -152,16 +160,22 @@ fn run() -> anyhow::Result<()> {
             let state = setup::enrol_witnesses(&Config::read(&config)?)?;
             println!("a quorum of witnesses holds commit {}", head::commits(state.seq));
         }
+        Command::SignCells { place, map } => {
+            let identity = setup::identity_key(&place.config()?)?;
+            let text = std::fs::read_to_string(&map).context("the map of cells")?;
+            std::fs::write(&map, CellMap::sign(&text, &*identity)?).context("the map of cells")?;
+        }
     }
     Ok(())
 }
 
 fn status(vault: &setup::Inspected) {
     println!(
-        "identity {}\nhsm {}\nanchor {}\nseal keys {:?}\ncommits {}\nrestores {}\nrecords {}",
+        "identity {}\nhsm {}\nanchor {}\nstore {}\nseal keys {:?}\ncommits {}\nrestores {}\nrecords {}",
         Identity(vault.identity),
         vault.hsm,
         vault.anchor,
+        vault.store,
         vault.seal_keys,
         head::commits(vault.seq),
         head::restores(vault.seq),
@@ -211,25 +225,40 @@ fn restore(config: &Config, phrase: Option<&str>, anchor_lost: bool) -> anyhow::
     Ok(())
 }
 
-/// Opens keys, store and anchors outside the runtime: the ways to witnesses bring runtimes of their own.
+/// Opens keys, store and anchors outside the runtime: the store may wait for its lease, and PostgreSQL and the ways to
+/// witnesses bring runtimes of their own.
 fn serve(config: &Config) -> anyhow::Result<()> {
-    let (parts, _lock) = setup::open(config)?;
+    let mut standby = || {
+        tracing::info!("standby: another process has the store");
+        let status = sd_notify::NotifyState::Status("standby: another process has the store");
+        drop(sd_notify::notify(&[sd_notify::NotifyState::Ready, status]));
+    };
+    let (parts, _lock) = setup::open_or_wait(config, &mut standby)?;
+    let identity = parts.keys.identity.clone();
+    let (failed, failure) = mpsc::channel::<String>(2);
+    let witness_failed = failed.clone();
+    let witness = witness::config::witness(config, move |what| drop(witness_failed.try_send(what)))?;
+    // others may be needed for the check, and may need this vault for theirs: it listens meanwhile
+    let may_wait = witness.is_some() || !config.witnesses.is_empty();
+    let (vault, starting) = Vault::begin(parts, witness, true, move |what| drop(failed.try_send(what)))?;
+    let begun = Begun { vault: Arc::new(vault), starting, may_wait, failure };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()?;
-    runtime.block_on(answer(config, parts))
+    runtime.block_on(answer(config, begun, identity))
 }
 
-async fn answer(config: &Config, parts: Parts) -> anyhow::Result<()> {
-    let identity = parts.keys.identity.clone();
-    let (failed, mut failure) = tokio::sync::mpsc::channel::<String>(2);
-    let witness_failed = failed.clone();
-    let witness = witness::config::witness(config, move |what| drop(witness_failed.try_send(what)))?;
-    // others may be needed for this check, and may need this vault for theirs: it listens meanwhile
-    let may_wait = witness.is_some() || !config.witnesses.is_empty();
-    let (vault, starting) = Vault::begin(parts, witness, true, move |what| drop(failed.try_send(what)))?;
-    let vault = Arc::new(vault);
+/// A vault that may not serve yet.
+struct Begun {
+    vault: Arc<Vault>,
+    starting: Starting,
+    may_wait: bool,
+    failure: mpsc::Receiver<String>,
+}
+
+async fn answer(config: &Config, begun: Begun, identity: Arc<dyn IdentityKey>) -> anyhow::Result<()> {
+    let Begun { vault, starting, may_wait, mut failure } = begun;
     let mut started = tokio::task::spawn_blocking(move || starting.wait());
     if !may_wait {
         (&mut started).await??;

@@ -10,30 +10,45 @@ use rand_core::OsRng;
 use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
 
-use crate::anchor::{Anchor, Anchored, Digester, FileAnchor};
+use crate::anchor::{ANCHOR_FILE, Anchor, Anchored, Digester, FileAnchor};
+use crate::cells::{Cell, Place};
 use crate::composite::AllOf;
-use crate::config::{AnchorKind, Config};
-use crate::hsm::{self, Keys};
-use crate::store::{DATABASE_FILE, Head, SqliteStore, Store};
+use crate::config::{AnchorKind, Config, HsmConfig};
+use crate::hsm::{self, IdentityKey, Keys};
+use crate::store::{DATABASE_FILE, Head, PostgresStore, SqliteStore, Store, StoreConfig};
 use crate::vault::{Clock, Parts};
 use crate::witness::{self, WitnessAnchor};
 
 /// Name of the file in the data directory that a running vault holds locked.
 const LOCK_FILE: &str = "lock";
 
-/// Makes keys, an empty database and its anchors. Refuses where there are any of them.
+/// Makes keys, an empty database and its anchors. Refuses where there are any of them; but a cell is made around the keys
+/// that are there: all cells have one identity.
 pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
     let dir = &config.data;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).context("the data directory")?;
+    if dir.join(ANCHOR_FILE).exists() {
+        bail!("there is an anchor already: a new one would forget what the old one knows");
+    }
     if dir.join(DATABASE_FILE).exists() {
         bail!("the data directory holds a vault already");
     }
-    let clock = system_clock();
-    let device = hsm::create(&config.hsm, dir, clock(), &mut OsRng)
-        .context("the keys; data directory or token may have those of a vault already")?;
+    refuse_what_cells_cannot(config)?;
+    let device = if config.cell.is_some() {
+        hsm::open(&config.hsm, dir).context("a cell needs the vault's keys in its data directory")?
+    } else {
+        let clock = system_clock();
+        hsm::create(&config.hsm, dir, clock(), &mut OsRng)
+            .context("the keys; data directory or token may have those of a vault already")?
+    };
+    let cell = place(config, &*device.keys.identity)?.map_or(Cell::WHOLE, |place| place.cell);
     let digester = Digester::new(device.digest_key.clone());
     let anchors = own_anchors(config, device.anchor, &device.digest_key)?;
-    SqliteStore::create(dir, &digester.head(0, [0; 32], [0; 32]))?;
+    let head = digester.head(0, [0; 32], [0; 32]);
+    match &config.store {
+        StoreConfig::Sqlite {} => drop(SqliteStore::create(dir, &head)?),
+        StoreConfig::Postgres(config) => PostgresStore::create(config, &cell, &head)?,
+    }
     for mut anchor in anchors {
         anchor.advance(&Anchored { seq: 0, root: [0; 32] })?;
     }
@@ -41,9 +56,14 @@ pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
 }
 
 /// Opens keys, database and anchors. The file that comes back is the lock of the directory: two vaults on one database
-/// would count apart.
+/// would count apart. Waits while another process has a store on a server.
 pub fn open(config: &Config) -> anyhow::Result<(Parts, File)> {
-    let opened = open_apart(config)?;
+    open_or_wait(config, &mut tell_waiting)
+}
+
+/// As [`open`]; `standby` is called if another process has the store, before this waits until it has not.
+pub fn open_or_wait(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Result<(Parts, File)> {
+    let opened = open_parts(config, standby)?;
     let parts = Parts {
         anchor: AllOf::join(opened.anchors.into_all()),
         keys: opened.keys,
@@ -51,6 +71,7 @@ pub fn open(config: &Config) -> anyhow::Result<(Parts, File)> {
         digester: opened.digester,
         policy: config.policy.policy(config.insecure_dev)?,
         insecure_dev: config.insecure_dev,
+        place: opened.place,
         clock: opened.clock,
     };
     Ok((parts, opened.lock))
@@ -68,6 +89,7 @@ pub struct Opened {
     pub anchors: Anchors,
     /// Of the data directory.
     pub lock: File,
+    place: Option<Place>,
     clock: Clock,
 }
 
@@ -89,6 +111,11 @@ impl Anchors {
 
 /// As [`open`], with every anchor by itself: for whoever runs the vault and has something to repair.
 pub fn open_apart(config: &Config) -> anyhow::Result<Opened> {
+    open_parts(config, &mut tell_waiting)
+}
+
+fn open_parts(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Result<Opened> {
+    refuse_what_cells_cannot(config)?;
     let dir = &config.data;
     let lock = File::options()
         .create(true)
@@ -96,12 +123,12 @@ pub fn open_apart(config: &Config) -> anyhow::Result<Opened> {
         .write(true)
         .open(dir.join(LOCK_FILE))
         .context("the data directory")?;
-    rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
-        .context("another vault serves this data directory")?;
     let device = hsm::open(&config.hsm, dir)?;
     if let Some(weakness) = device.weakness.filter(|_| !config.insecure_dev) {
         bail!("{weakness}. Serve it with insecure_dev = true or --insecure-dev, for development only");
     }
+    let place = place(config, &*device.keys.identity)?;
+    let store = open_store(config, &lock, standby)?;
     let clock = system_clock();
     let anchors = Anchors {
         own: own_anchors(config, device.anchor, &device.digest_key)?,
@@ -109,10 +136,11 @@ pub fn open_apart(config: &Config) -> anyhow::Result<Opened> {
     };
     Ok(Opened {
         keys: device.keys,
-        store: Box::new(SqliteStore::open(dir)?),
+        store,
         digester: Digester::new(device.digest_key),
         anchors,
         lock,
+        place,
         clock,
     })
 }
@@ -141,6 +169,8 @@ pub struct Inspected {
     pub anchor: String,
     /// What that cannot notice.
     pub anchor_limit: Option<&'static str>,
+    /// Engine of the store, and what a commit survives.
+    pub store: &'static str,
     /// Batches so far.
     pub seq: u64,
     /// Records, tombstones included.
@@ -149,7 +179,7 @@ pub struct Inspected {
     pub seal_keys: Vec<u32>,
 }
 
-/// Looks at keys, database and anchors. Asks no witnesses.
+/// Looks at keys, database and anchors, also while it is served. Asks no witnesses.
 pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
     let device = hsm::open(&config.hsm, &config.data)?;
     let own = own_anchors(config, device.anchor, &device.digest_key)?;
@@ -157,9 +187,18 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
     let names = own.iter().map(|anchor| anchor.name()).chain(witnessed.then_some("witness"));
     let anchor = names.collect::<Vec<_>>().join("+");
     let anchor_limit = if witnessed { None } else { AllOf::join(own).limit() };
-    let mut store = SqliteStore::open(&config.data)?;
-    let mut records = 0;
-    store.scan(&mut |_, _| records += 1)?;
+    let (store, seq, records) = match &config.store {
+        StoreConfig::Sqlite {} => {
+            let mut store = SqliteStore::open(&config.data)?;
+            let mut records = 0;
+            store.scan(&mut |_, _| records += 1)?;
+            (store.name(), store.head()?.seq, records)
+        }
+        StoreConfig::Postgres(config) => {
+            let seen = PostgresStore::look(config)?;
+            (seen.name, seen.head.seq, seen.records)
+        }
+    };
     Ok(Inspected {
         identity: device.keys.identity.public(),
         seal_keys: device.keys.sealer.keys()?.iter().map(|key| key.id).collect(),
@@ -167,14 +206,20 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
         weakness: device.weakness,
         anchor,
         anchor_limit,
-        seq: store.head()?.seq,
+        store,
+        seq,
         records,
     })
 }
 
 /// The key that clients pin.
 pub fn identity(config: &Config) -> anyhow::Result<[u8; 32]> {
-    Ok(hsm::open(&config.hsm, &config.data)?.keys.identity.public())
+    Ok(identity_key(config)?.public())
+}
+
+/// The key itself.
+pub fn identity_key(config: &Config) -> anyhow::Result<Arc<dyn IdentityKey>> {
+    Ok(hsm::open(&config.hsm, &config.data)?.keys.identity)
 }
 
 /// The anchors of `config` that need nobody else, one by one.
@@ -195,6 +240,45 @@ fn own_anchors(
         anchors.push(Box::new(FileAnchor::new(&config.data, key.clone())));
     }
     Ok(anchors)
+}
+
+/// A file is guarded by a lock on `lock`, a server by its lease, which other machines see, too.
+fn open_store(config: &Config, lock: &File, standby: &mut dyn FnMut()) -> anyhow::Result<Box<dyn Store>> {
+    Ok(match &config.store {
+        StoreConfig::Sqlite {} => {
+            rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive)
+                .context("another vault serves this data directory")?;
+            Box::new(SqliteStore::open(&config.data)?)
+        }
+        StoreConfig::Postgres(config) => {
+            let store = PostgresStore::open(config, standby)?;
+            tracing::info!(term = store.term(), "this process has the store");
+            Box::new(store)
+        }
+    })
+}
+
+fn tell_waiting() {
+    tracing::warn!("another process has the store: waiting until it has not");
+}
+
+fn place(config: &Config, identity: &dyn IdentityKey) -> anyhow::Result<Option<Place>> {
+    Ok(config.cell.as_ref().map(|cell| Place::read(cell, &identity.public())).transpose()?)
+}
+
+/// All cells have one identity, and each a head of its own: a token has one anchor and one seal key, which another cell
+/// would need when this one exchanges it, and a witness remembers one head for an identity.
+fn refuse_what_cells_cannot(config: &Config) -> anyhow::Result<()> {
+    if config.cell.is_none() {
+        return Ok(());
+    }
+    if config.hsm != (HsmConfig::Soft {}) {
+        bail!("cells cannot have their keys on a token so far");
+    }
+    if config.anchor_kinds().contains(&AnchorKind::Witness) {
+        bail!("cells cannot have witnesses so far: to them, all cells are one vault");
+    }
+    Ok(())
 }
 
 fn system_clock() -> Clock {

@@ -3,8 +3,7 @@
 //! Order of every batch: decide, commit, anchor, then release the answers. Evaluations and signatures are made by
 //! whoever waits for the answer, so the writing thread does nothing but decide and write.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, RwLock};
@@ -18,10 +17,11 @@ use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
 use crate::anchor::{Anchor, AnchorError, Anchored, Checked, Digester, Interrupter, Revisions};
+use crate::cells::Place;
 use crate::core::{Context, Policy, Record, Reply, step};
 use crate::hsm::{DeviceError, IdentityKey, Keys, Sealer};
 use crate::reseal::Resealed;
-use crate::store::{Head, Row, Store, StoreError, Write};
+use crate::store::{self, Head, Row, Store, StoreError, Write};
 use crate::witness::Witness;
 use crate::witness::anchor::WitnessFault;
 use crate::witness::service::Taken;
@@ -52,6 +52,8 @@ pub struct Parts {
     pub policy: Policy,
     /// Whether it serves although its keys are in software.
     pub insecure_dev: bool,
+    /// Which accounts it serves, if not all.
+    pub place: Option<Place>,
     /// Seconds since 1970.
     pub clock: Clock,
 }
@@ -84,8 +86,10 @@ struct Shared {
     keys: Keys,
     policy: Policy,
     insecure_dev: bool,
+    place: Option<Place>,
     anchor_name: &'static str,
     anchor_limit: Option<&'static str>,
+    store_name: &'static str,
     clock: Clock,
     seq: AtomicU64,
     evaluations: AtomicU64,
@@ -157,8 +161,10 @@ impl Vault {
             keys: parts.keys,
             policy: parts.policy,
             insecure_dev: parts.insecure_dev,
+            place: parts.place,
             anchor_name: parts.anchor.name(),
             anchor_limit: parts.anchor.limit(),
+            store_name: parts.store.name(),
             clock: parts.clock,
             seq: AtomicU64::new(0),
             evaluations: AtomicU64::new(0),
@@ -188,7 +194,7 @@ impl Vault {
                 let mut writer = Writer { shared, store, anchor, digester, head, revisions, sealed_by };
                 match writer.run(&queue) {
                     Ok(()) | Err(WriterError::Anchor(AnchorError::Witness(WitnessFault::Stopped))) => {}
-                    Err(error) => on_failure(error.to_string()),
+                    Err(error) => on_failure(store::chain(&error)),
                 }
             })
             .map_err(AnchorError::Io)?;
@@ -259,6 +265,11 @@ impl Vault {
         self.shared.info()
     }
 
+    /// Which accounts it serves, for people; `None`: all.
+    pub fn cell(&self) -> Option<String> {
+        self.shared.place.as_ref().map(Place::describe)
+    }
+
     /// Where the keys are.
     pub fn hsm(&self) -> &str {
         &self.shared.keys.name
@@ -316,7 +327,11 @@ impl Vault {
             return now(Answer::Busy {});
         }
         if let Request::Info(_) = envelope.request {
-            return now(Answer::Info(self.shared.info()));
+            return now(Answer::Info(Box::new(self.shared.info())));
+        }
+        let there = self.shared.place.as_ref().zip(envelope.request.account());
+        if let Some(elsewhere) = there.and_then(|(place, account)| place.elsewhere(&account)) {
+            return now(elsewhere);
         }
         if self.shared.is_stalled() {
             return now(Answer::Busy {});
@@ -355,6 +370,11 @@ impl Shared {
         keep_trying: bool,
     ) -> Result<Checked, AnchorError> {
         let checked = digester.check_store(store)?;
+        if let Some(place) = &self.place
+            && !checked.revisions.keys().all(|account| place.cell.contains(account))
+        {
+            return Err(AnchorError::OtherCell);
+        }
         loop {
             match anchor.settle(&checked.head) {
                 Ok(()) => {
@@ -389,6 +409,7 @@ impl Shared {
             delays_s: self.policy.delays_s.clone(),
             lifetime_failures_max: self.policy.lifetime_failures_max,
             anchor: self.anchor_name.to_owned(),
+            store: self.store_name.to_owned(),
             insecure_dev: self.insecure_dev,
             seq: self.seq.load(Ordering::Acquire),
             software: concat!("chatkeep-vault ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -459,6 +480,8 @@ fn check_seal_keys(sealed_by: &BTreeMap<u32, u64>, sealer: &dyn Sealer) -> Resul
     }
 }
 
+type Batch = HashMap<[u8; 16], Touched>;
+
 /// One account within a batch: as it is stored, and as the batch will leave it.
 struct Touched {
     stored: Option<Row>,
@@ -488,17 +511,17 @@ impl Writer {
     }
 
     fn answer(&mut self, calls: Vec<Call>) -> Result<(), WriterError> {
+        let mut calls = calls;
+        calls.retain(|call| !call.given_up.load(Ordering::Acquire));
         let mut replies = Vec::with_capacity(calls.len());
-        let mut touched = HashMap::new();
-        for Call { envelope, done, given_up } in calls {
-            if given_up.load(Ordering::Acquire) {
-                continue;
-            }
-            // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
-            let reply = self.decide(&mut touched, &envelope)?;
+        let accounts = calls.iter().filter_map(|call| call.envelope.request.account()).collect();
+        let mut batch = self.load(accounts)?;
+        for Call { envelope, done, .. } in calls {
+            let reply = self.decide(&mut batch, &envelope);
             replies.push((done, reply));
         }
-        self.commit(touched)?;
+        // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
+        self.commit(batch)?;
         for (done, reply) in replies {
             done(Some(reply));
         }
@@ -509,37 +532,35 @@ impl Writer {
         let newest = self.shared.keys.sealer.keys()?.last().ok_or(DeviceError::Wrong)?.id;
         let accounts = self.store.sealed_by_others(newest, after.as_ref(), limit)?;
         let last = accounts.last().copied();
-        let mut touched = HashMap::new();
-        for account in accounts {
-            let loaded = self.load(&account)?;
-            touched.insert(account, Touched { changed: true, ..loaded });
+        let mut batch = self.load(accounts.into_iter().collect())?;
+        for touched in batch.values_mut() {
+            touched.changed = true;
         }
-        self.commit(touched)?;
+        self.commit(batch)?;
         let left = self.sealed_by.iter().filter(|(key_id, _)| **key_id != newest).map(|(_, n)| n).sum();
         Ok(Resealed { last, left })
     }
 
-    /// As it is stored; an error if it is not what was stored last.
-    fn load(&mut self, account: &[u8; 16]) -> Result<Touched, WriterError> {
-        let stored = self.store.load(account)?;
-        if stored.as_ref().map(|row| row.revision) != self.revisions.get(account).copied() {
-            return Err(WriterError::PutBack);
+    /// `accounts` as they are stored; an error if that is not what was stored last.
+    fn load(&mut self, accounts: BTreeSet<[u8; 16]>) -> Result<Batch, WriterError> {
+        let accounts: Vec<[u8; 16]> = accounts.into_iter().collect();
+        let rows = self.store.load(&accounts)?;
+        let mut batch = Batch::with_capacity(accounts.len());
+        for (account, stored) in accounts.into_iter().zip(rows) {
+            if stored.as_ref().map(|row| row.revision) != self.revisions.get(&account).copied() {
+                return Err(WriterError::PutBack);
+            }
+            let open = |row| open_record(&self.shared.keys, &account, row);
+            let record = stored.as_ref().map(open).transpose()?;
+            batch.insert(account, Touched { stored, record, changed: false });
         }
-        let record = stored.as_ref().map(|row| open_record(&self.shared.keys, account, row)).transpose()?;
-        Ok(Touched { stored, record, changed: false })
+        Ok(batch)
     }
 
-    fn decide(
-        &mut self,
-        touched: &mut HashMap<[u8; 16], Touched>,
-        envelope: &Envelope,
-    ) -> Result<Reply, WriterError> {
-        let Some(account) = envelope.request.account() else {
-            return Ok(Reply::Answer(Answer::Refused { why: Refusal::Malformed }));
-        };
-        let entry = match touched.entry(account) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(self.load(&account)?),
+    fn decide(&self, batch: &mut Batch, envelope: &Envelope) -> Reply {
+        let entry = envelope.request.account().and_then(|account| batch.get_mut(&account));
+        let Some(entry) = entry else {
+            return Reply::Answer(Answer::Refused { why: Refusal::Malformed });
         };
         let context = Context {
             identity: &self.shared.keys.identity.public(),
@@ -553,10 +574,10 @@ impl Writer {
             entry.record = Some(record);
             entry.changed = true;
         }
-        Ok(step.reply)
+        step.reply
     }
 
-    fn commit(&mut self, touched: HashMap<[u8; 16], Touched>) -> Result<(), WriterError> {
+    fn commit(&mut self, touched: Batch) -> Result<(), WriterError> {
         let mut root = self.head.root;
         let mut writes = Vec::new();
         let mut no_longer_sealed_by = Vec::new();
@@ -581,7 +602,7 @@ impl Writer {
             self.sealed_by.entry(key_id).and_modify(|records| *records -= 1);
         }
         self.shared.advancing_since.store(self.shared.milliseconds() + 1, Ordering::Release);
-        self.anchor.advance(&Anchored::from(&head))?;
+        self.anchor.advance_from(&Anchored::from(&self.head), &Anchored::from(&head))?;
         self.shared.advancing_since.store(0, Ordering::Release);
         self.shared.seq.store(head.seq, Ordering::Release);
         self.head = head;

@@ -119,8 +119,11 @@ impl Store for CutOff<Box<dyn Store>> {
     fn head(&mut self) -> Result<Head, StoreError> {
         self.inner.head()
     }
-    fn load(&mut self, account: &[u8; 16]) -> Result<Option<Row>, StoreError> {
-        self.inner.load(account)
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+    fn load(&mut self, accounts: &[[u8; 16]]) -> Result<Vec<Option<Row>>, StoreError> {
+        self.inner.load(accounts)
     }
     fn sealed_by_others(
         &mut self,
@@ -130,11 +133,17 @@ impl Store for CutOff<Box<dyn Store>> {
     ) -> Result<Vec<[u8; 16]>, StoreError> {
         self.inner.sealed_by_others(key_id, after, limit)
     }
-    fn commit_batch(&mut self, head: &Head, writes: &[Write]) -> Result<(), StoreError> {
+    fn commit_from(
+        &mut self,
+        seq: u64,
+        root: &[u8; 32],
+        head: &Head,
+        writes: &[Write],
+    ) -> Result<(), StoreError> {
         if self.is_over() {
             return Err(StoreError::Damaged { what: "the power went" });
         }
-        self.inner.commit_batch(head, writes)
+        self.inner.commit_from(seq, root, head, writes)
     }
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8; 16], &Row)) -> Result<(), StoreError> {
         self.inner.scan(visit)

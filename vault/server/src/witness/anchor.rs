@@ -220,6 +220,16 @@ impl Anchor for WitnessAnchor {
         Ok(())
     }
 
+    /// Asks nobody: of two processes, the witnesses sign the next state of one.
+    fn advance_from(&mut self, previous: &Anchored, next: &Anchored) -> Result<(), AnchorError> {
+        match self.last {
+            Some(last) if last != *previous => {
+                Err(AnchorError::Moved { found: last.seq, expected: previous.seq })
+            }
+            _ => self.advance(next),
+        }
+    }
+
     fn interrupter(&self) -> Option<Interrupter> {
         let board = self.board.clone();
         Some(Arc::new(move || board.stop()))

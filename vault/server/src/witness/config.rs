@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn what_the_example_leaves_out_is_right_when_it_is_put_in() {
         let example = include_str!("../../config.example.toml");
-        let setting = |line: &str| line.starts_with("[[") || line.split(' ').nth(1) == Some("=");
+        let setting = |line: &str| line.starts_with('[') || line.split(' ').nth(1) == Some("=");
         let put_in = |line: &str| match line.strip_prefix("# ") {
             Some(rest) if setting(rest) => format!("{rest}\n"),
             _ => format!("{line}\n"),

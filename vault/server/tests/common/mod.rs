@@ -1,6 +1,8 @@
 //! Vaults in this process, on real disks, and a liar.
 #![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part of this")]
 
+pub(crate) mod postgres;
+pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod soft_token;
 pub(crate) mod witnessed;
@@ -96,10 +98,20 @@ pub(crate) fn pins(vaults: &[Arc<Local>]) -> Vec<VaultPin> {
     vaults.iter().map(|vault| vault.pin.clone()).collect()
 }
 
-pub(crate) async fn enroll(transport: &DirectTransport, pins: &[VaultPin], threshold: u8) -> Registered {
-    register(transport, pins, threshold, &CONTEXT, PASSWORD, &KEY, KdfParams::TESTING, &mut OsRng)
-        .await
-        .unwrap()
+pub(crate) async fn enroll(
+    transport: &dyn chatkeep_vault_client::Transport,
+    pins: &[VaultPin],
+    threshold: u8,
+) -> Registered {
+    try_enroll(transport, pins, threshold).await.unwrap()
+}
+
+pub(crate) async fn try_enroll(
+    transport: &dyn chatkeep_vault_client::Transport,
+    pins: &[VaultPin],
+    threshold: u8,
+) -> Result<Registered, VaultError> {
+    register(transport, pins, threshold, &CONTEXT, PASSWORD, &KEY, KdfParams::TESTING, &mut OsRng).await
 }
 
 pub(crate) async fn unlock(

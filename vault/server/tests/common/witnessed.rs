@@ -219,7 +219,7 @@ impl Node {
 
     pub(crate) fn info(&self) -> VaultInfo {
         match self.ask(&Request::new(message::Request::Info(Info {}))) {
-            Answer::Info(info) => info,
+            Answer::Info(info) => *info,
             other => panic!("{other:?}"),
         }
     }

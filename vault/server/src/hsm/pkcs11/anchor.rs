@@ -36,17 +36,30 @@ impl Anchor for Pkcs11Anchor {
     }
 
     fn advance(&mut self, next: &Anchored) -> Result<(), AnchorError> {
-        let (last, value) = (self.last, encode(next));
-        let moved = self.worker.call(Turn::First, move |token| {
-            if let Some(last) = last
-                && token.anchor()? != encode(&last)
-            {
-                return Ok(true);
+        self.replace(self.last, next)
+    }
+
+    fn advance_from(&mut self, previous: &Anchored, next: &Anchored) -> Result<(), AnchorError> {
+        self.replace(Some(*previous), next)
+    }
+}
+
+impl Pkcs11Anchor {
+    /// Compares and writes in one turn of the thread that owns the token.
+    fn replace(&mut self, expected: Option<Anchored>, next: &Anchored) -> Result<(), AnchorError> {
+        let value = encode(next);
+        let found = self.worker.call(Turn::First, move |token| {
+            if let Some(expected) = expected {
+                let found = token.anchor()?;
+                if found != encode(&expected) {
+                    return Ok(Some((found, expected)));
+                }
             }
-            token.set_anchor(&value).map(|()| false)
+            token.set_anchor(&value).map(|()| None)
         })?;
-        if moved {
-            return Err(AnchorError::Moved);
+        if let Some((found, expected)) = found {
+            let found = decode(&found).ok_or(AnchorError::Unusable)?;
+            return Err(AnchorError::Moved { found: found.seq, expected: expected.seq });
         }
         self.last = Some(*next);
         Ok(())

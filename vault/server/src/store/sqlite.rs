@@ -1,77 +1,13 @@
-//! What is kept, and the one promise: when [`Store::commit_batch`] returns, the batch survives a power cut.
+//! SQLite in WAL mode with `synchronous=EXTRA`: every commit is on the disk before it returns. One machine, one disk.
 
 use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-/// One sealed record.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Row {
-    /// Counts the writes of this account; bound into the seal.
-    pub revision: u64,
-    /// Which key sealed it.
-    pub key_id: u32,
-    /// Nonce, ciphertext, tag.
-    pub sealed: Vec<u8>,
-}
+use super::{Head, Row, Store, StoreError, Write};
 
-/// Where the whole store is: changed by every batch, in the same transaction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
-    /// Batches so far.
-    pub seq: u64,
-    /// Keyed digest over all rows.
-    pub root: [u8; 32],
-    /// The digest one batch earlier.
-    pub previous_root: [u8; 32],
-    /// Over the three, by the anchor key: a head is made by the vault only.
-    pub mac: [u8; 32],
-}
-
-/// One write of a batch.
-pub struct Write {
-    /// Account.
-    pub account: [u8; 16],
-    /// What it becomes.
-    pub row: Row,
-}
-
-/// A store failed or is not what it should be. The vault stops: it cannot know what is durable.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StoreError {
-    /// The database said no.
-    #[error("the vault's database")]
-    Database(#[from] rusqlite::Error),
-    /// The database holds something this program did not write.
-    #[error("the vault's database is damaged: {what}")]
-    Damaged {
-        /// Where.
-        what: &'static str,
-    },
-}
-
-/// Kept records. One writer; the caller is its only user.
-pub trait Store: Send {
-    /// The head after the last batch.
-    fn head(&mut self) -> Result<Head, StoreError>;
-    /// One record.
-    fn load(&mut self, account: &[u8; 16]) -> Result<Option<Row>, StoreError>;
-    /// All of `writes` and the new head, or nothing. Durable when it returns.
-    fn commit_batch(&mut self, head: &Head, writes: &[Write]) -> Result<(), StoreError>;
-    /// Every record, in any order.
-    fn scan(&mut self, visit: &mut dyn FnMut(&[u8; 16], &Row)) -> Result<(), StoreError>;
-    /// At most `limit` accounts after `after`, in ascending order, whose records another key than `key_id` sealed.
-    fn sealed_by_others(
-        &mut self,
-        key_id: u32,
-        after: Option<&[u8; 16]>,
-        limit: usize,
-    ) -> Result<Vec<[u8; 16]>, StoreError>;
-}
-
-/// SQLite in WAL mode with `synchronous=EXTRA`: every commit is on the disk before it returns.
+/// Records in a file.
 pub struct SqliteStore {
     connection: Connection,
 }
@@ -86,13 +22,29 @@ const SCHEMA: &str = "
         previous_root BLOB NOT NULL, mac BLOB NOT NULL) STRICT;
     PRAGMA user_version = 1;";
 
+impl From<rusqlite::Error> for StoreError {
+    /// A value of the wrong type or length was written by somebody else; all else is the engine's.
+    fn from(error: rusqlite::Error) -> Self {
+        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+        match error {
+            FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) => {
+                Self::Damaged { what: "a value of another length or type" }
+            }
+            other => Self::Database(Box::new(other)),
+        }
+    }
+}
+
 impl SqliteStore {
     /// Makes an empty database with this head.
     pub fn create(dir: &Path, head: &Head) -> Result<Self, StoreError> {
         let mut store = Self::connect(&dir.join(DATABASE_FILE))?;
         let transaction = store.connection.transaction()?;
         transaction.execute_batch(SCHEMA)?;
-        put_head(&transaction, head)?;
+        transaction.execute(
+            "INSERT INTO head (one, seq, root, previous_root, mac) VALUES (1, ?1, ?2, ?3, ?4)",
+            params![head.seq as i64, head.root, head.previous_root, head.mac],
+        )?;
         transaction.commit()?;
         Ok(store)
     }
@@ -128,6 +80,10 @@ impl SqliteStore {
 }
 
 impl Store for SqliteStore {
+    fn name(&self) -> &'static str {
+        "sqlite"
+    }
+
     fn head(&mut self) -> Result<Head, StoreError> {
         let sql = "SELECT seq, root, previous_root, mac FROM head WHERE one = 1";
         let head = self.connection.query_row(sql, [], |row| {
@@ -141,29 +97,44 @@ impl Store for SqliteStore {
         Ok(head?)
     }
 
-    fn load(&mut self, account: &[u8; 16]) -> Result<Option<Row>, StoreError> {
-        let mut statement =
-            self.connection.prepare("SELECT revision, key_id, sealed FROM record WHERE account = ?1")?;
-        let row = statement
-            .query_row([&account[..]], |row| {
-                Ok(Row { revision: row.get::<_, i64>(0)? as u64, key_id: row.get(1)?, sealed: row.get(2)? })
-            })
-            .optional()?;
-        Ok(row)
+    fn load(&mut self, accounts: &[[u8; 16]]) -> Result<Vec<Option<Row>>, StoreError> {
+        let sql = "SELECT revision, key_id, sealed FROM record WHERE account = ?1";
+        let mut statement = self.connection.prepare(sql)?;
+        let mut one = |account: &[u8; 16]| {
+            let row = statement.query_row([&account[..]], |row| read(row, 0)).optional()?;
+            row.map(Row::checked).transpose()
+        };
+        accounts.iter().map(&mut one).collect()
     }
 
-    fn commit_batch(&mut self, head: &Head, writes: &[Write]) -> Result<(), StoreError> {
+    fn commit_from(
+        &mut self,
+        expected: u64,
+        root: &[u8; 32],
+        head: &Head,
+        writes: &[Write],
+    ) -> Result<(), StoreError> {
         let transaction = self.connection.transaction()?;
+        // first: it takes the lock for writing, and what comes after is for nothing if somebody else was here
+        let moved = transaction.execute(
+            "UPDATE head SET seq = ?1, root = ?2, previous_root = ?3, mac = ?4
+             WHERE one = 1 AND seq = ?5 AND root = ?6",
+            params![head.seq as i64, head.root, head.previous_root, head.mac, expected as i64, root],
+        )?;
+        if moved != 1 {
+            let found: i64 =
+                transaction.query_row("SELECT seq FROM head WHERE one = 1", [], |row| row.get(0))?;
+            return Err(StoreError::moved(found as u64, expected));
+        }
         {
             let mut statement = transaction.prepare(
                 "INSERT INTO record (account, revision, key_id, sealed) VALUES (?1, ?2, ?3, ?4)
                  ON CONFLICT (account) DO UPDATE SET revision = ?2, key_id = ?3, sealed = ?4",
             )?;
             for Write { account, row } in writes {
-                statement.execute(params![&account[..], row.revision as i64, row.key_id, row.sealed])?;
+                statement.execute(params![account, row.revision as i64, row.key_id, row.sealed])?;
             }
         }
-        put_head(&transaction, head)?;
         transaction.commit()?;
         Ok(())
     }
@@ -173,9 +144,7 @@ impl Store for SqliteStore {
             self.connection.prepare("SELECT account, revision, key_id, sealed FROM record")?;
         let mut rows = statement.query([])?;
         while let Some(row) = rows.next()? {
-            let account: [u8; 16] = row.get(0)?;
-            let revision = row.get::<_, i64>(1)? as u64;
-            visit(&account, &Row { revision, key_id: row.get(2)?, sealed: row.get(3)? });
+            visit(&row.get(0)?, &read(row, 1)?.checked()?);
         }
         Ok(())
     }
@@ -194,11 +163,11 @@ impl Store for SqliteStore {
     }
 }
 
-fn put_head(connection: &Connection, head: &Head) -> Result<(), StoreError> {
-    connection
-        .prepare(
-            "INSERT OR REPLACE INTO head (one, seq, root, previous_root, mac) VALUES (1, ?1, ?2, ?3, ?4)",
-        )?
-        .execute(params![head.seq as i64, &head.root[..], &head.previous_root[..], &head.mac[..]])?;
-    Ok(())
+/// Revision, key and ciphertext, from column `first` on.
+fn read(row: &rusqlite::Row<'_>, first: usize) -> rusqlite::Result<Row> {
+    Ok(Row {
+        revision: row.get::<_, i64>(first)? as u64,
+        key_id: row.get(first + 1)?,
+        sealed: row.get(first + 2)?,
+    })
 }
