@@ -220,6 +220,8 @@ pub struct Opened {
 /// How an upload ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stored {
+    /// The store was asked whether the log is still ours, and said yes.
+    pub confirmed: bool,
     /// The store lacks something that the next increment would need.
     pub rebase: bool,
     /// The object was not uploaded: it is not in the queue any more as it was written.

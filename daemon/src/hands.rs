@@ -307,7 +307,7 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     let before = order.publishes.as_ref().map_or(0, |written| written.head.seq - 1);
     if !order.log.confirmed || before > 0 && !order.archive.has(ObjectName::Entry(before)).await? {
         let confirmed = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?;
-        stored.rebase = confirmed.rebase;
+        (stored.confirmed, stored.rebase) = (true, confirmed.rebase);
         catalogue.note_listing(&order.archive.id, &confirmed.listed).map_err(Fault::internal)?;
     }
     let path = order.object.path.clone();

@@ -48,7 +48,7 @@ impl Service {
                     }
                 }
             }
-            Ok(Stored { rebase, .. }) => {
+            Ok(Stored { confirmed, rebase, .. }) => {
                 if rebase {
                     // What just went up builds on what is not there: only the base that follows is a point to rely on.
                     source.wait_anew();
@@ -64,7 +64,8 @@ impl Service {
                 }
                 let Some(source) = self.sources.get_mut(&number) else { return };
                 if let Some(log) = &mut source.log {
-                    log.confirmed = true;
+                    // Not by one that began before another failed: what came back since may be another store.
+                    log.confirmed |= confirmed;
                     if let Some((_, Some(written))) = &done {
                         log.stored = written.head.clone();
                         log.waiting.pop_front();

@@ -2,14 +2,12 @@
 
 use chatkeep_vault_protocol::answer::Answer;
 use chatkeep_vault_protocol::cbor::Fixed;
-use chatkeep_vault_protocol::message::{
-    ArchiveHead, Info, Operation, Request, Signed, WitnessHead, owner_message, sign,
-};
+use chatkeep_vault_protocol::message::{ArchiveHead, Operation, Request, WitnessHead, owner_message, sign};
 use chatkeep_vault_protocol::{SlotSecret, VaultPin};
 use rand_core::CryptoRngCore;
 
 use crate::exchange::{ask_all, dominant, envelopes, unexpected};
-use crate::owner::open_owned;
+use crate::owner::{Question, ask_owner, open_owned};
 use crate::{Transport, VaultError};
 
 /// An entry of the archive, as one of its vaults knows it.
@@ -75,17 +73,9 @@ pub async fn known_head(
 ) -> Result<Option<KnownEntry>, VaultError> {
     let (slot, vaults) = open_owned(slot, context, pins, secret)?;
     let header = &slot.header;
-    let mut requests = envelopes(vaults.iter().map(|_| Request::Info(Info {})), rng);
-    for (envelope, vault) in requests.iter_mut().zip(&vaults) {
-        let (identity, account) = (&vault.identity, header.account(&vault.identity));
-        let operation = Operation::Head { nonce: &envelope.nonce.0 };
-        let message = owner_message(operation, identity, &account, &header.epoch);
-        let signature = sign(&secret.auth_key(identity, &header.epoch), &message);
-        envelope.request =
-            Request::Head(Signed { account: Fixed(account), epoch: Fixed(header.epoch), signature });
-    }
+    let all = ask_owner(transport, &vaults, &slot, secret, Question::Head, rng).await;
     let (mut known, mut answers, mut errors) = (None::<KnownEntry>, 0, Vec::new());
-    for (vault, answered) in vaults.iter().zip(ask_all(transport, &vaults, &requests).await) {
+    for (vault, answered) in vaults.iter().zip(all) {
         match answered.map(|answered| answered.answer) {
             Ok(Answer::Head { head }) => {
                 answers += 1;

@@ -120,8 +120,9 @@ pub async fn info(
 }
 
 #[derive(Clone, Copy)]
-enum Question {
+pub(crate) enum Question {
     Status,
+    Head,
     Freeze { until_s: u64 },
     Destroy,
 }
@@ -137,7 +138,7 @@ pub(crate) fn open_owned(
     Ok((slot, vaults))
 }
 
-async fn ask_owner(
+pub(crate) async fn ask_owner(
     transport: &dyn Transport,
     vaults: &[VaultPin],
     slot: &Slot,
@@ -154,6 +155,7 @@ async fn ask_owner(
             let nonce = &envelope.nonce.0;
             let operation = match question {
                 Question::Status => Operation::Status { nonce },
+                Question::Head => Operation::Head { nonce },
                 Question::Destroy => Operation::Destroy { nonce },
                 Question::Freeze { until_s } => Operation::Freeze { until_s },
             };
@@ -162,6 +164,7 @@ async fn ask_owner(
             let (account, epoch) = (Fixed(account), Fixed(epoch));
             envelope.request = match question {
                 Question::Status => Request::Status(Signed { account, epoch, signature }),
+                Question::Head => Request::Head(Signed { account, epoch, signature }),
                 Question::Destroy => Request::Destroy(Signed { account, epoch, signature }),
                 Question::Freeze { until_s } => {
                     Request::Freeze(Freeze { account, epoch, until_s, signature })

@@ -284,3 +284,32 @@ fn refuse_what_cells_cannot(config: &Config) -> anyhow::Result<()> {
 fn system_clock() -> Clock {
     Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    /// Of a configuration for a folder that stays empty: what cells cannot have is refused before anything is made.
+    #[track_caller]
+    fn check_refused(more: &str, why: &str) {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("vault");
+        let base = format!("data = \"{}\"\nlisten = \"127.0.0.1:0\"\ninsecure_dev = true\n", data.display());
+        let cell = "[cell]\nmap = \"/nowhere\"\nnumber = 0\n";
+        let config: Config = toml::from_str(&format!("{base}{cell}{more}")).unwrap();
+        for refused in [init(&config).map(drop), open(&config).map(drop)] {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn cells_have_no_keys_on_a_token_and_no_witnesses() {
+        let token =
+            "[hsm]\nkind = \"pkcs11\"\nmodule = \"/nowhere\"\ntoken = \"t\"\npin_file = \"/nowhere\"\n";
+        check_refused(token, "on a token");
+        check_refused("[anchor]\nkinds = [\"file\", \"witness\"]\nquorum = 1\n", "witnesses");
+    }
+}
