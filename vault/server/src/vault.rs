@@ -3,7 +3,9 @@
 //! Order of every batch: decide, commit, anchor, then release the answers. Evaluations and signatures are made by
 //! whoever waits for the answer, so the writing thread does nothing but decide and write.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod writer;
+
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, RwLock};
@@ -16,20 +18,19 @@ use chatkeep_vault_protocol::message::{Envelope, Request};
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
-use crate::anchor::{Anchor, AnchorError, Anchored, Checked, Digester, Interrupter, Revisions};
+use crate::anchor::{Anchor, AnchorError, Checked, Digester, Interrupter};
 use crate::cells::Place;
-use crate::core::{Context, Policy, Record, Reply, step};
+use crate::core::{Policy, Record, Reply};
 use crate::hsm::{DeviceError, IdentityKey, Keys, Sealer};
 use crate::reseal::Resealed;
-use crate::store::{self, Head, Row, Store, StoreError, Write};
+use crate::store::{self, Row, Store};
 use crate::witness::Witness;
 use crate::witness::anchor::WitnessFault;
 use crate::witness::service::Taken;
+use writer::{Writer, WriterError};
 
 /// Requests that may wait; beyond it `busy` is answered and nothing charged.
 const QUEUE_LEN: usize = 1024;
-/// Requests in one commit.
-const BATCH_MAX: usize = 512;
 /// Who has waited so long is told `busy`: less than the patience of clients (20 s) and couriers (30 s).
 const PATIENCE: Duration = Duration::from_secs(8);
 /// While an anchor takes longer than this, nobody new is let in to wait: connections stay free for the vaults that this
@@ -446,167 +447,12 @@ impl Signer {
     }
 }
 
-/// Why the writing thread ended.
-#[derive(Debug, thiserror::Error)]
-enum WriterError {
-    #[error("the database: {0}")]
-    Store(#[from] StoreError),
-    #[error("the anchor: {0}")]
-    Anchor(#[from] AnchorError),
-    #[error("the keys: {0}")]
-    Device(#[from] DeviceError),
-    #[error(transparent)]
-    Sealed(#[from] SealError),
-    #[error("somebody put an older record back while this vault was running")]
-    PutBack,
-}
-
-struct Writer {
-    shared: Arc<Shared>,
-    store: Box<dyn Store>,
-    anchor: Box<dyn Anchor>,
-    digester: Digester,
-    head: Head,
-    revisions: Revisions,
-    sealed_by: BTreeMap<u32, u64>,
-}
-
 /// Who lacks a key now would charge nobody, but could answer nobody either.
 fn check_seal_keys(sealed_by: &BTreeMap<u32, u64>, sealer: &dyn Sealer) -> Result<(), AnchorError> {
     let keys = sealer.keys()?;
     match sealed_by.iter().find(|(key_id, _)| keys.iter().all(|key| key.id != **key_id)) {
         Some((&key_id, &records)) => Err(AnchorError::Shredded { key_id, records }),
         None => Ok(()),
-    }
-}
-
-type Batch = HashMap<[u8; 16], Touched>;
-
-/// One account within a batch: as it is stored, and as the batch will leave it.
-struct Touched {
-    stored: Option<Row>,
-    record: Option<Record>,
-    changed: bool,
-}
-
-impl Writer {
-    fn run(&mut self, queue: &Receiver<Job>) -> Result<(), WriterError> {
-        while let Ok(first) = queue.recv() {
-            let mut calls = Vec::new();
-            let mut reseals = Vec::new();
-            for job in std::iter::once(first).chain(queue.try_iter().take(BATCH_MAX - 1)) {
-                match job {
-                    Job::Call(call) => calls.push(call),
-                    Job::Reseal { after, limit, done } => reseals.push((after, limit, done)),
-                }
-            }
-            self.answer(calls)?;
-            for (after, limit, done) in reseals {
-                let resealed = self.reseal(after, limit)?;
-                // whoever asked may have gone
-                done.send(resealed).ok();
-            }
-        }
-        Ok(())
-    }
-
-    fn answer(&mut self, calls: Vec<Call>) -> Result<(), WriterError> {
-        let mut calls = calls;
-        calls.retain(|call| !call.given_up.load(Ordering::Acquire));
-        let mut replies = Vec::with_capacity(calls.len());
-        let accounts = calls.iter().filter_map(|call| call.envelope.request.account()).collect();
-        let mut batch = self.load(accounts)?;
-        for Call { envelope, done, .. } in calls {
-            let reply = self.decide(&mut batch, &envelope);
-            replies.push((done, reply));
-        }
-        // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
-        self.commit(batch)?;
-        for (done, reply) in replies {
-            done(Some(reply));
-        }
-        Ok(())
-    }
-
-    fn reseal(&mut self, after: Option<[u8; 16]>, limit: usize) -> Result<Resealed, WriterError> {
-        let newest = self.shared.keys.sealer.keys()?.last().ok_or(DeviceError::Wrong)?.id;
-        let accounts = self.store.sealed_by_others(newest, after.as_ref(), limit)?;
-        let last = accounts.last().copied();
-        let mut batch = self.load(accounts.into_iter().collect())?;
-        for touched in batch.values_mut() {
-            touched.changed = true;
-        }
-        self.commit(batch)?;
-        let left = self.sealed_by.iter().filter(|(key_id, _)| **key_id != newest).map(|(_, n)| n).sum();
-        Ok(Resealed { last, left })
-    }
-
-    /// `accounts` as they are stored; an error if that is not what was stored last.
-    fn load(&mut self, accounts: BTreeSet<[u8; 16]>) -> Result<Batch, WriterError> {
-        let accounts: Vec<[u8; 16]> = accounts.into_iter().collect();
-        let rows = self.store.load(&accounts)?;
-        let mut batch = Batch::with_capacity(accounts.len());
-        for (account, stored) in accounts.into_iter().zip(rows) {
-            if stored.as_ref().map(|row| row.revision) != self.revisions.get(&account).copied() {
-                return Err(WriterError::PutBack);
-            }
-            let open = |row| open_record(&self.shared.keys, &account, row);
-            let record = stored.as_ref().map(open).transpose()?;
-            batch.insert(account, Touched { stored, record, changed: false });
-        }
-        Ok(batch)
-    }
-
-    fn decide(&self, batch: &mut Batch, envelope: &Envelope) -> Reply {
-        let entry = envelope.request.account().and_then(|account| batch.get_mut(&account));
-        let Some(entry) = entry else {
-            return Reply::Answer(Answer::Refused { why: Refusal::Malformed });
-        };
-        let context = Context {
-            identity: &self.shared.keys.identity.public(),
-            policy: &self.shared.policy,
-            now_s: (self.shared.clock)(),
-            seq: self.head.seq + 1,
-            evaluator: self.shared.keys.oprf.at_once(),
-        };
-        let step = step(entry.record.as_ref(), envelope, &context, &mut OsRng);
-        if let Some(record) = step.record {
-            entry.record = Some(record);
-            entry.changed = true;
-        }
-        step.reply
-    }
-
-    fn commit(&mut self, touched: Batch) -> Result<(), WriterError> {
-        let mut root = self.head.root;
-        let mut writes = Vec::new();
-        let mut no_longer_sealed_by = Vec::new();
-        for (account, entry) in touched {
-            let (true, Some(record)) = (entry.changed, &entry.record) else { continue };
-            let revision = entry.stored.as_ref().map_or(0, |row| row.revision) + 1;
-            let row = seal_record(&self.shared.keys, &account, revision, record, &mut OsRng)?;
-            no_longer_sealed_by.extend(entry.stored.as_ref().map(|row| row.key_id));
-            root = self.digester.replace(&root, &account, entry.stored.as_ref(), Some(&row));
-            writes.push(Write { account, row });
-        }
-        if writes.is_empty() {
-            return Ok(());
-        }
-        let head = self.digester.head(self.head.seq + 1, root, self.head.root);
-        self.store.commit_batch(&head, &writes)?;
-        self.revisions.extend(writes.iter().map(|write| (write.account, write.row.revision)));
-        for write in &writes {
-            *self.sealed_by.entry(write.row.key_id).or_default() += 1;
-        }
-        for key_id in no_longer_sealed_by {
-            self.sealed_by.entry(key_id).and_modify(|records| *records -= 1);
-        }
-        self.shared.advancing_since.store(self.shared.milliseconds() + 1, Ordering::Release);
-        self.anchor.advance_from(&Anchored::from(&self.head), &Anchored::from(&head))?;
-        self.shared.advancing_since.store(0, Ordering::Release);
-        self.shared.seq.store(head.seq, Ordering::Release);
-        self.head = head;
-        Ok(())
     }
 }
 

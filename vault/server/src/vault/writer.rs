@@ -1,0 +1,175 @@
+//! The one thread that decides and writes: a batch of whatever waits, its commit, the anchor, then the answers.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+
+use chatkeep_vault_protocol::answer::{Answer, Refusal};
+use chatkeep_vault_protocol::message::Envelope;
+use rand_core::OsRng;
+
+use super::{Call, Job, SealError, Shared, open_record, seal_record};
+use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Revisions};
+use crate::core::{Context, Record, Reply, step};
+use crate::hsm::DeviceError;
+use crate::reseal::Resealed;
+use crate::store::{Head, Row, Store, StoreError, Write};
+
+/// Requests in one commit.
+const BATCH_MAX: usize = 512;
+
+/// Why the writing thread ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriterError {
+    #[error("the database: {0}")]
+    Store(#[from] StoreError),
+    #[error("the anchor: {0}")]
+    Anchor(#[from] AnchorError),
+    #[error("the keys: {0}")]
+    Device(#[from] DeviceError),
+    #[error(transparent)]
+    Sealed(#[from] SealError),
+    #[error("somebody put an older record back while this vault was running")]
+    PutBack,
+}
+
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) store: Box<dyn Store>,
+    pub(super) anchor: Box<dyn Anchor>,
+    pub(super) digester: Digester,
+    pub(super) head: Head,
+    pub(super) revisions: Revisions,
+    pub(super) sealed_by: BTreeMap<u32, u64>,
+}
+
+type Batch = HashMap<[u8; 16], Touched>;
+
+/// One account within a batch: as it is stored, and as the batch will leave it.
+struct Touched {
+    stored: Option<Row>,
+    record: Option<Record>,
+    changed: bool,
+}
+
+impl Writer {
+    pub(super) fn run(&mut self, queue: &Receiver<Job>) -> Result<(), WriterError> {
+        while let Ok(first) = queue.recv() {
+            let mut calls = Vec::new();
+            let mut reseals = Vec::new();
+            for job in std::iter::once(first).chain(queue.try_iter().take(BATCH_MAX - 1)) {
+                match job {
+                    Job::Call(call) => calls.push(call),
+                    Job::Reseal { after, limit, done } => reseals.push((after, limit, done)),
+                }
+            }
+            self.answer(calls)?;
+            for (after, limit, done) in reseals {
+                let resealed = self.reseal(after, limit)?;
+                // whoever asked may have gone
+                done.send(resealed).ok();
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, calls: Vec<Call>) -> Result<(), WriterError> {
+        let mut calls = calls;
+        calls.retain(|call| !call.given_up.load(Ordering::Acquire));
+        let mut replies = Vec::with_capacity(calls.len());
+        let accounts = calls.iter().filter_map(|call| call.envelope.request.account()).collect();
+        let mut batch = self.load(accounts)?;
+        for Call { envelope, done, .. } in calls {
+            let reply = self.decide(&mut batch, &envelope);
+            replies.push((done, reply));
+        }
+        // an error drops the waiting `done`s, and whoever waits learns that the vault has stopped
+        self.commit(batch)?;
+        for (done, reply) in replies {
+            done(Some(reply));
+        }
+        Ok(())
+    }
+
+    fn reseal(&mut self, after: Option<[u8; 16]>, limit: usize) -> Result<Resealed, WriterError> {
+        let newest = self.shared.keys.sealer.keys()?.last().ok_or(DeviceError::Wrong)?.id;
+        let accounts = self.store.sealed_by_others(newest, after.as_ref(), limit)?;
+        let last = accounts.last().copied();
+        let mut batch = self.load(accounts.into_iter().collect())?;
+        for touched in batch.values_mut() {
+            touched.changed = true;
+        }
+        self.commit(batch)?;
+        let left = self.sealed_by.iter().filter(|(key_id, _)| **key_id != newest).map(|(_, n)| n).sum();
+        Ok(Resealed { last, left })
+    }
+
+    /// `accounts` as they are stored; an error if that is not what was stored last.
+    fn load(&mut self, accounts: BTreeSet<[u8; 16]>) -> Result<Batch, WriterError> {
+        let accounts: Vec<[u8; 16]> = accounts.into_iter().collect();
+        let rows = self.store.load(&accounts)?;
+        let mut batch = Batch::with_capacity(accounts.len());
+        for (account, stored) in accounts.into_iter().zip(rows) {
+            if stored.as_ref().map(|row| row.revision) != self.revisions.get(&account).copied() {
+                return Err(WriterError::PutBack);
+            }
+            let open = |row| open_record(&self.shared.keys, &account, row);
+            let record = stored.as_ref().map(open).transpose()?;
+            batch.insert(account, Touched { stored, record, changed: false });
+        }
+        Ok(batch)
+    }
+
+    fn decide(&self, batch: &mut Batch, envelope: &Envelope) -> Reply {
+        let entry = envelope.request.account().and_then(|account| batch.get_mut(&account));
+        let Some(entry) = entry else {
+            return Reply::Answer(Answer::Refused { why: Refusal::Malformed });
+        };
+        let context = Context {
+            identity: &self.shared.keys.identity.public(),
+            policy: &self.shared.policy,
+            now_s: (self.shared.clock)(),
+            seq: self.head.seq + 1,
+            evaluator: self.shared.keys.oprf.at_once(),
+        };
+        let step = step(entry.record.as_ref(), envelope, &context, &mut OsRng);
+        if let Some(record) = step.record {
+            entry.record = Some(record);
+            entry.changed = true;
+        }
+        step.reply
+    }
+
+    fn commit(&mut self, touched: Batch) -> Result<(), WriterError> {
+        let mut root = self.head.root;
+        let mut writes = Vec::new();
+        let mut no_longer_sealed_by = Vec::new();
+        for (account, entry) in touched {
+            let (true, Some(record)) = (entry.changed, &entry.record) else { continue };
+            let revision = entry.stored.as_ref().map_or(0, |row| row.revision) + 1;
+            let row = seal_record(&self.shared.keys, &account, revision, record, &mut OsRng)?;
+            no_longer_sealed_by.extend(entry.stored.as_ref().map(|row| row.key_id));
+            root = self.digester.replace(&root, &account, entry.stored.as_ref(), Some(&row));
+            writes.push(Write { account, row });
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let head = self.digester.head(self.head.seq + 1, root, self.head.root);
+        self.store.commit_batch(&head, &writes)?;
+        self.revisions.extend(writes.iter().map(|write| (write.account, write.row.revision)));
+        for write in &writes {
+            *self.sealed_by.entry(write.row.key_id).or_default() += 1;
+        }
+        for key_id in no_longer_sealed_by {
+            self.sealed_by.entry(key_id).and_modify(|records| *records -= 1);
+        }
+        self.shared.advancing_since.store(self.shared.milliseconds() + 1, Ordering::Release);
+        self.anchor.advance_from(&Anchored::from(&self.head), &Anchored::from(&head))?;
+        self.shared.advancing_since.store(0, Ordering::Release);
+        self.shared.seq.store(head.seq, Ordering::Release);
+        self.head = head;
+        Ok(())
+    }
+}
