@@ -3,8 +3,6 @@
 //! HTTP/1.1 on a listening unix socket: `POST /v1/call` with the vault's address and identity in headers. Stateless; it
 //! holds no secret, reads no body, and trusts for each call only the identity that the call names.
 
-mod carry;
 mod serve;
 
-pub use carry::{CarryError, Line, carry};
 pub use serve::serve;

@@ -5,6 +5,7 @@ use std::str::FromStr as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use chatkeep_vault_line::{CarryError, carry};
 use chatkeep_vault_protocol::Identity;
 use chatkeep_vault_protocol::limits::ANSWER_LEN_MAX;
 use http_body_util::{BodyExt as _, Full, Limited};
@@ -14,8 +15,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-
-use crate::carry::{CarryError, carry};
 
 /// Longest request that is carried; vaults take 4 KiB, so this bounds memory and nothing else.
 const REQUEST_LEN_MAX: usize = ANSWER_LEN_MAX;

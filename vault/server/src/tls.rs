@@ -40,13 +40,9 @@ impl ResolvesServerCert for Leaf {
     }
 }
 
-/// TLS 1.3 with X25519MLKEM768 only: somebody who records B and kB today must not learn k with a quantum computer.
+/// TLS 1.3 with the key exchange that clients ask for.
 pub fn server_config(leaf: Arc<Leaf>) -> anyhow::Result<rustls::ServerConfig> {
-    let provider = rustls::crypto::CryptoProvider {
-        kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768],
-        ..aws_lc_rs::default_provider()
-    };
-    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(provider))
+    let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(chatkeep_vault_line::provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_cert_resolver(leaf);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chatkeep_vault_courier::{CarryError, Line};
+use chatkeep_vault_line::{CarryError, Line};
 use chatkeep_vault_protocol::Identity;
 use hyper::body::Bytes;
 use tokio::runtime::Runtime;

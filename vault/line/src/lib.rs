@@ -1,4 +1,7 @@
-//! One request to one vault: resolve, connect, TLS with the pinned identity, post, read.
+//! A line to one vault: resolve, connect, TLS with the pinned identity, post, read.
+//!
+//! For the two that reach vaults over a network: the courier, for a daemon that has none, and a vault that has
+//! witnesses. Holds no secret and reads no message; what it trusts is the identity that the caller names.
 
 use std::io;
 use std::sync::Arc;
@@ -12,7 +15,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::SendRequest;
 use hyper::{Request, Uri};
 use hyper_util::rt::TokioIo;
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{Der, ServerName, TrustAnchor};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
@@ -158,7 +161,13 @@ async fn connect(host: &str, port: u16) -> Result<TcpStream, CarryError> {
     Err(last)
 }
 
-/// TLS 1.3 with X25519MLKEM768 only, and one trust anchor: the pinned identity.
+/// The cryptography of both ends: key exchange is X25519MLKEM768 only, because somebody who records B and kB today must
+/// not learn k with a quantum computer.
+pub fn provider() -> CryptoProvider {
+    CryptoProvider { kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768], ..aws_lc_rs::default_provider() }
+}
+
+/// TLS 1.3, and one trust anchor: the pinned identity.
 fn client_config(identity: Identity) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.roots.push(TrustAnchor {
@@ -166,11 +175,7 @@ fn client_config(identity: Identity) -> ClientConfig {
         subject_public_key_info: Der::from(anchor_public_key(&identity.0)),
         name_constraints: None,
     });
-    let provider = rustls::crypto::CryptoProvider {
-        kx_groups: vec![aws_lc_rs::kx_group::X25519MLKEM768],
-        ..aws_lc_rs::default_provider()
-    };
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("the provider has suites for TLS 1.3")
         .with_root_certificates(roots)
