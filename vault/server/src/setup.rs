@@ -73,6 +73,7 @@ pub fn open_or_wait(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Resul
         insecure_dev: config.insecure_dev,
         place: opened.place,
         clock: opened.clock,
+        rng: Box::new(OsRng),
     };
     Ok((parts, opened.lock))
 }

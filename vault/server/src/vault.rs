@@ -16,7 +16,7 @@ use chatkeep_vault_protocol::answer::{self, Answer, Body, Certificate, Refusal, 
 use chatkeep_vault_protocol::limits::{CERTIFICATE_LIFETIME_S, VERSION};
 use chatkeep_vault_protocol::message::{Envelope, Request};
 use ed25519_dalek::SigningKey;
-use rand_core::OsRng;
+use rand_core::{CryptoRngCore, OsRng};
 
 use crate::anchor::{Anchor, AnchorError, Checked, Digester, Interrupter};
 use crate::cells::Place;
@@ -57,6 +57,8 @@ pub struct Parts {
     pub place: Option<Place>,
     /// Seconds since 1970.
     pub clock: Clock,
+    /// What keys and challenges are drawn from.
+    pub rng: Box<dyn CryptoRngCore + Send>,
 }
 
 /// Seconds since 1970, as a function, so that tests can let time pass.
@@ -191,8 +193,9 @@ impl Vault {
                 shared.seq.store(head.seq, Ordering::Release);
                 shared.ready.store(true, Ordering::Release);
                 drop(started.send(Ok(())));
-                let (store, anchor, digester) = (parts.store, parts.anchor, parts.digester);
-                let mut writer = Writer { shared, store, anchor, digester, head, revisions, sealed_by };
+                let (store, anchor, digester, rng) = (parts.store, parts.anchor, parts.digester, parts.rng);
+                let mut writer =
+                    Writer { shared, store, anchor, digester, rng, head, revisions, sealed_by };
                 match writer.run(&queue) {
                     Ok(()) | Err(WriterError::Anchor(AnchorError::Witness(WitnessFault::Stopped))) => {}
                     Err(error) => on_failure(store::chain(&error)),

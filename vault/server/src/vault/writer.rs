@@ -7,7 +7,7 @@ use std::sync::mpsc::Receiver;
 
 use chatkeep_vault_protocol::answer::{Answer, Refusal};
 use chatkeep_vault_protocol::message::Envelope;
-use rand_core::OsRng;
+use rand_core::CryptoRngCore;
 
 use super::{Call, Job, SealError, Shared, open_record, seal_record};
 use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Revisions};
@@ -39,6 +39,7 @@ pub(super) struct Writer {
     pub(super) store: Box<dyn Store>,
     pub(super) anchor: Box<dyn Anchor>,
     pub(super) digester: Digester,
+    pub(super) rng: Box<dyn CryptoRngCore + Send>,
     pub(super) head: Head,
     pub(super) revisions: Revisions,
     pub(super) sealed_by: BTreeMap<u32, u64>,
@@ -121,7 +122,7 @@ impl Writer {
         Ok(batch)
     }
 
-    fn decide(&self, batch: &mut Batch, envelope: &Envelope) -> Reply {
+    fn decide(&mut self, batch: &mut Batch, envelope: &Envelope) -> Reply {
         let entry = envelope.request.account().and_then(|account| batch.get_mut(&account));
         let Some(entry) = entry else {
             return Reply::Answer(Answer::Refused { why: Refusal::Malformed });
@@ -133,7 +134,7 @@ impl Writer {
             seq: self.head.seq + 1,
             evaluator: self.shared.keys.oprf.at_once(),
         };
-        let step = step(entry.record.as_ref(), envelope, &context, &mut OsRng);
+        let step = step(entry.record.as_ref(), envelope, &context, &mut *self.rng);
         if let Some(record) = step.record {
             entry.record = Some(record);
             entry.changed = true;
@@ -148,7 +149,7 @@ impl Writer {
         for (account, entry) in touched {
             let (true, Some(record)) = (entry.changed, &entry.record) else { continue };
             let revision = entry.stored.as_ref().map_or(0, |row| row.revision) + 1;
-            let row = seal_record(&self.shared.keys, &account, revision, record, &mut OsRng)?;
+            let row = seal_record(&self.shared.keys, &account, revision, record, &mut *self.rng)?;
             no_longer_sealed_by.extend(entry.stored.as_ref().map(|row| row.key_id));
             root = self.digester.replace(&root, &account, entry.stored.as_ref(), Some(&row));
             writes.push(Write { account, row });
