@@ -194,8 +194,7 @@ impl Vault {
                 shared.ready.store(true, Ordering::Release);
                 drop(started.send(Ok(())));
                 let (store, anchor, digester, rng) = (parts.store, parts.anchor, parts.digester, parts.rng);
-                let mut writer =
-                    Writer { shared, store, anchor, digester, rng, head, revisions, sealed_by };
+                let mut writer = Writer { shared, store, anchor, digester, rng, head, revisions, sealed_by };
                 match writer.run(&queue) {
                     Ok(()) | Err(WriterError::Anchor(AnchorError::Witness(WitnessFault::Stopped))) => {}
                     Err(error) => on_failure(store::chain(&error)),
