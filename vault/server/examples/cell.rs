@@ -4,11 +4,9 @@
 //! in docs/operate-a-vault.md, "Many cells", are from here.
 #![allow(clippy::unwrap_used, reason = "a measurement has nobody to tell")]
 
-#[path = "../tests/common/postgres.rs"]
-mod postgres;
-
 use std::time::Instant;
 
+use chatkeep_vault_rig::postgres;
 use chatkeep_vault_server::anchor::{Anchor as _, Anchored, Digester, FileAnchor};
 use chatkeep_vault_server::cells::Cell;
 use chatkeep_vault_server::store::{PostgresStore, Row, Store, Write};

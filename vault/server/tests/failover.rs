@@ -12,12 +12,12 @@ use std::sync::{Arc, Mutex};
 use chatkeep_vault_client::{
     CourierTransport, DirectTransport, Transport, TransportError, VaultError, VaultPin,
 };
+use chatkeep_vault_rig::postgres::{Cluster, eventually};
 use chatkeep_vault_server::anchor::{ANCHOR_FILE, AnchorError};
 use chatkeep_vault_server::config::Config;
 use chatkeep_vault_server::setup;
 use chatkeep_vault_server::store::{PostgresConfig, PostgresStore, StoreConfig};
 use chatkeep_vault_server::vault::Vault;
-use common::postgres::{Cluster, eventually};
 use common::process::{PROGRAM, Process, courier};
 use common::{enroll, unlock};
 use rustix::process::Signal;

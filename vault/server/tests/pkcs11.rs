@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use chatkeep_vault_client::{DestroyReason, KdfParams, VaultError, info, register};
+use chatkeep_vault_rig::soft_token::SoftToken;
 use common::program::{PROGRAM, Served, courier};
-use common::soft_token::SoftToken;
 use common::{CONTEXT, KEY, PASSWORD, unlock};
 use rand_core::OsRng;
 use tempfile::TempDir;

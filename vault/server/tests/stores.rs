@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
+use chatkeep_vault_rig::postgres::{Cluster, DATABASE, Node, eventually};
 use chatkeep_vault_server::cells::{Cell, CellMap, Place};
 use chatkeep_vault_server::store::{
     DATABASE_FILE, Head, PostgresConfig, PostgresStore, Row, SqliteStore, Store, StoreError, Write,
 };
-use common::postgres::{Cluster, DATABASE, Node, eventually};
 use tempfile::TempDir;
 
 /// Where a store is, so that it can be opened again, twice, or changed behind its back.

@@ -1,10 +1,8 @@
 //! Vaults in this process, on real disks, and a liar.
 #![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part of this")]
 
-pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod program;
-pub(crate) mod soft_token;
 pub(crate) mod witnessed;
 
 use std::fs::File;

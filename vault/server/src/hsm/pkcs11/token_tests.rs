@@ -1,13 +1,10 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 use chatkeep_vault_protocol::Suite;
+use chatkeep_vault_rig::soft_token::SoftToken;
 
 use super::*;
 use crate::config::{Config, HsmConfig};
 use crate::hsm::pkcs11::connect::connect;
-
-#[path = "../../../tests/common/soft_token.rs"]
-mod soft_token;
-use soft_token::SoftToken;
 
 #[derive(serde::Deserialize)]
 struct Vector {

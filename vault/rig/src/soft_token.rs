@@ -9,21 +9,25 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-pub(crate) const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
-pub(crate) const TOKEN: &str = "vault";
-pub(crate) const PIN: &str = "1234-5678";
+/// The library of Debian's package.
+pub const MODULE: &str = "/usr/lib/softhsm/libsofthsm2.so";
+/// Label of the token.
+pub const TOKEN: &str = "vault";
+/// Its PIN.
+pub const PIN: &str = "1234-5678";
 
 const CONF: &str = "SOFTHSM2_CONF";
 const DIR_OF_PARENT: &str = "CHATKEEP_TEST_TOKEN";
 
 /// An initialised token with a PIN file; gone when dropped, unless it belongs to a parent process.
-pub(crate) struct SoftToken {
+pub struct SoftToken {
     dir: PathBuf,
     _owned: Option<TempDir>,
 }
 
 impl SoftToken {
-    pub(crate) fn new() -> Self {
+    /// Makes one.
+    pub fn new() -> Self {
         let owned = tempfile::tempdir().unwrap();
         let token = Self { dir: owned.path().to_owned(), _owned: Some(owned) };
         std::fs::create_dir(token.dir.join("tokens")).unwrap();
@@ -41,7 +45,7 @@ impl SoftToken {
     }
 
     /// The token knows this mechanism no longer; all others again.
-    pub(crate) fn forbid(&self, mechanism: &str) {
+    pub fn forbid(&self, mechanism: &str) {
         // version 2.6.1 does not see the first name of a list that begins with `-`; nobody needs this one
         let mechanisms = if mechanism.is_empty() { "ALL" } else { &format!("-CKM_SHA_1,{mechanism}") };
         let conf = format!(
@@ -51,19 +55,20 @@ impl SoftToken {
         std::fs::write(self.dir.join("softhsm2.conf"), conf).unwrap();
     }
 
-    pub(crate) fn pin_file(&self) -> PathBuf {
+    /// What `pin_file` names.
+    pub fn pin_file(&self) -> PathBuf {
         self.dir.join("pin")
     }
 
     /// A process that finds this token.
-    pub(crate) fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command.env(CONF, self.dir.join("softhsm2.conf"));
         command
     }
 
     /// Settings for a vault with its keys here; `more` goes before the tables.
-    pub(crate) fn settings(&self, data: &Path, more: &str) -> String {
+    pub fn settings(&self, data: &Path, more: &str) -> String {
         format!(
             "data = \"{}\"\nlisten = \"127.0.0.1:0\"\ninsecure_dev = true\n{more}\n[hsm]\nkind = \"pkcs11\"\n\
              module = \"{MODULE}\"\ntoken = \"{TOKEN}\"\npin_file = \"{}\"\nseal_key_lifetime = \"0s\"\n",
@@ -73,13 +78,13 @@ impl SoftToken {
     }
 
     /// The parent's token, if this process was started by [`Self::in_child`].
-    pub(crate) fn of_parent() -> Option<Self> {
+    pub fn of_parent() -> Option<Self> {
         let dir = std::env::var_os(DIR_OF_PARENT)?;
         Some(Self { dir: dir.into(), _owned: None })
     }
 
     /// Runs one test of this binary in another process, where [`Self::of_parent`] is this token; gives its output.
-    pub(crate) fn in_child(&self, test: &str, variables: &[(&str, &str)]) -> std::process::Output {
+    pub fn in_child(&self, test: &str, variables: &[(&str, &str)]) -> std::process::Output {
         self.command(std::env::current_exe().unwrap())
             .args([test, "--exact", "--nocapture"])
             .env(DIR_OF_PARENT, &self.dir)
@@ -89,7 +94,7 @@ impl SoftToken {
     }
 
     /// As [`Self::in_child`], for a test that must pass.
-    pub(crate) fn pass_in_child(&self, test: &str) {
+    pub fn pass_in_child(&self, test: &str) {
         let ran = self.in_child(test, &[]);
         let said = [ran.stdout, ran.stderr].concat();
         let said = String::from_utf8_lossy(&said);

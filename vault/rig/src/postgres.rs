@@ -1,5 +1,4 @@
 //! PostgreSQL servers of our own: real ones, in a temporary folder, on unix sockets.
-#![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part of this")]
 
 use std::fs::File;
 use std::os::unix::process::CommandExt as _;
@@ -15,20 +14,22 @@ use tempfile::TempDir;
 const BIN: &str = "/usr/lib/postgresql/15/bin";
 /// Role and database of the vault.
 const ROLE: &str = "vault";
-pub(crate) const DATABASE: &str = "cell";
+/// The database of the vault.
+pub const DATABASE: &str = "cell";
 /// For what happens within a second when the machine is idle.
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// One server; killed when dropped.
-pub(crate) struct Node {
-    pub(crate) name: &'static str,
+pub struct Node {
+    /// Single letter.
+    pub name: &'static str,
     dir: PathBuf,
     port: u16,
     process: Mutex<Option<Child>>,
 }
 
 /// A primary `a`, and maybe synchronous standbys `b` and `c`, of which one has to have a commit.
-pub(crate) struct Cluster {
+pub struct Cluster {
     dir: TempDir,
     nodes: Vec<Node>,
 }
@@ -65,7 +66,7 @@ fn run(command: &mut Command) -> String {
 }
 
 /// Waits until `what` is so.
-pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
         assert!(start.elapsed() < PATIENCE, "not in time: {what}");
@@ -83,17 +84,18 @@ impl Node {
         Self { name, dir, port, process: Mutex::new(None) }
     }
 
-    pub(crate) fn data(&self) -> PathBuf {
+    /// Its data directory.
+    pub fn data(&self) -> PathBuf {
         self.dir.join("data")
     }
 
     /// How a vault names it.
-    pub(crate) fn host(&self) -> String {
+    pub fn host(&self) -> String {
         self.dir.to_str().unwrap().to_owned()
     }
 
     /// A file in its folder that only it may read.
-    pub(crate) fn give(&self, name: &str, content: &str) {
+    pub fn give(&self, name: &str, content: &str) {
         let path = self.data().join(name);
         std::fs::write(&path, content).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -103,7 +105,7 @@ impl Node {
     }
 
     /// Adds to its settings; the last word counts.
-    pub(crate) fn configure(&self, settings: &str) {
+    pub fn configure(&self, settings: &str) {
         let path = self.data().join("postgresql.auto.conf");
         let before = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, format!("{before}\n{settings}\n")).unwrap();
@@ -112,7 +114,8 @@ impl Node {
         }
     }
 
-    pub(crate) fn start(&self) {
+    /// Starts it and waits until it answers.
+    pub fn start(&self) {
         let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
         let child = unprivileged("postgres")
             .arg("-D")
@@ -126,14 +129,14 @@ impl Node {
     }
 
     /// As an administrator stops it.
-    pub(crate) fn stop(&self) {
+    pub fn stop(&self) {
         let Some(mut child) = self.process.lock().unwrap().take() else { return };
         kill_process(Pid::from_child(&child), Signal::INT).unwrap();
         child.wait().unwrap();
     }
 
     /// As a power cut stops it: all its processes at once, with no time to say anything.
-    pub(crate) fn kill(&self) {
+    pub fn kill(&self) {
         let Some(mut child) = self.process.lock().unwrap().take() else { return };
         let main = Pid::from_child(&child);
         kill_process(main, Signal::STOP).unwrap(); // so that it starts no more of them
@@ -145,7 +148,7 @@ impl Node {
     }
 
     /// As its superuser.
-    pub(crate) fn sql(&self, sql: &str) -> String {
+    pub fn sql(&self, sql: &str) -> String {
         self.try_sql(sql).unwrap_or_else(|error| panic!("{}: {sql}: {error}", self.name))
     }
 
@@ -154,7 +157,7 @@ impl Node {
     }
 
     /// As its superuser, in one database.
-    pub(crate) fn sql_in(&self, database: &str, sql: &str) -> String {
+    pub fn sql_in(&self, database: &str, sql: &str) -> String {
         self.try_sql_in(database, sql).unwrap_or_else(|error| panic!("{}: {sql}: {error}", self.name))
     }
 
@@ -224,12 +227,12 @@ fn children(parent: Pid) -> Vec<Pid> {
 
 impl Cluster {
     /// One server that nobody follows, and which says so.
-    pub(crate) fn alone() -> Self {
+    pub fn alone() -> Self {
         Self::listening(5432, "")
     }
 
     /// As [`Self::alone`], on a port of this machine, too, with more settings.
-    pub(crate) fn listening(port: u16, settings: &str) -> Self {
+    pub fn listening(port: u16, settings: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("ckpg").tempdir_in("/tmp").unwrap();
         std::fs::set_permissions(dir.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let node = Node::new("a", dir.path(), port);
@@ -252,7 +255,7 @@ impl Cluster {
     }
 
     /// A primary with two standbys, of which one has to have a commit.
-    pub(crate) fn of_three() -> Self {
+    pub fn of_three() -> Self {
         let mut cluster = Self::alone();
         for name in ["b", "c"] {
             let node = Node::new(name, cluster.dir.path(), 5432);
@@ -266,11 +269,13 @@ impl Cluster {
         cluster
     }
 
-    pub(crate) fn node(&self, name: &str) -> &Node {
+    /// By its name.
+    pub fn node(&self, name: &str) -> &Node {
         self.nodes.iter().find(|node| node.name == name).unwrap()
     }
 
-    pub(crate) fn wait_for_standbys(&self, primary: &str, count: usize) {
+    /// Waits until so many standbys follow `primary`.
+    pub fn wait_for_standbys(&self, primary: &str, count: usize) {
         let sql =
             "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming' AND sync_state = 'quorum'";
         eventually("standbys follow", || self.node(primary).sql(sql) == count.to_string());
@@ -278,7 +283,7 @@ impl Cluster {
 
     /// What Patroni does when the primary is gone: of the standbys that are left, the one that has most becomes the
     /// primary, and the other follows it. Gives its name.
-    pub(crate) fn fail_over(&self) -> &'static str {
+    pub fn fail_over(&self) -> &'static str {
         let received = |node: &Node| {
             let sql = "SELECT pg_wal_lsn_diff(coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), '0/0')";
             node.sql(sql).parse::<u64>().unwrap()
@@ -294,7 +299,7 @@ impl Cluster {
     }
 
     /// A server that was away begins anew, as a standby of `primary`.
-    pub(crate) fn rebuild(&self, name: &str, primary: &str) {
+    pub fn rebuild(&self, name: &str, primary: &str) {
         self.node(name).copy_of(self.node(primary));
         eventually("it follows", || {
             let sql = format!(
@@ -305,11 +310,12 @@ impl Cluster {
     }
 
     /// For all of its servers.
-    pub(crate) fn config(&self) -> PostgresConfig {
+    pub fn config(&self) -> PostgresConfig {
         self.config_of(DATABASE)
     }
 
-    pub(crate) fn config_of(&self, database: &str) -> PostgresConfig {
+    /// As [`Self::config`], for another database.
+    pub fn config_of(&self, database: &str) -> PostgresConfig {
         let hosts: Vec<String> = self.nodes.iter().map(Node::host).collect();
         toml::from_str(&format!("hosts = {hosts:?}\ndatabase = '{database}'\nuser = '{ROLE}'")).unwrap()
     }
