@@ -78,6 +78,7 @@ const MAP: &[Place] = &[
     Place { name: "chatkeep", folder: "cli", imports: LIBRARIES, test_imports: &[], why: "talks to the service, is not linked to it" },
     Place { name: "chatkeep-tests", folder: "tests", imports: ALL, test_imports: &[], why: "drives everything" },
     Place { name: "chatkeep-benches", folder: "benches", imports: &[], test_imports: &[], why: "measures programs, ours as the others" },
+    Place { name: "chatkeep-bench-vault", folder: "benches/vault", imports: &["chatkeep-vault-protocol", "chatkeep-vault-line", "chatkeep-vault-server", "chatkeep-vault-rig"], test_imports: &[], why: "measures the vault's program beside the parts it is made of" },
     Place { name: "xtask", folder: "xtask", imports: ALL, test_imports: &[], why: "drives everything" },
 ];
 

@@ -9,12 +9,13 @@ use std::time::Instant;
 use chatkeep_vault_rig::postgres;
 use chatkeep_vault_server::anchor::{Anchor as _, Anchored, Digester, FileAnchor};
 use chatkeep_vault_server::cells::Cell;
+use chatkeep_vault_server::core::RECORD_LEN;
 use chatkeep_vault_server::store::{PostgresStore, Row, Store, Write};
 use rand_core::{OsRng, RngCore as _};
 use zeroize::Zeroizing;
 
 /// Nonce, record, tag.
-const SEALED_LEN: usize = 12 + 320 + 16;
+const SEALED_LEN: usize = 12 + RECORD_LEN + 16;
 
 fn main() {
     let accounts: usize = std::env::args().nth(1).map_or(200_000, |text| text.parse().unwrap());
