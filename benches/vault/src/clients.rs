@@ -21,6 +21,8 @@ use crate::program::Program;
 const GUESSES: usize = 90;
 /// Accounts of a measurement: enough for 20 000 guesses a second, for five seconds.
 const ACCOUNTS: usize = 1_024;
+/// How long questions are measured.
+const QUESTIONS: Duration = Duration::from_secs(3);
 /// Different elements; a guess counts if its element is not the one before.
 const ELEMENTS: usize = 64;
 /// Of so many answers the signature is checked by the clients, which would otherwise be slower than the vault.
@@ -34,8 +36,18 @@ struct Shared {
     elements: Vec<Vec<u8>>,
 }
 
-/// Guesses a second with each number of clients.
-pub(crate) fn measure(vault: &Program, clients: &[usize], seconds: u64) -> Result<Vec<f64>> {
+/// How often a second.
+pub(crate) struct Rates {
+    /// With so many clients.
+    pub(crate) clients: usize,
+    /// A guess: charged, durable, anchored, evaluated, signed.
+    pub(crate) guesses: f64,
+    /// A question that needs no record and no evaluation: connection, HTTP, CBOR and signature.
+    pub(crate) questions: f64,
+}
+
+/// Rates with each number of clients.
+pub(crate) fn measure(vault: &Program, clients: &[usize], seconds: u64) -> Result<Vec<Rates>> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut line = Line::new(&vault.url, vault.identity)?;
@@ -48,8 +60,19 @@ pub(crate) fn measure(vault: &Program, clients: &[usize], seconds: u64) -> Resul
         let shared = Arc::new(Shared { identity: vault.identity, url: vault.url.clone(), suite, elements });
         let mut rates = Vec::new();
         for clients in clients {
+            let (clients, time) = (*clients, Duration::from_secs(seconds));
+            let questions = repeat(&shared, clients, QUESTIONS, |_, _| Ok(Request::Info(Info {}))).await?;
             let accounts = register(&shared, ACCOUNTS).await?;
-            rates.push(guess(&shared, accounts, *clients, Duration::from_secs(seconds)).await?);
+            let each = accounts.len() / clients;
+            let for_guesses = shared.clone();
+            let guess = move |client: usize, done: usize| {
+                let mine = &accounts[client * each..(client + 1) * each];
+                let account = *mine.get(done / GUESSES).context("there are too few accounts")?;
+                let blinded = Blob(for_guesses.elements[1 + done % (ELEMENTS - 1)].clone());
+                Ok(Request::Guess(Guess { account: Fixed(account), epoch: Fixed([1; 16]), blinded }))
+            };
+            let guesses = repeat(&shared, clients, time, guess).await?;
+            rates.push(Rates { clients, guesses, questions });
         }
         Ok(rates)
     })
@@ -103,35 +126,38 @@ async fn account(line: &mut Line, shared: &Shared) -> Result<[u8; 16]> {
     Ok(account)
 }
 
-async fn guess(shared: &Arc<Shared>, accounts: Vec<[u8; 16]>, clients: usize, time: Duration) -> Result<f64> {
+/// How often a second `clients` get an answer to `request`, which is made from the number of the client and of its
+/// answers so far.
+async fn repeat(
+    shared: &Arc<Shared>,
+    clients: usize,
+    time: Duration,
+    request: impl Fn(usize, usize) -> Result<Request> + Send + Sync + 'static,
+) -> Result<f64> {
+    let (start, request) = (Instant::now(), Arc::new(request));
     let mut running = Vec::new();
-    let each = accounts.len() / clients;
-    let start = Instant::now();
-    for mine in accounts.chunks(each).take(clients) {
-        let (shared, mine) = (shared.clone(), mine.to_vec());
+    for client in 0..clients {
+        let (shared, request) = (shared.clone(), request.clone());
         running.push(tokio::spawn(async move {
             let mut line = Line::new(&shared.url, shared.identity)?;
             let mut done = 0;
             while start.elapsed() < time {
-                let account = *mine.get(done / GUESSES).context("there are too few accounts")?;
-                let blinded = Blob(shared.elements[1 + done % (ELEMENTS - 1)].clone());
-                let request = Guess { account: Fixed(account), epoch: Fixed([1; 16]), blinded };
-                let request = Envelope::new(Request::Guess(request), &mut OsRng).encode();
+                let request = Envelope::new(request(client, done)?, &mut OsRng).encode();
                 let answered = line.carry(Bytes::from(request.clone())).await?;
                 if done % CHECK_EACH == 0 {
                     let body = answer::verify(&answered, &shared.identity.0, &request, now_s())?;
-                    ensure!(matches!(body.answer, Answer::Charged(_)), "a guess: {:?}", body.answer);
+                    ensure!(matches!(body.answer, Answer::Charged(_) | Answer::Info(_)), "{:?}", body.answer);
                 }
                 done += 1;
             }
             Ok::<_, anyhow::Error>(done)
         }));
     }
-    let mut guesses = 0;
+    let mut done = 0;
     for client in running {
-        guesses += client.await??;
+        done += client.await??;
     }
-    Ok(guesses as f64 / start.elapsed().as_secs_f64())
+    Ok(done as f64 / start.elapsed().as_secs_f64())
 }
 
 async fn ask(line: &mut Line, identity: Identity, request: Request) -> Result<Answer> {

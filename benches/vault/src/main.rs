@@ -15,6 +15,7 @@ use chatkeep_vault_rig::soft_token::SoftToken;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
+use clients::Rates;
 use parts::Parts;
 use program::{Program, Settings};
 
@@ -71,8 +72,10 @@ fn main() -> Result<()> {
             let cores = std::thread::available_parallelism()?.get();
             ensure!(cores > 1, "needs a core for the vault and one for its clients");
             program::stay_off(VAULT_CORE, cores)?;
-            println!("| keys | clients | guesses/s | each, ms | the slowest part allows | of it |");
-            println!("| --- | --- | --- | --- | --- | --- |");
+            println!(
+                "| keys | clients | guesses/s | each, ms | the slowest part allows | of it | all in turn | of it |"
+            );
+            println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
             for backend in backends {
                 guesses(&program, &backend, &clients, seconds)?;
             }
@@ -98,18 +101,22 @@ fn guesses(program: &std::path::Path, backend: &str, clients: &[usize], seconds:
     let parts = settings.parts(VAULT_CORE, clients).context("measuring the parts")?;
     let vault = Program::serve(program, &settings, VAULT_CORE)?;
     let rates = clients::measure(&vault, clients, seconds)?;
-    for (clients, rate) in clients.iter().zip(&rates) {
-        let (name, allowed) = parts.slowest(*clients);
+    for rates in &rates {
+        let allowed = parts.allow(rates);
+        let (name, slowest) = allowed.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("there are four");
+        let in_turn = 1.0 / allowed.iter().map(|(_, allowed)| 1.0 / allowed).sum::<f64>();
+        let Rates { clients, guesses, .. } = rates;
         println!(
-            "| {backend} | {clients} | {rate:.0} | {:.1} | {allowed:.0} ({name}) | {:.2} |",
-            *clients as f64 * 1000.0 / rate,
-            rate / allowed
+            "| {backend} | {clients} | {guesses:.0} | {:.1} | {slowest:.0} ({name}) | {:.2} | {in_turn:.0} | {:.2} |",
+            *clients as f64 * 1000.0 / guesses,
+            guesses / slowest,
+            guesses / in_turn,
         );
     }
     let cpu = vault.cpu_seconds()?;
     eprintln!(
         "{}",
-        json!({ "backend": backend, "clients": clients, "rates": rates, "parts": parts, "cpu_s": cpu })
+        json!({ "backend": backend, "questions": rates.iter().map(|r| r.questions).collect::<Vec<_>>(), "parts": parts, "cpu_s": cpu })
     );
     Ok(())
 }

@@ -25,6 +25,8 @@ use p256::elliptic_curve::sec1::ToEncodedPoint as _;
 use rand_core::{OsRng, RngCore as _};
 use serde::{Deserialize, Serialize};
 
+use crate::clients::Rates;
+
 /// How long each part is measured.
 const RUN: Duration = Duration::from_secs(2);
 
@@ -35,7 +37,7 @@ pub(crate) struct Parts {
     primitive: f64,
     /// The same through the vault's own code.
     evaluations: f64,
-    /// Signing an answer.
+    /// Signing an answer; part of what a connection allows.
     signatures: f64,
     /// Clients, and what commits with as many writes allow.
     commits: Vec<(usize, f64)>,
@@ -63,16 +65,16 @@ impl Parts {
         Ok(Self { primitive, evaluations, signatures: signatures(), commits, anchor })
     }
 
-    /// The part that allows the fewest guesses with so many clients, and how many.
-    pub(crate) fn slowest(&self, clients: usize) -> (&'static str, f64) {
-        let commits = self.commits.iter().find(|(batch, _)| *batch == clients).map_or(f64::NAN, |(_, n)| *n);
-        let parts = [
-            ("keys", self.primitive),
+    /// What each part allows with so many clients.
+    pub(crate) fn allow(&self, rates: &Rates) -> [(&'static str, f64); 4] {
+        let commits =
+            self.commits.iter().find(|(batch, _)| *batch == rates.clients).map_or(f64::NAN, |(_, n)| *n);
+        [
+            ("evaluation", self.evaluations),
             ("commit", commits),
-            ("anchor", self.anchor * clients as f64),
-            ("signature", self.signatures),
-        ];
-        parts.into_iter().min_by(|a, b| a.1.total_cmp(&b.1)).expect("there are four")
+            ("anchor", self.anchor * rates.clients as f64),
+            ("connection", rates.questions),
+        ]
     }
 }
 
