@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use chatkeep_vault_client::{VaultError, VaultPin, info};
-use common::process::{PROGRAM, Process, courier};
+use common::program::{PROGRAM, Program, courier};
 use common::{KEY, PASSWORD, enroll, try_enroll, unlock};
 use rand_core::OsRng;
 
@@ -93,9 +93,9 @@ async fn one_address_leads_to_every_account() {
     for number in [0, 1] {
         succeed(&mut cells.program("init", number));
     }
-    let mut served = [0, 1].map(|number| Some(Process::start(&mut cells.program("serve", number))));
-    let pins = [served[0].as_mut().unwrap().pin()];
-    assert_eq!(served[1].as_mut().unwrap().pin().identity, pins[0].identity);
+    let mut served = [0, 1].map(|number| Some(Program::start(&mut cells.program("serve", number))));
+    let pins = [served[0].as_ref().unwrap().pin()];
+    assert_eq!(served[1].as_ref().unwrap().pin().identity, pins[0].identity);
     let transport = courier(cells.dir.path());
     assert_eq!(info(&transport, &pins[0], &mut OsRng).await.unwrap().0.store, "sqlite");
 
@@ -134,7 +134,7 @@ async fn cells_that_disagree_are_noticed_by_the_client() {
     std::fs::write(cells.path("map"), map).unwrap();
     cells.sign_map();
     succeed(&mut cells.program("init", 0));
-    let mut served = Process::start(&mut cells.program("serve", 0));
+    let served = Program::start(&mut cells.program("serve", 0));
     let pin: VaultPin = served.pin();
     let transport = courier(cells.dir.path());
     for _ in 0..64 {
@@ -176,7 +176,7 @@ async fn a_cell_with_accounts_of_another_cell_does_not_serve() {
     cells.sign_map();
     succeed(&mut cells.program("init", 0));
     {
-        let mut served = Process::start(&mut cells.program("serve", 0));
+        let served = Program::start(&mut cells.program("serve", 0));
         let (transport, pins) = (courier(cells.dir.path()), [served.pin()]);
         // some of them are of the other cell, which is away
         for _ in 0..64 {

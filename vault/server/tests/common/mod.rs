@@ -2,7 +2,6 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part of this")]
 
 pub(crate) mod postgres;
-pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod soft_token;
 pub(crate) mod witnessed;
