@@ -273,8 +273,8 @@ async fn answer(config: &Config, begun: Begun, identity: Arc<dyn IdentityKey>) -
     let mut interrupt = signal(SignalKind::interrupt())?;
     let server = tokio::spawn(http::serve(
         listener,
-        tls::server_config(leaf.clone())?,
-        vault.clone(),
+        Some(tls::server_config(leaf.clone())?),
+        http::routes(vault.clone()),
         config.connections_max,
         stopped,
     ));
