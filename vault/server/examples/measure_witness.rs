@@ -50,7 +50,7 @@ async fn serve_witness(
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let (tls, routes) = (tls::server_config(leaf)?, http::routes(Arc::new(served)));
-    tokio::spawn(http::serve(listener, Some(tls), routes, 16, stopped));
+    tokio::spawn(http::serve(listener, Some(tls), routes, http::Slots::new(16), stopped));
     Ok(format!("[[witness]]\nidentity = \"{}\"\naddress = \"https://{address}\"\n", Identity(identity)))
 }
 

@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,10 +20,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
-use crate::vault::Vault;
+use crate::vault::{Unanswered, Vault};
 
 /// A client that is slower than this to finish the handshake, or to send its headers, or its body, is cut off.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,15 +42,31 @@ pub fn routes(vault: Arc<Vault>) -> Router {
         .with_state(vault)
 }
 
+/// What the operator's Prometheus asks, on a listener of its own. `clients` are the connections of the other one.
+pub fn metrics_routes(vault: Arc<Vault>, clients: Slots) -> Router {
+    let metrics = move || {
+        let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+        let text = vault.metrics(clients.taken());
+        async move { (kind, text) }
+    };
+    Router::new().route("/metrics", get(metrics)).fallback((StatusCode::NOT_FOUND, "GET /metrics"))
+}
+
 async fn call(State(vault): State<Arc<Vault>>, body: Body) -> Response {
     match tokio::time::timeout(PATIENCE, to_bytes(body, REQUEST_LEN_MAX)).await {
         Ok(Ok(request)) => match vault.answer(request.to_vec()).await {
             Ok(answer) => ([(header::CONTENT_TYPE, "application/cbor")], answer).into_response(),
-            Err(stopped) => (StatusCode::SERVICE_UNAVAILABLE, stopped.to_string()).into_response(),
+            Err(unanswered) => no_answer(unanswered),
         },
         Ok(Err(_)) => (StatusCode::PAYLOAD_TOO_LARGE, "the request is too long").into_response(),
         Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request is too slow").into_response(),
     }
+}
+
+/// Unsigned: clients take it as a vault that cannot be reached, and send the same bytes again.
+fn no_answer(unanswered: Unanswered) -> Response {
+    let retry_after = [(header::RETRY_AFTER, "1")];
+    (StatusCode::SERVICE_UNAVAILABLE, retry_after, unanswered.to_string()).into_response()
 }
 
 /// For people; programs ask `info`, whose answer is signed.
@@ -84,21 +101,57 @@ async fn keep_nothing(mut response: Response) -> Response {
     response
 }
 
+/// So many connections at the same time.
+#[derive(Clone)]
+pub struct Slots {
+    free: Arc<Semaphore>,
+    all: usize,
+    open: Arc<AtomicUsize>,
+}
+
+/// One of them.
+struct Slot {
+    _permit: OwnedSemaphorePermit,
+    open: Arc<AtomicUsize>,
+}
+
+impl Slots {
+    /// `all` of them, free.
+    pub fn new(all: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(all)), all, open: Arc::default() }
+    }
+
+    /// Connections that are open.
+    pub fn taken(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, permit: OwnedSemaphorePermit) -> Slot {
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Slot { _permit: permit, open: self.open.clone() }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Serves `routes` until `stop` becomes true, then lets running requests finish. Without `tls` in the clear.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<rustls::ServerConfig>,
     routes: Router,
-    connections_max: usize,
+    slots: Slots,
     mut stop: watch::Receiver<bool>,
 ) {
     let acceptor = tls.map(|tls| TlsAcceptor::from(Arc::new(tls)));
-    let slots = Arc::new(Semaphore::new(connections_max));
     let stopped = stop.clone();
     loop {
-        let slot = tokio::select! {
+        let permit = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
-            slot = slots.clone().acquire_owned() => slot.expect("the semaphore is never closed"),
+            permit = slots.free.clone().acquire_owned() => permit.expect("the semaphore is never closed"),
         };
         let stream = tokio::select! {
             _ = stop.wait_for(|stop| *stop) => break,
@@ -113,6 +166,7 @@ pub async fn serve(
                 continue;
             }
         };
+        let slot = slots.take(permit);
         let (acceptor, routes, stopped) = (acceptor.clone(), routes.clone(), stopped.clone());
         tokio::spawn(async move {
             let served = connection(stream, acceptor, routes, stopped);
@@ -124,7 +178,7 @@ pub async fn serve(
     }
     drop(listener);
     // all slots are free when the last connection is done
-    let all = slots.acquire_many(u32::try_from(connections_max).unwrap_or(u32::MAX));
+    let all = slots.free.acquire_many(u32::try_from(slots.all).unwrap_or(u32::MAX));
     drop(tokio::time::timeout(GRACE, all).await);
 }
 
@@ -156,4 +210,17 @@ where
         _ = stop.wait_for(|stop| *stop) => connection.as_mut().graceful_shutdown(),
     }
     drop(connection.await);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    #[test]
+    fn who_finds_the_queue_full_is_told_when_to_come_back() {
+        let response = no_answer(Unanswered::Overloaded);
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[header::RETRY_AFTER], "1");
+    }
 }

@@ -29,7 +29,8 @@ async fn serve(connections_max: usize) -> Served {
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = watch::channel(false);
     let routes = http::routes(local.vault().unwrap());
-    let server = tokio::spawn(http::serve(listener, None, routes, connections_max, stopped));
+    let server =
+        tokio::spawn(http::serve(listener, None, routes, http::Slots::new(connections_max), stopped));
     Served { local, address, stop, server }
 }
 

@@ -77,6 +77,9 @@ impl Writer {
     fn answer(&mut self, calls: Vec<Call>) -> Result<(), WriterError> {
         let mut calls = calls;
         calls.retain(|call| !call.given_up.load(Ordering::Acquire));
+        if !calls.is_empty() {
+            self.shared.metrics.batch.observe(calls.len() as f64);
+        }
         let mut replies = Vec::with_capacity(calls.len());
         let accounts = calls.iter().filter_map(|call| call.envelope.request.account()).collect();
         let mut batch = self.load(accounts)?;
@@ -93,7 +96,9 @@ impl Writer {
     }
 
     fn reseal(&mut self, after: Option<[u8; 16]>, limit: usize) -> Result<Resealed, WriterError> {
-        let newest = self.shared.keys.sealer.keys()?.last().ok_or(DeviceError::Wrong)?.id;
+        let keys = self.shared.keys.sealer.keys()?;
+        self.shared.note_seal_key(&keys);
+        let newest = keys.last().ok_or(DeviceError::Wrong)?.id;
         let accounts = self.store.sealed_by_others(newest, after.as_ref(), limit)?;
         let last = accounts.last().copied();
         let mut batch = self.load(accounts.into_iter().collect())?;
@@ -157,8 +162,10 @@ impl Writer {
             return Ok(());
         }
         let head = self.digester.head(self.head.seq + 1, root, self.head.root);
-        self.store.commit_batch(&head, &writes)?;
+        let metrics = &self.shared.metrics;
+        metrics.commit_s.time(|| self.store.commit_batch(&head, &writes))?;
         self.revisions.extend(writes.iter().map(|write| (write.account, write.row.revision)));
+        metrics.records.store(self.revisions.len() as u64, Ordering::Relaxed);
         for write in &writes {
             *self.sealed_by.entry(write.row.key_id).or_default() += 1;
         }
@@ -166,7 +173,8 @@ impl Writer {
             self.sealed_by.entry(key_id).and_modify(|records| *records -= 1);
         }
         self.shared.advancing_since.store(self.shared.milliseconds() + 1, Ordering::Release);
-        self.anchor.advance_from(&Anchored::from(&self.head), &Anchored::from(&head))?;
+        let (from, to) = (Anchored::from(&self.head), Anchored::from(&head));
+        metrics.anchor_s.time(|| self.anchor.advance_from(&from, &to))?;
         self.shared.advancing_since.store(0, Ordering::Release);
         self.shared.seq.store(head.seq, Ordering::Release);
         self.head = head;
