@@ -88,6 +88,7 @@ fn account(vault: &Vault, suite: Suite) -> [u8; 16] {
         blinded: Blob(suite.blind(b"x", &mut OsRng).element),
         attempts_max: u16::MAX,
         signature: None,
+        invite: None,
     };
     let public_key = Fixed(key.verifying_key().to_bytes());
     let finish = Finish { account: account_field, epoch, public_key, signature: None };

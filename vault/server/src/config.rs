@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
+use crate::admission::AdmissionConfig;
 use crate::cells::CellConfig;
 use crate::core::Policy;
 use crate::store::StoreConfig;
@@ -49,6 +50,9 @@ pub struct Config {
     /// Which accounts are served, if not all.
     #[serde(default)]
     pub cell: Option<CellConfig>,
+    /// For whom accounts are made.
+    #[serde(default)]
+    pub admission: AdmissionConfig,
 }
 
 /// An address of this machine that other machines do not reach.
@@ -143,6 +147,7 @@ impl Config {
             witness_for: Vec::new(),
             store: StoreConfig::default(),
             cell: None,
+            admission: AdmissionConfig::default(),
         }
     }
 
@@ -195,7 +200,19 @@ impl TryFrom<String> for Duration {
     type Error = BadSetting;
 
     fn try_from(text: String) -> Result<Self, BadSetting> {
-        let bad = || BadSetting(format!("`{text}` is no duration: write \"30s\", \"5m\", \"1h\" or \"2d\""));
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for Duration {
+    type Err = BadSetting;
+
+    fn from_str(text: &str) -> Result<Self, BadSetting> {
+        let bad = || {
+            BadSetting(format!(
+                "`{text}` is no duration: write \"30s\", \"5m\", \"1h\" or \"2d\", 30 days at most"
+            ))
+        };
         let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = match &text[number.len()..] {
             "s" => 1,

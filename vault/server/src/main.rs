@@ -3,17 +3,20 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use chatkeep_vault_protocol::{Identity, head};
 use chatkeep_vault_server::cells::CellMap;
 use chatkeep_vault_server::ceremony;
-use chatkeep_vault_server::config::{Config, HsmConfig};
+use chatkeep_vault_server::config::{Config, Duration, HsmConfig};
+use chatkeep_vault_server::core::Terms;
 use chatkeep_vault_server::hsm::HsmError;
 use chatkeep_vault_server::serve::serve;
 use chatkeep_vault_server::vault::Vault;
 use chatkeep_vault_server::{reseal, setup};
 use clap::{Args, Parser, Subcommand};
+use rand_core::OsRng;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -62,6 +65,21 @@ enum Command {
         /// Settings, with `[[witness]]`.
         #[arg(long)]
         config: PathBuf,
+    },
+    /// Make invitations, and print them: one a line, this once. Also while the vault serves.
+    Invite {
+        /// Settings, with `[admission] kind = "invite"`.
+        #[arg(long)]
+        config: PathBuf,
+        /// Accounts that each admits; in a vault of many cells, in each of them.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        uses: u16,
+        /// For how long: `12h`, `30d` at most.
+        #[arg(long, default_value = "30d")]
+        expires: Duration,
+        /// How many invitations.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        count: u16,
     },
     /// Sign a map of cells with the vault's identity, in place.
     SignCells {
@@ -146,6 +164,14 @@ fn run() -> anyhow::Result<()> {
         Command::EnrolWitnesses { config } => {
             let state = setup::enrol_witnesses(&Config::read(&config)?)?;
             println!("a quorum of witnesses holds commit {}", head::commits(state.seq));
+        }
+        Command::Invite { config, uses, expires, count } => {
+            let inviter = setup::inviter(&Config::read(&config)?)?;
+            let now_s = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+            let terms = Terms { uses, expires_s: now_s + expires.seconds };
+            for _ in 0..count {
+                println!("{}", *inviter.make(terms, &mut OsRng).to_text());
+            }
         }
         Command::SignCells { place, map } => {
             let identity = setup::identity_key(&place.config()?)?;

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chatkeep_vault_protocol::answer::{Answer, Refusal};
+use chatkeep_vault_protocol::answer::{AdmissionFault, Answer, Refusal};
 use chatkeep_vault_protocol::message::{Envelope, Request};
 
 use crate::vault::Unanswered;
@@ -31,7 +31,7 @@ pub(crate) struct Metrics {
     pub(crate) anchor_s: Histogram,
     /// How long an evaluation took, with waiting for the device.
     pub(crate) evaluation_s: Histogram,
-    /// Records there are, erased accounts included.
+    /// Records there are, with erased accounts and used invitations.
     pub(crate) records: AtomicU64,
     /// When the newest seal key was made, in seconds since 1970; 0 if nobody knows.
     pub(crate) seal_key_made_at_s: AtomicU64,
@@ -93,7 +93,7 @@ impl Metrics {
         text.gauge("commits", "Number of the newest commit since the last restore.", commits);
         text.gauge("restores", "Restores from a backup, ever.", restores);
         let records = self.records.load(Ordering::Relaxed);
-        text.gauge("records", "Records, erased accounts included.", records);
+        text.gauge("records", "Records, with erased accounts and used invitations.", records);
         text.gauge("in_flight_requests", "Requests that wait or are worked on.", in_flight as u64);
         text.gauge("connections", "Open connections of clients.", connections as u64);
         if let Some(age) = gauges.seal_key_age_s {
@@ -221,6 +221,10 @@ fn outcome(answer: &Result<Answer, Unanswered>) -> &'static str {
         Answer::Superseded {} => "superseded",
         Answer::Unknown {} => "unknown",
         Answer::Exists {} => "exists",
+        Answer::AdmissionRequired { .. } => "admission_required",
+        Answer::AdmissionRefused { why: AdmissionFault::Invalid } => "admission_invalid",
+        Answer::AdmissionRefused { why: AdmissionFault::Expired } => "admission_expired",
+        Answer::AdmissionRefused { why: AdmissionFault::Spent } => "admission_spent",
         Answer::Elsewhere { .. } => "elsewhere",
         Answer::Busy {} => "busy",
         Answer::Cosigned { .. } => "cosigned",

@@ -10,6 +10,7 @@ use rand_core::OsRng;
 use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
 
+use crate::admission::Inviter;
 use crate::anchor::{ANCHOR_FILE, Anchor, Anchored, Digester, FileAnchor};
 use crate::cells::{Cell, Place};
 use crate::composite::AllOf;
@@ -72,6 +73,7 @@ pub fn open_or_wait(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Resul
         policy: config.policy.policy(config.insecure_dev)?,
         insecure_dev: config.insecure_dev,
         place: opened.place,
+        inviter: opened.inviter,
         clock: opened.clock,
     };
     Ok((parts, opened.lock))
@@ -90,6 +92,7 @@ pub struct Opened {
     /// Of the data directory.
     pub lock: File,
     place: Option<Place>,
+    inviter: Option<Inviter>,
     clock: Clock,
 }
 
@@ -135,6 +138,7 @@ fn open_parts(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Result<Open
         witnesses: witness::config::witness_anchor(config, &device.keys.identity, &clock)?,
     };
     Ok(Opened {
+        inviter: Inviter::of(&config.admission, &device.digest_key),
         keys: device.keys,
         store,
         digester: Digester::new(device.digest_key),
@@ -210,6 +214,14 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
         seq,
         records,
     })
+}
+
+/// Makes invitations, also while the vault is served: they are stored when they are used.
+pub fn inviter(config: &Config) -> anyhow::Result<Inviter> {
+    let device = hsm::open(&config.hsm, &config.data)?;
+    Inviter::of(&config.admission, &device.digest_key).context(
+        "this vault makes accounts for everybody; set [admission] kind = \"invite\" to ask for invitations",
+    )
 }
 
 /// The key that clients pin.

@@ -21,6 +21,7 @@ use chatkeep_vault_protocol::message::{Envelope, Request};
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 
+use crate::admission::{INVITE, Inviter};
 use crate::anchor::{Anchor, AnchorError, Checked, Digester, Interrupter, Lags};
 use crate::cells::Place;
 use crate::core::{Policy, Reply};
@@ -64,6 +65,8 @@ pub struct Parts {
     pub insecure_dev: bool,
     /// Which accounts it serves, if not all.
     pub place: Option<Place>,
+    /// Knows who may make an account; `None`: everybody.
+    pub inviter: Option<Inviter>,
     /// Seconds since 1970.
     pub clock: Clock,
 }
@@ -98,6 +101,7 @@ struct Shared {
     policy: Policy,
     insecure_dev: bool,
     place: Option<Place>,
+    inviter: Option<Inviter>,
     anchor_name: &'static str,
     anchor_limit: Option<&'static str>,
     store_name: &'static str,
@@ -193,6 +197,7 @@ impl Vault {
             policy: parts.policy,
             insecure_dev: parts.insecure_dev,
             place: parts.place,
+            inviter: parts.inviter,
             anchor_name: parts.anchor.name(),
             anchor_limit: parts.anchor.limit(),
             store_name: parts.store.name(),
@@ -493,6 +498,7 @@ impl Shared {
             lifetime_failures_max: self.policy.lifetime_failures_max,
             anchor: self.anchor_name.to_owned(),
             store: self.store_name.to_owned(),
+            admission: if self.inviter.is_some() { INVITE.to_owned() } else { String::new() },
             insecure_dev: self.insecure_dev,
             seq: self.seq.load(Ordering::Acquire),
             software: concat!("chatkeep-vault ", env!("CARGO_PKG_VERSION")).to_owned(),

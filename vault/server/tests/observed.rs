@@ -10,30 +10,35 @@ use std::path::Path;
 use std::process::Command;
 
 use chatkeep_vault_client::{
-    CourierTransport, KdfFloor, KdfParams, Transport as _, begin_change, commit_change, destroy, freeze,
-    known_head, status, witness_head,
+    CourierTransport, Invite, Invites, KdfFloor, KdfParams, Transport as _, VaultPin, begin_change,
+    commit_change, destroy, freeze, known_head, register_invited, status, witness_head,
 };
 use chatkeep_vault_protocol::slot::Slot;
 use common::postgres::Cluster;
 use common::program::{PROGRAM, Program, courier};
-use common::{CONTEXT, PASSWORD, enroll, unlock};
+use common::{CONTEXT, KEY, PASSWORD, unlock};
 use rand_core::OsRng;
 
-/// A vault that says all it can say.
-fn serve(dir: &Path, store: &str) -> (Program, SocketAddr) {
+/// A vault that says all it can say, and an invitation to it.
+fn serve(dir: &Path, store: &str) -> (Program, SocketAddr, Invite) {
     // free now, and nobody else asks for it in the moment before the vault does
     let metrics = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let config = dir.join("config.toml");
     let settings = format!(
-        "data = '{}'\nlisten = '127.0.0.1:0'\nmetrics = '{metrics}'\ninsecure_dev = true\n{store}",
+        "data = '{}'\nlisten = '127.0.0.1:0'\nmetrics = '{metrics}'\ninsecure_dev = true\n[admission]\nkind = 'invite'\n{store}",
         dir.join("data").display()
     );
     std::fs::write(&config, settings).unwrap();
-    let made = Command::new(PROGRAM).args(["init", "--config"]).arg(&config).output().unwrap();
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let run = |command: &str| {
+        let done = Command::new(PROGRAM).args([command, "--config"]).arg(&config).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    run("init");
+    let invite = run("invite").parse().unwrap();
     let mut command = Command::new(PROGRAM);
     command.args(["serve", "--config"]).arg(&config).env("RUST_LOG", "trace");
-    (Program::start(&mut command).ready(), metrics)
+    (Program::start(&mut command).ready(), metrics, invite)
 }
 
 fn get(address: SocketAddr, path: &str) -> String {
@@ -47,15 +52,16 @@ fn get(address: SocketAddr, path: &str) -> String {
 }
 
 /// Everything that a client can ask for, once. Gives the slots that it had.
-async fn whole_life(transport: &CourierTransport, pins: &[chatkeep_vault_client::VaultPin]) -> Vec<Vec<u8>> {
-    let old = enroll(transport, pins, 1).await;
+async fn whole_life(transport: &CourierTransport, pins: &[VaultPin], invite: &Invite) -> Vec<Vec<u8>> {
+    let (invites, kdf) = (Invites::from([(pins[0].identity, invite.clone())]), KdfParams::TESTING);
+    let old = register_invited(transport, pins, &invites, 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng).await;
+    let old = old.unwrap();
     unlock(transport, pins, &old.slot, PASSWORD).await.unwrap();
     unlock(transport, pins, &old.slot, b"wrong").await.unwrap_err();
     let entry = (7, [7; 32]);
     witness_head(transport, pins, &CONTEXT, &old.slot, &old.secret, entry, &mut OsRng).await.unwrap();
     known_head(transport, pins, &CONTEXT, &old.slot, &old.secret, &mut OsRng).await.unwrap();
     status(transport, pins, &CONTEXT, &old.slot, &old.secret, &mut OsRng).await.unwrap();
-    let kdf = KdfParams::TESTING;
     let new = begin_change(transport, pins, &CONTEXT, &old.slot, &old.secret, b"new", kdf, &mut OsRng)
         .await
         .unwrap();
@@ -88,8 +94,8 @@ fn base64(bytes: &[u8], last: &str) -> String {
     digits.map(|digit| letters[digit]).collect()
 }
 
-fn assert_tells_nothing(text: &str, accounts: &[[u8; 16]]) {
-    for needle in accounts.iter().flat_map(|account| written(account)) {
+fn assert_tells_nothing(text: &str, secrets: &[Vec<u8>]) {
+    for needle in secrets.iter().flat_map(|secret| written(secret)) {
         assert!(!text.contains(&needle), "`{needle}` is in: {text}");
     }
     assert!(!text.contains("127.0.0."), "an address is in: {text}");
@@ -97,14 +103,15 @@ fn assert_tells_nothing(text: &str, accounts: &[[u8; 16]]) {
 
 async fn check(store: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let (served, metrics) = serve(dir.path(), store);
+    let (served, metrics, invite) = serve(dir.path(), store);
     let pins = [served.pin()];
-    let slots = whole_life(&courier(dir.path()), &pins).await;
+    let slots = whole_life(&courier(dir.path()), &pins, &invite).await;
     let account = |slot: &Vec<u8>| {
         let header = Slot::decode(slot, KdfFloor::AllowWeakKdf).unwrap().header;
-        header.account(&pins[0].identity)
+        header.account(&pins[0].identity).to_vec()
     };
-    let accounts: Vec<_> = slots.iter().map(account).collect();
+    let mut secrets: Vec<_> = slots.iter().map(account).collect();
+    secrets.push(invite.as_bytes()[..16].to_vec());
 
     let shown = get(metrics, "/metrics");
     assert!(shown.starts_with("HTTP/1.1 200") && shown.contains("text/plain; version=0.0.4"), "{shown}");
@@ -114,18 +121,18 @@ async fn check(store: &str) {
         "chatkeep_vault_requests_total{kind=\"malformed\",outcome=\"refused_malformed\"} 1",
         "chatkeep_vault_requests_total{kind=\"destroy\",outcome=\"destroyed\"} 1",
         "chatkeep_vault_evaluation_seconds_count 4",
-        "chatkeep_vault_records 1",
+        "chatkeep_vault_records 2",
         "chatkeep_vault_ready 1",
         "chatkeep_vault_in_flight_requests 0",
     ] {
         assert!(shown.lines().any(|found| found == line), "no `{line}` in {shown}");
     }
     assert!(get(metrics, "/").starts_with("HTTP/1.1 404"));
-    assert_tells_nothing(&shown, &accounts);
+    assert_tells_nothing(&shown, &secrets);
 
     let said = served.stop();
     assert!(said.contains("kind=\"guess\" outcome=\"charged\""), "it says what it does: {said}");
-    assert_tells_nothing(&said, &accounts);
+    assert_tells_nothing(&said, &secrets);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ use chatkeep_vault_client::{
 };
 use chatkeep_vault_protocol::Suite;
 use chatkeep_vault_protocol::answer::{self, Answer, Certificate};
+use chatkeep_vault_server::admission::AdmissionConfig;
 use chatkeep_vault_server::config::Config;
 use chatkeep_vault_server::hsm::{IdentityKey as _, SoftHsm};
 use chatkeep_vault_server::setup;
@@ -32,22 +33,32 @@ pub(crate) const PASSWORD: &[u8] = "correct horse b\u{e4}ttery".as_bytes();
 /// A vault that can be stopped and started again.
 pub(crate) struct Local {
     pub(crate) dir: TempDir,
+    pub(crate) config: Config,
     pub(crate) pin: VaultPin,
     running: Mutex<Option<(Arc<Vault>, File)>>,
 }
 
 impl Local {
     pub(crate) fn new(name: &str) -> Arc<Self> {
+        Self::with(name, AdmissionConfig::None {})
+    }
+
+    pub(crate) fn with(name: &str, admission: AdmissionConfig) -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let identity = setup::init(&Config::development(dir.path())).unwrap();
+        let config = Config { admission, ..Config::development(dir.path()) };
+        let identity = setup::init(&config).unwrap();
         let pin = VaultPin { name: name.to_owned(), url: format!("https://{name}.example"), identity };
-        let local = Self { dir, pin, running: Mutex::new(None) };
+        let local = Self { dir, config, pin, running: Mutex::new(None) };
         local.start().unwrap();
         Arc::new(local)
     }
 
     pub(crate) fn start(&self) -> anyhow::Result<()> {
-        let (parts, lock) = setup::open(&Config::development(self.dir.path()))?;
+        self.start_as(&self.config)
+    }
+
+    pub(crate) fn start_as(&self, config: &Config) -> anyhow::Result<()> {
+        let (parts, lock) = setup::open(config)?;
         let vault = Vault::start(parts, |what| eprintln!("stopped: {what}"))?;
         *self.running.lock().unwrap() = Some((Arc::new(vault), lock));
         Ok(())
