@@ -317,6 +317,28 @@ mod tests {
         assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
     }
 
+    /// What can be checked without the devices, servers and files that they name.
+    #[test]
+    fn the_example_configurations_are_ones_that_a_vault_takes() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples-config");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let config = Config::read(&path).unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
+            refuse_what_cells_cannot(&config).unwrap();
+            assert_eq!(config.policy.policy(config.insecure_dev).unwrap().delays_s.last(), Some(&86_400));
+            let in_software = config.hsm == HsmConfig::Soft {};
+            assert_eq!(in_software, config.insecure_dev, "{}", path.display());
+            let witnessed = config.anchor_kinds().contains(&AnchorKind::Witness);
+            assert_eq!(witnessed, !config.witnesses.is_empty());
+            let (quorum, witnesses) = (config.anchor.quorum.unwrap_or(0), config.witnesses.len());
+            assert!(!witnessed || (2 * quorum > witnesses && quorum <= witnesses));
+            names.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
+        }
+        names.sort();
+        assert_eq!(names, ["cell", "organisation", "self-hoster"]);
+    }
+
     #[test]
     fn cells_have_no_keys_on_a_token_and_no_witnesses() {
         let token =
