@@ -124,6 +124,8 @@ pub struct Vault {
     pub url: String,
     /// The vault's identity key as printed by `chatkeep-vault fingerprint`: it is pinned.
     pub identity: String,
+    /// A file with an invitation, if the vault wants one to make an account.
+    pub invite_file: Option<PathBuf>,
 }
 
 /// `[[source]]`

@@ -261,6 +261,9 @@ impl From<VaultError> for Fault {
                 Self::new(Error::VaultUnreachable(text), Retry::Backoff)
             }
             VaultError::Untrusted { .. } | VaultError::NotPinned { .. } => Error::VaultUntrusted(text).into(),
+            VaultError::AdmissionRequired { .. } | VaultError::AdmissionRefused { .. } => {
+                Error::AccessDenied(text).into()
+            }
             VaultError::Destroyed { .. } => Self::from(Error::VaultDestroyed(text)).with("attempts-left", 0),
             VaultError::NewerFormat { .. } => Error::NewerFormat(text).into(),
             VaultError::BadSlot(_) => Error::Corrupt(text).into(),

@@ -25,6 +25,7 @@ pub mod clock;
 pub mod courier;
 pub mod damage;
 pub mod drill;
+pub mod invites;
 pub mod keyring;
 pub mod keys;
 pub mod known;

@@ -73,7 +73,7 @@ const MAP: &[Place] = &[
     Place { name: "chatkeep-vault-line", folder: "vault/line", imports: PROTOCOL, test_imports: &[], why: "the network to a vault, and nothing to say on it" },
     Place { name: "chatkeep-vault-courier", folder: "vault/courier", imports: &["chatkeep-vault-protocol", "chatkeep-vault-line"], test_imports: &[], why: "has the network, so it must not have the keys" },
     Place { name: "chatkeep-vault-server", folder: "vault/server", imports: &["chatkeep-vault-protocol", "chatkeep-vault-line"], test_imports: &["chatkeep-vault-client", "chatkeep-vault-courier", "chatkeep-vault-rig"], why: "runs elsewhere; reaches its witnesses as the courier reaches vaults; its tests drive it as a device does" },
-    Place { name: "chatkeep-vault-rig", folder: "vault/rig", imports: &["chatkeep-vault-server"], test_imports: &[], why: "for tests and measurements: the settings it makes are the vault's" },
+    Place { name: "chatkeep-vault-rig", folder: "vault/rig", imports: &["chatkeep-vault-server", "chatkeep-vault-client", "chatkeep-vault-courier", "chatkeep-vault-protocol"], test_imports: &[], why: "for tests and measurements: both ends of a vault, and what is between" },
     Place { name: "chatkeepd", folder: "daemon", imports: LIBRARIES, test_imports: &[], why: "a program joins libraries, never programs: above all not the courier, which has TLS" },
     Place { name: "chatkeep", folder: "cli", imports: LIBRARIES, test_imports: &[], why: "talks to the service, is not linked to it" },
     Place { name: "chatkeep-tests", folder: "tests", imports: ALL, test_imports: &[], why: "drives everything" },

@@ -112,6 +112,7 @@ async fn account(line: &mut Line, shared: &Shared) -> Result<[u8; 16]> {
             suite: shared.suite as u8,
             blinded: Blob(shared.elements[0].clone()),
             attempts_max: 100,
+            invite: None,
             signature: None,
         }),
         Request::Finish(Finish { account: field, epoch, public_key, signature: None }),

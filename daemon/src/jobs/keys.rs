@@ -6,7 +6,8 @@ use chatkeep_crypto::BackupKey;
 use chatkeep_format::{ArchiveId, Keyslot};
 use chatkeep_ipc::{Error, Secret};
 use chatkeep_vault_client::{
-    KdfFloor, KdfParams, Registered, SlotSecret, Transport, VaultError, VaultPin, recover, register, status,
+    KdfFloor, KdfParams, Registered, SlotSecret, Transport, VaultError, VaultPin, recover, register_invited,
+    status,
 };
 use rand_core::OsRng;
 
@@ -14,6 +15,7 @@ use super::Job;
 use crate::archive::Archive;
 use crate::event::{Opened, Outcome, VaultSeen};
 use crate::fault::{Fault, Result};
+use crate::invites;
 use crate::keyring::{Keys, password_slots, pin_of};
 use crate::secrets::{check_password, compare_digits, is_key, looks_like_digits, typo};
 
@@ -58,7 +60,10 @@ impl Job {
         self.phase("registering with the vault");
         let kdf = KdfParams::DEFAULT;
         let transport = self.tools.transport.clone();
-        let made = register(&*transport, pin, 1, context, password, key.expose(), kdf, &mut OsRng).await;
+        let (invites, key_bytes) = (invites::for_pins(&self.tools.paths.config, pin)?, key.expose());
+        let made =
+            register_invited(&*transport, pin, &invites, 1, context, password, key_bytes, kdf, &mut OsRng)
+                .await;
         let made = self.saw(&pin[0], made)?;
         // Nothing is enabled before the password has opened it once, all the way through the vault.
         self.phase("proving the password");

@@ -226,6 +226,7 @@ fn parts(world: &Arc<Mutex<World>>, start: &Start<'_>) -> Parts {
         policy: Policy { attempts_max: start.attempts, ..Policy::without_delays() },
         insecure_dev: true,
         place: None,
+        inviter: None,
         clock: Arc::new(move || now_s),
         rng: Box::new(Draws(draw)),
     }
@@ -331,7 +332,7 @@ fn begins_a_count(before: &[u8], after: &[u8]) -> bool {
 fn live_record(bytes: &[u8]) -> Option<Box<Live>> {
     match Record::decode(bytes)? {
         Record::Live(live) => Some(live),
-        Record::Tombstone { .. } => None,
+        Record::Tombstone { .. } | Record::Invite { .. } => None,
     }
 }
 

@@ -55,6 +55,7 @@ pub(super) fn begin(registration: u8, signer: Option<u8>, blinded: &[u8], attemp
         suite: suite as u8,
         blinded: Blob(blinded.to_vec()),
         attempts_max,
+        invite: None,
         signature: signer.map(|by| owner(by, operation, registration)),
     }))
 }

@@ -5,7 +5,7 @@ use chatkeep_vault_protocol::{KdfFloor, KdfParams, SlotError, SlotSecret, VaultP
 use rand_core::CryptoRngCore;
 
 use crate::exchange::open_slot;
-use crate::register::{Plan, commit, make};
+use crate::register::{Accounts, Plan, commit, make};
 use crate::{Transport, VaultError};
 
 /// A slot with the new password that opens already, beside the old one.
@@ -41,7 +41,7 @@ pub async fn begin_change(
         context,
         locator: old.header.locator,
         kdf,
-        old: Some((&old, old_secret)),
+        accounts: Accounts::Old(&old, old_secret),
     };
     let (slot, secret) = make(transport, plan, new_password, &key, rng).await?;
     Ok(PendingChange { slot: slot.encode(), secret })

@@ -78,6 +78,22 @@ pub enum VaultError {
     /// The vault never had this account, or forgot an unfinished registration.
     #[error("the vault does not know the account")]
     Unknown,
+    /// The vault does not make accounts for everybody: ask its operator for an invitation.
+    #[error("vault `{vault}` makes accounts only for those whom its operator admits ({kind})")]
+    AdmissionRequired {
+        /// Its name.
+        vault: String,
+        /// What it wants: `invite`, or something that this program does not know.
+        kind: String,
+    },
+    /// The invitation does not let anybody in: ask for another one.
+    #[error("vault `{vault}` does not take the invitation: {what}")]
+    AdmissionRefused {
+        /// Its name.
+        vault: String,
+        /// Why not.
+        what: &'static str,
+    },
     /// The vault refuses: the secret or the change does not fit its record.
     #[error("vault `{vault}` refused: {what}")]
     Refused {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use chatkeep_vault_protocol::answer::{self, Answer, Body};
+use chatkeep_vault_protocol::answer::{self, AdmissionFault, Answer, Body};
 use chatkeep_vault_protocol::limits::{CELL_ADDRESSES_MAX, URL_LEN_MAX};
 use chatkeep_vault_protocol::message::{Envelope, Request};
 use chatkeep_vault_protocol::slot::Slot;
@@ -138,18 +138,32 @@ async fn ask_there(transport: &dyn Transport, vault: &VaultPin, request: &[u8]) 
 
 /// Signed answers that are no are errors; `Frozen` and `Destroyed` are so only where they were not asked for.
 fn refusal(vault: &VaultPin, answer: Answer) -> Result<Answer, VaultError> {
-    let vault = || vault.name.clone();
+    let name = || vault.name.clone();
     Err(match answer {
         Answer::Throttled { retry_after_s, .. } => VaultError::Throttled { retry_after_s },
         Answer::Frozen { until_s } => VaultError::Frozen { until_s },
         Answer::Destroyed { reason, seq } => VaultError::Destroyed { reason, seq },
         Answer::Superseded {} => VaultError::Superseded,
         Answer::Unknown {} => VaultError::Unknown,
-        Answer::Busy {} => VaultError::Busy { vault: vault() },
-        Answer::Exists {} => VaultError::Refused { vault: vault(), what: "the account exists".to_owned() },
-        Answer::Refused { why } => VaultError::Refused { vault: vault(), what: format!("{why:?}") },
+        Answer::Busy {} => VaultError::Busy { vault: name() },
+        Answer::AdmissionRequired { kind } => return Err(not_admitted(vault, &kind)),
+        Answer::AdmissionRefused { why } => VaultError::AdmissionRefused {
+            vault: name(),
+            what: match why {
+                AdmissionFault::Invalid => "it is for another vault, or was taken back",
+                AdmissionFault::Expired => "its time is over",
+                AdmissionFault::Spent => "it was used already",
+            },
+        },
+        Answer::Exists {} => VaultError::Refused { vault: name(), what: "the account exists".to_owned() },
+        Answer::Refused { why } => VaultError::Refused { vault: name(), what: format!("{why:?}") },
         yes => return Ok(yes),
     })
+}
+
+/// A vault that wants something of newcomers.
+pub(crate) fn not_admitted(vault: &VaultPin, kind: &str) -> VaultError {
+    VaultError::AdmissionRequired { vault: vault.name.clone(), kind: kind.to_owned() }
 }
 
 /// An answer of the wrong kind.

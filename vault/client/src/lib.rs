@@ -1,7 +1,7 @@
 //! Registers with, recovers from and watches Backup Key Vaults over one small transport trait.
 //!
 //! In reading order: how bytes reach a vault ([`transport`], [`courier`]), what can go wrong
-//! ([`VaultError`]), then the operations: [`register`], [`recover`], [`begin_change`] and
+//! ([`VaultError`]), then the operations: [`register`], [`register_invited`], [`recover`], [`begin_change`] and
 //! [`commit_change`], [`rewrap`], [`status`], [`freeze`], [`destroy`], [`info`], [`witness_head`], [`known_head`]. The protocol itself,
 //! and all mathematics, is in `chatkeep-vault-protocol`.
 
@@ -18,11 +18,12 @@ mod register;
 
 pub use change::{PendingChange, begin_change, commit_change, rewrap};
 pub use chatkeep_vault_protocol::answer::{Counters, DestroyReason, VaultInfo};
-pub use chatkeep_vault_protocol::{Identity, KdfFloor, KdfParams, SlotError, SlotSecret, VaultPin};
+pub use chatkeep_vault_protocol::invite::NoInvite;
+pub use chatkeep_vault_protocol::{Identity, Invite, KdfFloor, KdfParams, SlotError, SlotSecret, VaultPin};
 pub use courier::CourierTransport;
 pub use error::VaultError;
 pub use head::{KnownEntry, known_head, witness_head};
 pub use owner::{StatusReport, VaultReport, destroy, freeze, info, status};
 pub use recover::{Recovered, recover};
-pub use register::{Registered, register};
+pub use register::{Invites, Registered, register, register_invited};
 pub use transport::{DirectTransport, Transport, TransportError};

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a tool that writes files")]
 
 use chatkeep_vault_protocol::answer::{
-    self, Answer, Body, Certificate, Charged, DestroyReason, Refusal, VaultInfo,
+    self, AdmissionFault, Answer, Body, Certificate, Charged, DestroyReason, Refusal, VaultInfo,
 };
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
 use chatkeep_vault_protocol::head::{SignedHead, head_message};
@@ -163,11 +163,21 @@ fn messages() -> Value {
     let (account, epoch, signature) = (Fixed([1; 16]), Fixed([2; 16]), Fixed([3; 64]));
     let blinded = || Blob(vec![4; 32]);
     let signed = Signed { account, epoch, signature };
-    let begin = Begin { account, epoch, suite: 2, blinded: blinded(), attempts_max: 10, signature: None };
+    let begin = Begin {
+        account,
+        epoch,
+        suite: 2,
+        blinded: blinded(),
+        attempts_max: 10,
+        signature: None,
+        invite: None,
+    };
+    let invited = Begin { invite: Some(Blob(vec![6; 42])), ..begin.clone() };
     let requests = [
         ("info", Request::Info(Info {})),
         ("begin", Request::Begin(begin.clone())),
         ("begin, signed", Request::Begin(Begin { signature: Some(signature), ..begin })),
+        ("begin, invited", Request::Begin(invited)),
         ("finish", Request::Finish(Finish { account, epoch, public_key: Fixed([5; 32]), signature: None })),
         ("commit", Request::Commit(Commit { account, epoch, signature })),
         ("guess", Request::Guess(Guess { account, epoch, blinded: blinded() })),
@@ -242,15 +252,19 @@ fn answers() -> Value {
         lifetime_failures_max: 100,
         anchor: "file".to_owned(),
         store: String::new(),
+        admission: String::new(),
         insecure_dev: true,
         seq: 5,
         software: "vault 1".to_owned(),
     };
     let with_store = VaultInfo { store: "postgres".to_owned(), ..info.clone() };
+    let with_admission = VaultInfo { admission: "invite".to_owned(), ..info.clone() };
+    let refused = |why| Answer::AdmissionRefused { why };
     let urls = vec!["https://cell-3.example:8443".to_owned()];
     let said = [
         ("info", Answer::Info(Box::new(info))),
         ("info with store", Answer::Info(Box::new(with_store))),
+        ("info with admission", Answer::Info(Box::new(with_admission))),
         ("evaluated", Answer::Evaluated { evaluated: Blob(vec![7; 33]), expires_s: NOW }),
         ("pending", Answer::Pending {}),
         ("active", Answer::Active { seq: 6 }),
@@ -270,6 +284,10 @@ fn answers() -> Value {
         ("latest, none yet", Answer::Latest { head: None }),
         ("head", Answer::Head { head: Some(archive_head()) }),
         ("head, none yet", Answer::Head { head: None }),
+        ("admission required", Answer::AdmissionRequired { kind: "invite".to_owned() }),
+        ("admission refused, invalid", refused(AdmissionFault::Invalid)),
+        ("admission refused, expired", refused(AdmissionFault::Expired)),
+        ("admission refused, spent", refused(AdmissionFault::Spent)),
         ("refused, not witnessed", Answer::Refused { why: Refusal::NotWitnessed }),
         ("refused, out of order", Answer::Refused { why: Refusal::OutOfOrder }),
         ("refused, conflict", Answer::Refused { why: Refusal::Conflict }),

@@ -92,6 +92,18 @@ pub enum Answer {
     Unknown {},
     /// The account exists: a change needs a signature by its key.
     Exists {},
+    /// To `begin`: this vault does not make accounts for everybody.
+    AdmissionRequired {
+        /// What it wants: `invite`.
+        #[serde(rename = "k")]
+        kind: String,
+    },
+    /// To `begin`: what was shown does not let anybody in.
+    AdmissionRefused {
+        /// Why not.
+        #[serde(rename = "y")]
+        why: AdmissionFault,
+    },
     /// The signature, the challenge or the element does not fit.
     Refused {
         /// Which check failed.
@@ -168,6 +180,18 @@ pub enum Refusal {
     Conflict,
 }
 
+/// See [`Answer::AdmissionRefused`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdmissionFault {
+    /// This vault did not make it, or took it back.
+    Invalid,
+    /// Its time is over.
+    Expired,
+    /// It was used as often as it may be.
+    Spent,
+}
+
 /// See [`Answer::Charged`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Charged {
@@ -233,6 +257,9 @@ pub struct VaultInfo {
     /// `postgres-asynchronous` maybe not even that.
     #[serde(rename = "k", default, skip_serializing_if = "String::is_empty")]
     pub store: String,
+    /// What a new account needs: nothing (absent), or `invite`.
+    #[serde(rename = "w", default, skip_serializing_if = "String::is_empty")]
+    pub admission: String,
     /// Whether it was started for development: never trust it with a real backup.
     #[serde(rename = "i")]
     pub insecure_dev: bool,

@@ -2,12 +2,13 @@
 //!
 //! Pure: no I/O, no clock, no randomness of its own. `docs/vault-protocol.md` is the twin of this
 //! crate, byte by byte. In reading order: what is pinned ([`pin`], [`tls`]), what is said
-//! ([`message`], [`answer`], between vaults [`head`]), the mathematics ([`suite`], [`shamir`], [`password`], [`secret`]), what
+//! ([`message`], [`answer`], between vaults [`head`], to be let in [`invite`]), the mathematics ([`suite`], [`shamir`], [`password`], [`secret`]), what
 //! is stored beside the backup ([`slot`]) and the two operations on it ([`ppss`]).
 
 pub mod answer;
 pub mod cbor;
 pub mod head;
+pub mod invite;
 pub mod limits;
 pub mod message;
 pub mod password;
@@ -22,6 +23,7 @@ pub mod tls;
 mod error;
 
 pub use error::{AnswerError, SlotError};
+pub use invite::Invite;
 pub use password::{KdfFloor, KdfParams};
 pub use pin::{Identity, VaultPin};
 pub use secret::SlotSecret;

@@ -82,6 +82,9 @@ pub struct Begin {
     /// By the key of the active registration; absent for a new account.
     #[serde(rename = "s", default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<Fixed<64>>,
+    /// For a new account at a vault whose `info` asks for it, and never otherwise: see [`crate::Invite`].
+    #[serde(rename = "i", default, skip_serializing_if = "Option::is_none")]
+    pub invite: Option<Blob>,
 }
 
 /// See [`Request::Finish`].

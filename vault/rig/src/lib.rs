@@ -1,5 +1,5 @@
 //! What a vault stands on when it is tested, proved or measured: real tokens and real database servers, each in a folder
-//! of its own. In no program that is shipped.
+//! of its own; and vaults themselves, as programs and in this process. In no program that is shipped.
 //!
 //! Nothing here returns errors: what cannot be set up ends the test, with its reason.
 #![allow(
@@ -9,5 +9,7 @@
     reason = "for tests: a failure ends them"
 )]
 
+pub mod local;
 pub mod postgres;
+pub mod program;
 pub mod soft_token;

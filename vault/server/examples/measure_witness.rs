@@ -49,7 +49,8 @@ async fn serve_witness(
     starting.wait()?;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
-    tokio::spawn(http::serve(listener, tls::server_config(leaf)?, Arc::new(served), 16, stopped));
+    let (tls, routes) = (tls::server_config(leaf)?, http::routes(Arc::new(served)));
+    tokio::spawn(http::serve(listener, Some(tls), routes, http::Slots::new(16), stopped));
     Ok(format!("[[witness]]\nidentity = \"{}\"\naddress = \"https://{address}\"\n", Identity(identity)))
 }
 

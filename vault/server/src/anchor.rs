@@ -70,6 +70,11 @@ pub trait Anchor: Send {
     fn interrupter(&self) -> Option<Interrupter> {
         None
     }
+
+    /// How far its witnesses are behind, for whoever watches. For anchors without witnesses: nothing.
+    fn lags(&self) -> Option<Lags> {
+        None
+    }
 }
 
 /// Where a database may be.
@@ -83,6 +88,9 @@ pub enum Position {
 
 /// Called from another thread.
 pub type Interrupter = std::sync::Arc<dyn Fn() + Send + Sync>;
+
+/// How many commits each witness is behind; `None` if it did not say what it holds. Called from another thread.
+pub type Lags = std::sync::Arc<dyn Fn() -> Vec<Option<u64>> + Send + Sync>;
 
 impl Anchored {
     /// Whether `head` is exactly one batch after it.

@@ -52,6 +52,14 @@ impl Cell {
         Self::of(account, self.bits) == *self
     }
 
+    /// `number` with the first bits of this cell.
+    pub fn within(&self, mut number: [u8; 16]) -> [u8; 16] {
+        let mask = u16::MAX.checked_shr(self.bits).unwrap_or(0);
+        let first = u16::from_be_bytes([number[0], number[1]]) & mask | u16::from_be_bytes(self.bounds().0);
+        number[..2].copy_from_slice(&first.to_be_bytes());
+        number
+    }
+
     /// The first two bytes of its first account, and of the first one after it, if there is any.
     pub fn bounds(&self) -> ([u8; 2], Option<[u8; 2]>) {
         let prefix = |number: u32| u16::try_from(number << (16 - self.bits)).ok().map(u16::to_be_bytes);
@@ -246,6 +254,23 @@ mod tests {
         }
         assert_eq!(Cell::WHOLE.bounds(), ([0, 0], None));
         assert!(Cell::WHOLE.contains(&account(0xffff)));
+    }
+
+    #[test]
+    fn any_number_can_be_moved_into_a_cell() {
+        for cells in [1, 2, 32, 4096] {
+            let map = CellMap::parse(&map(cells)).unwrap();
+            for number in 0..cells as u16 {
+                let cell = Place::new(map.clone(), number).unwrap().cell;
+                for prefix in [0, 0x5555, 0xffff] {
+                    let moved = cell.within(account(prefix));
+                    assert!(cell.contains(&moved), "{number} of {cells}");
+                    let low = u16::MAX >> cells.ilog2();
+                    assert_eq!(u16::from_be_bytes([moved[0], moved[1]]) & low, prefix & low);
+                    assert_eq!(moved[2..], account(prefix)[2..]);
+                }
+            }
+        }
     }
 
     #[test]

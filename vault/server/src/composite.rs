@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::anchor::{Anchor, AnchorError, Anchored, Interrupter, Position};
+use crate::anchor::{Anchor, AnchorError, Anchored, Interrupter, Lags, Position};
 use crate::store::Head;
 
 /// All of several anchors, advanced in their order.
@@ -88,6 +88,10 @@ impl Anchor for AllOf {
             return None;
         }
         Some(Arc::new(move || all.iter().for_each(|interrupt| interrupt())))
+    }
+
+    fn lags(&self) -> Option<Lags> {
+        self.anchors.iter().find_map(|anchor| anchor.lags())
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use serde::Deserialize;
 
+use crate::admission::AdmissionConfig;
 use crate::cells::CellConfig;
 use crate::core::Policy;
 use crate::store::StoreConfig;
@@ -25,6 +26,9 @@ pub struct Config {
     /// Connections at the same time.
     #[serde(default = "default_connections_max")]
     pub connections_max: usize,
+    /// Where Prometheus may ask.
+    #[serde(default)]
+    pub metrics: Option<Loopback>,
     /// Where the keys are.
     #[serde(default)]
     pub hsm: HsmConfig,
@@ -46,6 +50,27 @@ pub struct Config {
     /// Which accounts are served, if not all.
     #[serde(default)]
     pub cell: Option<CellConfig>,
+    /// For whom accounts are made.
+    #[serde(default)]
+    pub admission: AdmissionConfig,
+}
+
+/// An address of this machine that other machines do not reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "SocketAddr")]
+pub struct Loopback(pub SocketAddr);
+
+impl TryFrom<SocketAddr> for Loopback {
+    type Error = BadSetting;
+
+    fn try_from(address: SocketAddr) -> Result<Self, BadSetting> {
+        if address.ip().is_loopback() {
+            return Ok(Self(address));
+        }
+        let what =
+            format!("{address} can be reached by other machines: write \"127.0.0.1:PORT\" or \"[::1]:PORT\"");
+        Err(BadSetting(what))
+    }
 }
 
 /// `[hsm]`.
@@ -114,6 +139,7 @@ impl Config {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             insecure_dev: true,
             connections_max: default_connections_max(),
+            metrics: None,
             hsm: HsmConfig::default(),
             policy: PolicyConfig::default(),
             anchor: AnchorConfig::default(),
@@ -121,6 +147,7 @@ impl Config {
             witness_for: Vec::new(),
             store: StoreConfig::default(),
             cell: None,
+            admission: AdmissionConfig::default(),
         }
     }
 
@@ -173,7 +200,19 @@ impl TryFrom<String> for Duration {
     type Error = BadSetting;
 
     fn try_from(text: String) -> Result<Self, BadSetting> {
-        let bad = || BadSetting(format!("`{text}` is no duration: write \"30s\", \"5m\", \"1h\" or \"2d\""));
+        text.parse()
+    }
+}
+
+impl std::str::FromStr for Duration {
+    type Err = BadSetting;
+
+    fn from_str(text: &str) -> Result<Self, BadSetting> {
+        let bad = || {
+            BadSetting(format!(
+                "`{text}` is no duration: write \"30s\", \"5m\", \"1h\" or \"2d\", 30 days at most"
+            ))
+        };
         let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
         let unit = match &text[number.len()..] {
             "s" => 1,
@@ -241,6 +280,19 @@ mod tests {
         }
         let zero = PolicyConfig { attempts_max: Some(0), ..PolicyConfig::default() };
         assert!(zero.policy(true).is_err());
+    }
+
+    #[test]
+    fn metrics_are_for_this_machine_only() {
+        let metrics = |address: &str| {
+            let text = format!("data = \"/v\"\nlisten = \"127.0.0.1:0\"\nmetrics = \"{address}\"\n");
+            toml::from_str::<Config>(&text).map(|config| config.metrics.unwrap().0)
+        };
+        assert_eq!(metrics("127.0.0.1:9464").unwrap().port(), 9464);
+        assert!(metrics("[::1]:9464").is_ok());
+        for open in ["0.0.0.0:9464", "192.0.2.1:9464", "[::]:9464"] {
+            assert!(metrics(open).unwrap_err().to_string().contains("other machines"), "{open}");
+        }
     }
 
     const PKCS11: &str = "[hsm]\nkind = \"pkcs11\"\nmodule = \"/m.so\"\ntoken = \"t\"\npin_file = \"/pin\"\n";

@@ -3,28 +3,24 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use chatkeep_vault_protocol::{Identity, head};
 use chatkeep_vault_server::cells::CellMap;
 use chatkeep_vault_server::ceremony;
-use chatkeep_vault_server::config::{Config, HsmConfig};
-use chatkeep_vault_server::hsm::{HsmError, IdentityKey};
-use chatkeep_vault_server::reseal::{self, ResealError};
-use chatkeep_vault_server::vault::{Starting, Vault};
-use chatkeep_vault_server::{http, setup, tls, witness};
+use chatkeep_vault_server::config::{Config, Duration, HsmConfig};
+use chatkeep_vault_server::core::Terms;
+use chatkeep_vault_server::hsm::HsmError;
+use chatkeep_vault_server::serve::serve;
+use chatkeep_vault_server::vault::Vault;
+use chatkeep_vault_server::{reseal, setup};
 use clap::{Args, Parser, Subcommand};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-
-/// Certificates live for seven days; renewing daily leaves room for six days of trouble.
-const RENEW_EVERY: Duration = Duration::from_hours(24);
-/// Much less than the shortest useful lifetime of a seal key.
-const LOOK_AT_SEAL_KEY_EVERY: Duration = Duration::from_mins(10);
-/// Threads that wait for the device: enough to keep it busy, few enough for `TasksMax=` of the unit.
-const BLOCKING_THREADS_MAX: usize = 64;
+use rand_core::OsRng;
+use tracing::Level;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// The Backup Key Vault of Chatkeep: counts password attempts, and erases its part of the key after the last.
 #[derive(Parser)]
@@ -69,6 +65,21 @@ enum Command {
         /// Settings, with `[[witness]]`.
         #[arg(long)]
         config: PathBuf,
+    },
+    /// Make invitations, and print them: one a line, this once. Also while the vault serves.
+    Invite {
+        /// Settings, with `[admission] kind = "invite"`.
+        #[arg(long)]
+        config: PathBuf,
+        /// Accounts that each admits; in a vault of many cells, in each of them.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        uses: u16,
+        /// For how long: `12h`, `30d` at most.
+        #[arg(long, default_value = "30d")]
+        expires: Duration,
+        /// How many invitations.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+        count: u16,
     },
     /// Sign a map of cells with the vault's identity, in place.
     SignCells {
@@ -124,13 +135,7 @@ fn main() -> ExitCode {
 fn run() -> anyhow::Result<()> {
     // keys in memory must not end in a core file, nor be read by another process of this user
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
-        )
-        .init();
+    log_to_stderr();
     match Arguments::parse().command {
         Command::Init(place) => {
             let config = place.config()?;
@@ -160,6 +165,14 @@ fn run() -> anyhow::Result<()> {
             let state = setup::enrol_witnesses(&Config::read(&config)?)?;
             println!("a quorum of witnesses holds commit {}", head::commits(state.seq));
         }
+        Command::Invite { config, uses, expires, count } => {
+            let inviter = setup::inviter(&Config::read(&config)?)?;
+            let now_s = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+            let terms = Terms { uses, expires_s: now_s + expires.seconds };
+            for _ in 0..count {
+                println!("{}", *inviter.make(terms, &mut OsRng).to_text());
+            }
+        }
         Command::SignCells { place, map } => {
             let identity = setup::identity_key(&place.config()?)?;
             let text = std::fs::read_to_string(&map).context("the map of cells")?;
@@ -167,6 +180,21 @@ fn run() -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// As the service on the desktop does. No record has an address of a client or the number of an account, whatever the level.
+fn log_to_stderr() {
+    // levels by target, as `info,chatkeep_vault_server=debug`; filters by span and field would need regular expressions
+    let asked = std::env::var("RUST_LOG").ok().and_then(|text| text.parse::<Targets>().ok());
+    let filter = asked.unwrap_or_else(|| Targets::new().with_default(Level::INFO));
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let registry = tracing_subscriber::registry().with(filter);
+    // the journal has its own clock
+    if std::env::var_os("JOURNAL_STREAM").is_some() {
+        registry.with(log.without_time()).init();
+    } else {
+        registry.with(log).init();
+    }
 }
 
 fn status(vault: &setup::Inspected) {
@@ -223,134 +251,4 @@ fn restore(config: &Config, phrase: Option<&str>, anchor_lost: bool) -> anyhow::
         done.restores
     );
     Ok(())
-}
-
-/// Opens keys, store and anchors outside the runtime: the store may wait for its lease, and PostgreSQL and the ways to
-/// witnesses bring runtimes of their own.
-fn serve(config: &Config) -> anyhow::Result<()> {
-    let mut standby = || {
-        tracing::info!("standby: another process has the store");
-        let status = sd_notify::NotifyState::Status("standby: another process has the store");
-        drop(sd_notify::notify(&[sd_notify::NotifyState::Ready, status]));
-    };
-    let (parts, _lock) = setup::open_or_wait(config, &mut standby)?;
-    let identity = parts.keys.identity.clone();
-    let (failed, failure) = mpsc::channel::<String>(2);
-    let witness_failed = failed.clone();
-    let witness = witness::config::witness(config, move |what| drop(witness_failed.try_send(what)))?;
-    // others may be needed for the check, and may need this vault for theirs: it listens meanwhile
-    let may_wait = witness.is_some() || !config.witnesses.is_empty();
-    let (vault, starting) = Vault::begin(parts, witness, true, move |what| drop(failed.try_send(what)))?;
-    let begun = Begun { vault: Arc::new(vault), starting, may_wait, failure };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .build()?;
-    runtime.block_on(answer(config, begun, identity))
-}
-
-/// A vault that may not serve yet.
-struct Begun {
-    vault: Arc<Vault>,
-    starting: Starting,
-    may_wait: bool,
-    failure: mpsc::Receiver<String>,
-}
-
-async fn answer(config: &Config, begun: Begun, identity: Arc<dyn IdentityKey>) -> anyhow::Result<()> {
-    let Begun { vault, starting, may_wait, mut failure } = begun;
-    let mut started = tokio::task::spawn_blocking(move || starting.wait());
-    if !may_wait {
-        (&mut started).await??;
-    }
-    let leaf = tls::Leaf::issue(&*identity)?;
-    let listener = tokio::net::TcpListener::bind(config.listen).await.context("the address to listen on")?;
-    let address = listener.local_addr()?;
-
-    let (stop, stopped) = watch::channel(false);
-    let stops = stopped.clone();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let server = tokio::spawn(http::serve(
-        listener,
-        tls::server_config(leaf.clone())?,
-        vault.clone(),
-        config.connections_max,
-        stopped,
-    ));
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
-    let ready = || {
-        println!("listening on https://{address} identity {}", Identity(vault.identity()));
-        if let HsmConfig::Pkcs11(settings) = &config.hsm
-            && settings.seal_key_lifetime.seconds > 0
-        {
-            let lifetime_s = settings.seal_key_lifetime.seconds;
-            tokio::spawn(keep_seal_key_young(vault.clone(), lifetime_s, stops.clone()));
-        }
-    };
-    let mut serving = !may_wait;
-    if serving {
-        ready();
-    }
-
-    let mut renewal = tokio::time::interval(RENEW_EVERY);
-    renewal.tick().await; // the first tick is now, and the certificates are fresh
-    let outcome = loop {
-        tokio::select! {
-            _ = terminate.recv() => break Ok(()),
-            _ = interrupt.recv() => break Ok(()),
-            result = &mut started, if !serving => match result? {
-                Ok(()) => {
-                    serving = true;
-                    ready();
-                }
-                Err(error) => break Err(error.into()),
-            },
-            what = failure.recv() => break match what {
-                // what is durable is unknown: stop answering, start again from the disk
-                Some(what) => Err(anyhow::anyhow!("stopped: {what}")),
-                None if serving => Err(anyhow::anyhow!("stopped")),
-                // the check at the start came to an end: that knows why
-                None => Err((&mut started).await?.err().map_or_else(|| anyhow::anyhow!("stopped"), Into::into)),
-            },
-            _ = renewal.tick() => {
-                // a device that is busy or away for a moment: the next day is early enough
-                if let Err(error) = renew(&vault, &leaf, &*identity) {
-                    tracing::error!(%error, "cannot renew the certificates");
-                }
-            }
-        }
-    };
-    drop(sd_notify::notify(&[sd_notify::NotifyState::Stopping]));
-    stop.send_replace(true);
-    server.await?;
-    // an exchange of the seal key may wait for witnesses that are away
-    vault.interrupt();
-    outcome
-}
-
-fn renew(vault: &Vault, leaf: &tls::Leaf, identity: &dyn IdentityKey) -> anyhow::Result<()> {
-    vault.renew_certificate()?;
-    leaf.renew(identity)
-}
-
-/// Exchanges the key that seals records when it is old, or when an exchange was left unfinished.
-async fn keep_seal_key_young(vault: Arc<Vault>, lifetime_s: u64, mut stopped: watch::Receiver<bool>) {
-    let mut look = tokio::time::interval(LOOK_AT_SEAL_KEY_EVERY);
-    loop {
-        tokio::select! {
-            _ = stopped.wait_for(|stop| *stop) => return,
-            _ = look.tick() => {}
-        }
-        let (vault, stop) = (vault.clone(), stopped.clone());
-        let exchange = tokio::task::spawn_blocking(move || {
-            if reseal::is_due(&vault, lifetime_s)? {
-                reseal::rotate(&vault, |_left| !*stop.borrow())?;
-            }
-            Ok::<_, ResealError>(())
-        });
-        if let Ok(Err(error)) = exchange.await {
-            tracing::warn!(%error, "the key that seals records was not exchanged");
-        }
-    }
 }

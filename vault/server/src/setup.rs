@@ -10,6 +10,7 @@ use rand_core::OsRng;
 use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
 
+use crate::admission::Inviter;
 use crate::anchor::{ANCHOR_FILE, Anchor, Anchored, Digester, FileAnchor};
 use crate::cells::{Cell, Place};
 use crate::composite::AllOf;
@@ -72,6 +73,7 @@ pub fn open_or_wait(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Resul
         policy: config.policy.policy(config.insecure_dev)?,
         insecure_dev: config.insecure_dev,
         place: opened.place,
+        inviter: opened.inviter,
         clock: opened.clock,
         rng: Box::new(OsRng),
     };
@@ -91,6 +93,7 @@ pub struct Opened {
     /// Of the data directory.
     pub lock: File,
     place: Option<Place>,
+    inviter: Option<Inviter>,
     clock: Clock,
 }
 
@@ -136,6 +139,7 @@ fn open_parts(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Result<Open
         witnesses: witness::config::witness_anchor(config, &device.keys.identity, &clock)?,
     };
     Ok(Opened {
+        inviter: Inviter::of(&config.admission, &device.digest_key),
         keys: device.keys,
         store,
         digester: Digester::new(device.digest_key),
@@ -211,6 +215,14 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
         seq,
         records,
     })
+}
+
+/// Makes invitations, also while the vault is served: they are stored when they are used.
+pub fn inviter(config: &Config) -> anyhow::Result<Inviter> {
+    let device = hsm::open(&config.hsm, &config.data)?;
+    Inviter::of(&config.admission, &device.digest_key).context(
+        "this vault makes accounts for everybody; set [admission] kind = \"invite\" to ask for invitations",
+    )
 }
 
 /// The key that clients pin.
@@ -304,6 +316,28 @@ mod tests {
             assert!(error.contains(why), "{error}");
         }
         assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
+    }
+
+    /// What can be checked without the devices, servers and files that they name.
+    #[test]
+    fn the_example_configurations_are_ones_that_a_vault_takes() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples-config");
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let config = Config::read(&path).unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
+            refuse_what_cells_cannot(&config).unwrap();
+            assert_eq!(config.policy.policy(config.insecure_dev).unwrap().delays_s.last(), Some(&86_400));
+            let in_software = config.hsm == HsmConfig::Soft {};
+            assert_eq!(in_software, config.insecure_dev, "{}", path.display());
+            let witnessed = config.anchor_kinds().contains(&AnchorKind::Witness);
+            assert_eq!(witnessed, !config.witnesses.is_empty());
+            let (quorum, witnesses) = (config.anchor.quorum.unwrap_or(0), config.witnesses.len());
+            assert!(!witnessed || (2 * quorum > witnesses && quorum <= witnesses));
+            names.push(path.file_stem().unwrap().to_str().unwrap().to_owned());
+        }
+        names.sort();
+        assert_eq!(names, ["cell", "organisation", "self-hoster"]);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Order of every batch: decide, commit, anchor, then release the answers. Evaluations and signatures are made by
 //! whoever waits for the answer, so the writing thread does nothing but decide and write.
 
+mod crowd;
+mod sealed;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -13,24 +15,32 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use chatkeep_vault_protocol::answer::{self, Answer, Body, Certificate, Refusal, VaultInfo};
+use chatkeep_vault_protocol::head::{commits, restores};
 use chatkeep_vault_protocol::limits::{CERTIFICATE_LIFETIME_S, VERSION};
 use chatkeep_vault_protocol::message::{Envelope, Request};
 use ed25519_dalek::SigningKey;
 use rand_core::{CryptoRngCore, OsRng};
 
-use crate::anchor::{Anchor, AnchorError, Checked, Digester, Interrupter};
+use crate::admission::{INVITE, Inviter};
+use crate::anchor::{Anchor, AnchorError, Checked, Digester, Interrupter, Lags};
 use crate::cells::Place;
-use crate::core::{Policy, Record, Reply};
-use crate::hsm::{DeviceError, IdentityKey, Keys, Sealer};
+use crate::core::{Policy, Reply};
+use crate::hsm::{DeviceError, IdentityKey, Keys, SealKey, Sealer};
+use crate::metrics::{self, Gauges, Metrics};
 use crate::reseal::Resealed;
-use crate::store::{self, Row, Store};
+use crate::store::{self, Store};
 use crate::witness::Witness;
 use crate::witness::anchor::WitnessFault;
 use crate::witness::service::Taken;
+use crowd::{Crowd, Full, Turn};
 use writer::{Writer, WriterError};
 
-/// Requests that may wait; beyond it `busy` is answered and nothing charged.
-const QUEUE_LEN: usize = 1024;
+pub use crowd::OF_ONE_ACCOUNT_MAX;
+pub use sealed::SealError;
+pub(crate) use sealed::{open_record, seal_record};
+
+/// Jobs that may wait for the writing thread. Requests never fill it: [`Crowd`] lets in fewer.
+const QUEUE_LEN: usize = crowd::ALL_MAX + 16;
 /// Who has waited so long is told `busy`: less than the patience of clients (20 s) and couriers (30 s).
 const PATIENCE: Duration = Duration::from_secs(8);
 /// While an anchor takes longer than this, nobody new is let in to wait: connections stay free for the vaults that this
@@ -55,6 +65,8 @@ pub struct Parts {
     pub insecure_dev: bool,
     /// Which accounts it serves, if not all.
     pub place: Option<Place>,
+    /// Knows who may make an account; `None`: everybody.
+    pub inviter: Option<Inviter>,
     /// Seconds since 1970.
     pub clock: Clock,
     /// What keys and challenges are drawn from.
@@ -70,6 +82,7 @@ pub struct Vault {
     jobs: Option<SyncSender<Job>>,
     writer: Option<JoinHandle<()>>,
     interrupter: Option<Interrupter>,
+    lags: Option<Lags>,
     witness: Option<Witness>,
     patience: Duration,
 }
@@ -90,6 +103,7 @@ struct Shared {
     policy: Policy,
     insecure_dev: bool,
     place: Option<Place>,
+    inviter: Option<Inviter>,
     anchor_name: &'static str,
     anchor_limit: Option<&'static str>,
     store_name: &'static str,
@@ -103,6 +117,8 @@ struct Shared {
     born: Instant,
     /// Milliseconds since `born` at which the anchor began to advance, plus one; 0: it does not.
     advancing_since: AtomicU64,
+    crowd: Arc<Crowd>,
+    metrics: Metrics,
 }
 
 struct Signer {
@@ -122,19 +138,37 @@ struct Call {
     done: Done,
     /// Whoever waited was told `busy`: if it was not decided yet, it is not charged either.
     given_up: Arc<AtomicBool>,
+    /// Also when whoever waited has hung up: what is in the queue counts.
+    _turn: Arc<Turn>,
 }
 
 /// What becomes of a request.
 enum Submitted {
     Answered(Answer),
-    /// Sets the flag to say that nobody waits any more.
-    Waiting(Arc<AtomicBool>),
+    Waiting {
+        /// To be set to say that nobody waits any more.
+        given_up: Arc<AtomicBool>,
+        /// To be kept until the answer is made; witnesses' questions have a queue of their own.
+        turn: Option<Arc<Turn>>,
+    },
 }
 
-/// No answer, signed or not: the vault cannot know what became of the request. The process ends.
+/// The vault ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the vault has stopped")]
 pub struct Stopped;
+
+/// No answer, signed or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unanswered {
+    /// Too many wait already; nothing was charged or changed. A signature would be work, too.
+    #[error("too many requests are waiting")]
+    Overloaded,
+    /// The vault cannot know what became of the request. The process ends.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
 
 impl Vault {
     /// Checks the store against the anchor and starts the writing thread.
@@ -165,6 +199,7 @@ impl Vault {
             policy: parts.policy,
             insecure_dev: parts.insecure_dev,
             place: parts.place,
+            inviter: parts.inviter,
             anchor_name: parts.anchor.name(),
             anchor_limit: parts.anchor.limit(),
             store_name: parts.store.name(),
@@ -175,8 +210,10 @@ impl Vault {
             stopping: AtomicBool::new(false),
             born: Instant::now(),
             advancing_since: AtomicU64::new(0),
+            crowd: Crowd::new(crowd::ALL_MAX),
+            metrics: Metrics::default(),
         });
-        let interrupter = parts.anchor.interrupter();
+        let (interrupter, lags) = (parts.anchor.interrupter(), parts.anchor.lags());
         let (jobs, queue) = sync_channel(QUEUE_LEN);
         let (started, starting) = sync_channel(1);
         let for_writer = shared.clone();
@@ -191,6 +228,7 @@ impl Vault {
                     Err(error) => return drop(started.send(Err(error))),
                 };
                 shared.seq.store(head.seq, Ordering::Release);
+                shared.metrics.records.store(revisions.len() as u64, Ordering::Relaxed);
                 shared.ready.store(true, Ordering::Release);
                 drop(started.send(Ok(())));
                 let (store, anchor, digester, rng) = (parts.store, parts.anchor, parts.digester, parts.rng);
@@ -202,7 +240,8 @@ impl Vault {
             })
             .map_err(AnchorError::Io)?;
         let (jobs, writer) = (Some(jobs), Some(writer));
-        Ok((Self { shared, jobs, writer, interrupter, witness, patience: PATIENCE }, Starting(starting)))
+        let vault = Self { shared, jobs, writer, interrupter, lags, witness, patience: PATIENCE };
+        Ok((vault, Starting(starting)))
     }
 
     /// Tells who waits `busy` after `patience` instead of eight seconds: for tests.
@@ -230,34 +269,46 @@ impl Vault {
     }
 
     /// The signed answer to `request`. Waits for the commit that it needs, but not for ever.
-    pub async fn answer(&self, request: Vec<u8>) -> Result<Vec<u8>, Stopped> {
+    pub async fn answer(&self, request: Vec<u8>) -> Result<Vec<u8>, Unanswered> {
+        let (envelope, since) = (Envelope::decode(&request), Instant::now());
+        let kind = metrics::kind(envelope.as_ref());
+        let answer = self.wait_for_answer(envelope).await;
+        self.shared.metrics.answered(kind, &answer, since.elapsed());
+        Ok(self.shared.sign(&request, answer?))
+    }
+
+    async fn wait_for_answer(&self, envelope: Option<Envelope>) -> Result<Answer, Unanswered> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
-        let answer = match self.submit(&request, Box::new(move |reply| drop(sender.send(reply))))? {
-            Submitted::Answered(answer) => answer,
-            Submitted::Waiting(given_up) => match tokio::time::timeout(self.patience, receiver).await {
-                Err(_) => give_up(&given_up),
-                Ok(reply) => match reply.map_err(|_| Stopped)?.ok_or(Stopped)? {
-                    evaluation @ Reply::Evaluate(_) if self.shared.keys.oprf.waits() => {
-                        let shared = self.shared.clone();
-                        let carried_out = tokio::task::spawn_blocking(move || shared.carry_out(evaluation));
-                        carried_out.await.map_err(|_| Stopped)?
-                    }
-                    reply => self.shared.carry_out(reply),
-                },
-            },
+        let (given_up, turn) = match self.submit(envelope, Box::new(move |reply| drop(sender.send(reply))))? {
+            Submitted::Answered(answer) => return Ok(answer),
+            Submitted::Waiting { given_up, turn } => (given_up, turn),
         };
-        Ok(self.shared.sign(&request, answer))
+        let Ok(reply) = tokio::time::timeout(self.patience, receiver).await else {
+            return Ok(give_up(&given_up));
+        };
+        let reply = reply.map_err(|_| Stopped)?.ok_or(Stopped)?;
+        let shared = self.shared.clone();
+        if matches!(reply, Reply::Evaluate(_)) && shared.keys.oprf.waits() {
+            // who hangs up does not end the evaluation, so it keeps its place
+            let evaluation = move || {
+                let _turn = turn;
+                shared.carry_out(reply)
+            };
+            return Ok(tokio::task::spawn_blocking(evaluation).await.map_err(|_| Stopped)?);
+        }
+        Ok(shared.carry_out(reply))
     }
 
     /// As [`Self::answer`], for callers without a runtime.
-    pub fn answer_blocking(&self, request: &[u8]) -> Result<Vec<u8>, Stopped> {
+    pub fn answer_blocking(&self, request: &[u8]) -> Result<Vec<u8>, Unanswered> {
         let (sender, receiver) = sync_channel(1);
-        let answer = match self.submit(request, Box::new(move |reply| drop(sender.send(reply))))? {
+        let envelope = Envelope::decode(request);
+        let answer = match self.submit(envelope, Box::new(move |reply| drop(sender.send(reply))))? {
             Submitted::Answered(answer) => answer,
-            Submitted::Waiting(given_up) => match receiver.recv_timeout(self.patience) {
+            Submitted::Waiting { given_up, turn: _turn } => match receiver.recv_timeout(self.patience) {
                 Ok(reply) => self.shared.carry_out(reply.ok_or(Stopped)?),
                 Err(RecvTimeoutError::Timeout) => give_up(&given_up),
-                Err(RecvTimeoutError::Disconnected) => return Err(Stopped),
+                Err(RecvTimeoutError::Disconnected) => return Err(Stopped.into()),
             },
         };
         Ok(self.shared.sign(request, answer))
@@ -266,6 +317,21 @@ impl Vault {
     /// What `info` says.
     pub fn info(&self) -> VaultInfo {
         self.shared.info()
+    }
+
+    /// For Prometheus, with `connections` of clients.
+    pub fn metrics(&self, connections: usize) -> String {
+        let (shared, seq) = (&self.shared, self.shared.seq.load(Ordering::Acquire));
+        let key_made_at_s = shared.metrics.seal_key_made_at_s.load(Ordering::Relaxed);
+        shared.metrics.text(&Gauges {
+            ready: shared.ready.load(Ordering::Acquire),
+            commits: commits(seq),
+            restores: restores(seq),
+            in_flight: shared.crowd.len(),
+            connections,
+            seal_key_age_s: (key_made_at_s != 0).then(|| self.now_s().saturating_sub(key_made_at_s)),
+            witness_lags: self.lags.as_ref().map(|lags| lags()).unwrap_or_default(),
+        })
     }
 
     /// Which accounts it serves, for people; `None`: all.
@@ -309,9 +375,9 @@ impl Vault {
     }
 
     /// An answer that needs no record, or `done` is called with the reply.
-    fn submit(&self, request: &[u8], done: Done) -> Result<Submitted, Stopped> {
+    fn submit(&self, envelope: Option<Envelope>, done: Done) -> Result<Submitted, Unanswered> {
         let now = |answer| Ok(Submitted::Answered(answer));
-        let Some(envelope) = Envelope::decode(request) else {
+        let Some(envelope) = envelope else {
             return now(Answer::Refused { why: Refusal::Malformed });
         };
         let given_up = Arc::new(AtomicBool::new(false));
@@ -322,8 +388,8 @@ impl Vault {
             let done = Box::new(move |answer| done(Some(Reply::Answer(answer))));
             return match witness.submit(envelope.request, done) {
                 Taken::Now(answer) => now(answer),
-                Taken::Later => Ok(Submitted::Waiting(given_up)),
-                Taken::Stopped => Err(Stopped),
+                Taken::Later => Ok(Submitted::Waiting { given_up, turn: None }),
+                Taken::Stopped => Err(Stopped.into()),
             };
         }
         if !self.shared.ready.load(Ordering::Acquire) {
@@ -332,18 +398,24 @@ impl Vault {
         if let Request::Info(_) = envelope.request {
             return now(Answer::Info(Box::new(self.shared.info())));
         }
-        let there = self.shared.place.as_ref().zip(envelope.request.account());
+        let account = envelope.request.account();
+        let there = self.shared.place.as_ref().zip(account);
         if let Some(elsewhere) = there.and_then(|(place, account)| place.elsewhere(&account)) {
             return now(elsewhere);
         }
         if self.shared.is_stalled() {
             return now(Answer::Busy {});
         }
-        let call = Call { envelope, done, given_up: given_up.clone() };
+        let turn = match self.shared.crowd.enter(account) {
+            Ok(turn) => Arc::new(turn),
+            Err(Full::Account) => return now(Answer::Busy {}),
+            Err(Full::Everybody) => return Err(Unanswered::Overloaded),
+        };
+        let call = Call { envelope, done, given_up: given_up.clone(), _turn: turn.clone() };
         match self.jobs.as_ref().ok_or(Stopped)?.try_send(Job::Call(call)) {
-            Ok(()) => Ok(Submitted::Waiting(given_up)),
-            Err(TrySendError::Full(_)) => now(Answer::Busy {}),
-            Err(TrySendError::Disconnected(_)) => Err(Stopped),
+            Ok(()) => Ok(Submitted::Waiting { given_up, turn: Some(turn) }),
+            Err(TrySendError::Full(_)) => Err(Unanswered::Overloaded),
+            Err(TrySendError::Disconnected(_)) => Err(Stopped.into()),
         }
     }
 }
@@ -381,7 +453,7 @@ impl Shared {
         loop {
             match anchor.settle(&checked.head) {
                 Ok(()) => {
-                    check_seal_keys(&checked.sealed_by, &*self.keys.sealer)?;
+                    self.check_seal_keys(&checked.sealed_by)?;
                     return Ok(checked);
                 }
                 Err(error) if keep_trying && error.is_temporary() => {
@@ -394,6 +466,21 @@ impl Shared {
                 return Err(WitnessFault::Stopped.into());
             }
         }
+    }
+
+    /// Who lacks a key now would charge nobody, but could answer nobody either.
+    fn check_seal_keys(&self, sealed_by: &BTreeMap<u32, u64>) -> Result<(), AnchorError> {
+        let keys = self.keys.sealer.keys()?;
+        self.note_seal_key(&keys);
+        match sealed_by.iter().find(|(key_id, _)| keys.iter().all(|key| key.id != **key_id)) {
+            Some((&key_id, &records)) => Err(AnchorError::Shredded { key_id, records }),
+            None => Ok(()),
+        }
+    }
+
+    fn note_seal_key(&self, keys: &[SealKey]) {
+        let made_at_s = keys.last().map_or(0, |key| key.made_at_s);
+        self.metrics.seal_key_made_at_s.store(made_at_s, Ordering::Relaxed);
     }
 
     fn milliseconds(&self) -> u64 {
@@ -413,6 +500,7 @@ impl Shared {
             lifetime_failures_max: self.policy.lifetime_failures_max,
             anchor: self.anchor_name.to_owned(),
             store: self.store_name.to_owned(),
+            admission: if self.inviter.is_some() { INVITE.to_owned() } else { String::new() },
             insecure_dev: self.insecure_dev,
             seq: self.seq.load(Ordering::Acquire),
             software: concat!("chatkeep-vault ", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -424,7 +512,8 @@ impl Shared {
             Reply::Answer(answer) => answer,
             Reply::Evaluate(evaluation) => {
                 self.evaluations.fetch_add(1, Ordering::Relaxed);
-                evaluation.carry_out(&*self.keys.oprf).unwrap_or(Answer::Busy {})
+                let evaluated = self.metrics.evaluation_s.time(|| evaluation.carry_out(&*self.keys.oprf));
+                evaluated.unwrap_or(Answer::Busy {})
             }
         }
     }
@@ -447,45 +536,4 @@ impl Signer {
         let signature = identity.sign(&certificate.message())?;
         Ok(Self { key, certificate: certificate.encode(&signature) })
     }
-}
-
-/// Who lacks a key now would charge nobody, but could answer nobody either.
-fn check_seal_keys(sealed_by: &BTreeMap<u32, u64>, sealer: &dyn Sealer) -> Result<(), AnchorError> {
-    let keys = sealer.keys()?;
-    match sealed_by.iter().find(|(key_id, _)| keys.iter().all(|key| key.id != **key_id)) {
-        Some((&key_id, &records)) => Err(AnchorError::Shredded { key_id, records }),
-        None => Ok(()),
-    }
-}
-
-/// A record cannot be opened or sealed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SealError {
-    /// It is not by this vault, its key is gone, or the device failed.
-    #[error("the keys: {0}")]
-    Device(#[from] DeviceError),
-    /// It was sealed by this vault, and is none.
-    #[error("a record opens, but is none")]
-    NoRecord,
-}
-
-pub(crate) fn open_record(keys: &Keys, account: &[u8; 16], row: &Row) -> Result<Record, SealError> {
-    let bytes = keys.sealer.open(row.key_id, &aad(account, row.revision), &row.sealed)?;
-    Record::decode(&bytes).ok_or(SealError::NoRecord)
-}
-
-pub(crate) fn seal_record(
-    keys: &Keys,
-    account: &[u8; 16],
-    revision: u64,
-    record: &Record,
-    rng: &mut dyn rand_core::CryptoRngCore,
-) -> Result<Row, SealError> {
-    let sealed = keys.sealer.seal(&aad(account, revision), &*record.encode(), rng)?;
-    Ok(Row { revision, key_id: sealed.key_id, sealed: sealed.bytes })
-}
-
-fn aad(account: &[u8; 16], revision: u64) -> Vec<u8> {
-    [b"chatkeep vault record v1", &account[..], &revision.to_be_bytes()].concat()
 }

@@ -6,8 +6,8 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use chatkeep_vault_client::{VaultError, VaultPin, info};
-use common::process::{PROGRAM, Process, courier};
+use chatkeep_vault_client::{Invite, Invites, KdfParams, VaultError, VaultPin, info, register_invited};
+use common::program::{PROGRAM, Program, courier};
 use common::{KEY, PASSWORD, enroll, try_enroll, unlock};
 use rand_core::OsRng;
 
@@ -93,9 +93,9 @@ async fn one_address_leads_to_every_account() {
     for number in [0, 1] {
         succeed(&mut cells.program("init", number));
     }
-    let mut served = [0, 1].map(|number| Some(Process::start(&mut cells.program("serve", number))));
-    let pins = [served[0].as_mut().unwrap().pin()];
-    assert_eq!(served[1].as_mut().unwrap().pin().identity, pins[0].identity);
+    let mut served = [0, 1].map(|number| Some(Program::start(&mut cells.program("serve", number))));
+    let pins = [served[0].as_ref().unwrap().pin()];
+    assert_eq!(served[1].as_ref().unwrap().pin().identity, pins[0].identity);
     let transport = courier(cells.dir.path());
     assert_eq!(info(&transport, &pins[0], &mut OsRng).await.unwrap().0.store, "sqlite");
 
@@ -134,7 +134,7 @@ async fn cells_that_disagree_are_noticed_by_the_client() {
     std::fs::write(cells.path("map"), map).unwrap();
     cells.sign_map();
     succeed(&mut cells.program("init", 0));
-    let mut served = Process::start(&mut cells.program("serve", 0));
+    let served = Program::start(&mut cells.program("serve", 0));
     let pin: VaultPin = served.pin();
     let transport = courier(cells.dir.path());
     for _ in 0..64 {
@@ -145,6 +145,40 @@ async fn cells_that_disagree_are_noticed_by_the_client() {
         }
     }
     panic!("no account was of the other cell");
+}
+
+/// Cells have no store in common that could count for all of them.
+#[tokio::test]
+async fn an_invitation_is_counted_in_each_cell_and_its_record_is_at_home_there() {
+    let cells = Cells::new();
+    cells.sign_map();
+    for number in [0, 1] {
+        let path = cells.path(&format!("{number}.toml"));
+        let config = std::fs::read_to_string(&path).unwrap() + "[admission]\nkind = 'invite'\n";
+        std::fs::write(path, config).unwrap();
+        succeed(&mut cells.program("init", number));
+    }
+    let made = succeed(cells.program("invite", 0).args(["--expires", "1h"]));
+    let invite: Invite = String::from_utf8(made.stdout).unwrap().parse().unwrap();
+    let serve = || [0, 1].map(|number| Program::start(&mut cells.program("serve", number)).ready());
+    let served = serve();
+    let (transport, pins) = (courier(cells.dir.path()), [served[0].pin()]);
+    let invites = Invites::from([(pins[0].identity, invite)]);
+    let mut admitted = 0;
+    for _ in 0..64 {
+        let (kdf, context) = (KdfParams::TESTING, [1; 16]);
+        match register_invited(&transport, &pins, &invites, 1, &context, PASSWORD, &KEY, kdf, &mut OsRng)
+            .await
+        {
+            Ok(_) => admitted += 1,
+            Err(VaultError::AdmissionRefused { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!((admitted, cells.records(0), cells.records(1)), (2, 2, 2));
+    drop(served);
+    // each still has records of its own only, or it would not
+    serve();
 }
 
 #[test]
@@ -176,7 +210,7 @@ async fn a_cell_with_accounts_of_another_cell_does_not_serve() {
     cells.sign_map();
     succeed(&mut cells.program("init", 0));
     {
-        let mut served = Process::start(&mut cells.program("serve", 0));
+        let served = Program::start(&mut cells.program("serve", 0));
         let (transport, pins) = (courier(cells.dir.path()), [served.pin()]);
         // some of them are of the other cell, which is away
         for _ in 0..64 {

@@ -18,7 +18,7 @@ use chatkeep_vault_server::config::Config;
 use chatkeep_vault_server::setup;
 use chatkeep_vault_server::store::{PostgresConfig, PostgresStore, StoreConfig};
 use chatkeep_vault_server::vault::Vault;
-use common::process::{PROGRAM, Process, courier};
+use common::program::{PROGRAM, Program, courier};
 use common::{enroll, unlock};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -243,8 +243,8 @@ impl Shared {
         program
     }
 
-    fn spawn(&self) -> Process {
-        Process::start(&mut self.program("serve"))
+    fn spawn(&self) -> Program {
+        Program::start(&mut self.program("serve"))
     }
 
     fn left_after_a_wrong_guess(&self, pin: &VaultPin, slot: &[u8]) -> Result<u16, VaultError> {
@@ -275,11 +275,11 @@ fn sessions(cluster: &Cluster) -> String {
 fn a_former_active_process_that_wakes_up_is_fenced() {
     let cluster = Cluster::of_three();
     let shared = Shared::new(&cluster.config());
-    let mut first = shared.spawn();
+    let first = shared.spawn();
     let at_first = first.pin();
     let slot = shared.enroll(&at_first);
     assert_eq!(shared.left_after_a_wrong_guess(&at_first, &slot), Ok(9));
-    let mut second = shared.spawn();
+    let second = shared.spawn();
     eventually("the standby waits", || sessions(&cluster) == "2");
 
     first.signal(Signal::STOP);
@@ -290,7 +290,7 @@ fn a_former_active_process_that_wakes_up_is_fenced() {
     // the head is still where the first one left it: only the name of the holder tells
     first.signal(Signal::CONT);
     assert!(shared.left_after_a_wrong_guess(&at_first, &slot).is_err());
-    let words = first.last_words();
+    let words = first.failed();
     assert!(words.contains("another process has taken this store over"), "{words}");
     assert_eq!(shared.left_after_a_wrong_guess(&at_second, &slot), Ok(8));
     assert_eq!(shared.left_after_a_wrong_guess(&at_second, &slot), Ok(7));
@@ -302,11 +302,11 @@ fn a_standby_goes_on_from_a_commit_that_was_not_anchored() {
     let cluster = Cluster::alone();
     let config = PostgresConfig { allow_asynchronous: true, ..cluster.config() };
     let shared = Shared::new(&config);
-    let mut first = shared.spawn();
+    let first = shared.spawn();
     let at_first = first.pin();
     let slot = shared.enroll(&at_first);
     assert_eq!(shared.left_after_a_wrong_guess(&at_first, &slot), Ok(9));
-    let mut second = shared.spawn();
+    let second = shared.spawn();
     eventually("the standby waits", || sessions(&cluster) == "2");
 
     let pipe = shared.dir.path().join("data").join(ANCHOR_FILE).with_extension("new");

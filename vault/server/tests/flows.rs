@@ -7,10 +7,15 @@ use chatkeep_vault_client::{
     DestroyReason, KdfFloor, KdfParams, SlotError, VaultError, VaultPin, begin_change, commit_change,
     destroy, freeze, info, known_head, recover, register, rewrap, status, witness_head,
 };
-use chatkeep_vault_protocol::password;
+use chatkeep_vault_protocol::answer::{self, Answer};
+use chatkeep_vault_protocol::cbor::{Blob, Fixed};
+use chatkeep_vault_protocol::message::{Envelope, Guess, Request};
 use chatkeep_vault_protocol::slot::Slot;
+use chatkeep_vault_protocol::{Suite, password};
 use chatkeep_vault_server::config::Config;
+use chatkeep_vault_server::vault::OF_ONE_ACCOUNT_MAX;
 use common::{CONTEXT, KEY, Local, PASSWORD, contains, enroll, lie, pins, transport, unlock};
+use futures_util::future::join_all;
 use rand_core::OsRng;
 
 #[tokio::test]
@@ -349,6 +354,39 @@ async fn a_record_put_back_while_it_runs_stops_the_vault() {
     let error = unlock(&transport, &pins, &slot, PASSWORD).await.unwrap_err();
     assert!(matches!(error, VaultError::Unreachable { .. }), "{error}");
     assert_eq!(vaults[0].vault().unwrap().evaluations(), evaluations);
+}
+
+/// Somebody who knows an account's number asks for it as fast as he can.
+#[tokio::test]
+async fn one_account_does_not_take_all_places_and_who_finds_none_is_not_charged() {
+    let vaults = [Local::new("a")];
+    let (transport, pins) = (transport(&vaults), pins(&vaults));
+    let slot = enroll(&transport, &pins, 1).await.slot;
+    let header = Slot::decode(&slot, KdfFloor::AllowWeakKdf).unwrap().header;
+    let (vault, account) = (vaults[0].vault().unwrap(), Fixed(header.account(&pins[0].identity)));
+    let guess = |n: usize| {
+        let blinded = Blob(Suite::Ristretto255.blind(&n.to_be_bytes(), &mut OsRng).element);
+        let request = Request::Guess(Guess { account, epoch: Fixed(header.epoch), blinded });
+        Envelope::new(request, &mut OsRng).encode()
+    };
+    let requests: Vec<_> = (0..24).map(guess).collect();
+    // few enough for `join_all` to poll each once before any again: all are sent before the first answer is taken
+    let answers = join_all(requests.iter().map(|request| vault.answer(request.clone()))).await;
+    let said = |request: &[u8], answer: &[u8]| {
+        answer::verify(answer, &pins[0].identity, request, vault.now_s()).unwrap().answer
+    };
+    let mut charged = 0;
+    for (request, answer) in requests.iter().zip(answers) {
+        match said(request, &answer.unwrap()) {
+            Answer::Charged(_) => charged += 1,
+            Answer::Busy {} => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((1..=OF_ONE_ACCOUNT_MAX).contains(&charged), "{charged} of 24");
+    let left = 10 - u16::try_from(charged).unwrap() - 1;
+    let wrong = unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
+    assert_eq!(wrong, VaultError::WrongPassword { left, max: 10 });
 }
 
 #[test]

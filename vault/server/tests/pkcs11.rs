@@ -3,13 +3,12 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
-use chatkeep_vault_client::{DestroyReason, KdfParams, VaultError, info, register};
+use chatkeep_vault_client::{DestroyReason, Identity, KdfParams, VaultError, info, register};
 use chatkeep_vault_rig::soft_token::SoftToken;
-use common::program::{PROGRAM, Served, courier};
+use common::program::{PROGRAM, Program, courier};
 use common::{CONTEXT, KEY, PASSWORD, unlock};
 use rand_core::OsRng;
 use tempfile::TempDir;
@@ -48,24 +47,17 @@ impl World {
         self.token.command(PROGRAM).args([command, "--config"]).arg(self.config()).output().unwrap()
     }
 
-    fn serve(&self) -> Served {
-        Served::start(self.token.command(PROGRAM).args(["serve", "--config"]).arg(self.config()))
+    fn start(&self) -> Program {
+        Program::start(self.token.command(PROGRAM).args(["serve", "--config"]).arg(self.config()))
+    }
+
+    fn serve(&self) -> Program {
+        self.start().ready()
     }
 
     /// What it says instead of serving.
     fn refused(&self) -> String {
-        let mut child = self.token.command(PROGRAM);
-        child.args(["serve", "--config"]).arg(self.config()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = child.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        if !line.is_empty() {
-            child.kill().unwrap();
-            panic!("it serves: {line}");
-        }
-        let output = child.wait_with_output().unwrap();
-        assert!(!output.status.success());
-        String::from_utf8(output.stderr).unwrap()
+        self.start().refused()
     }
 
     fn status(&self) -> String {
@@ -108,7 +100,7 @@ fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
-async fn enroll(transport: &chatkeep_vault_client::CourierTransport, served: &Served) -> Vec<u8> {
+async fn enroll(transport: &chatkeep_vault_client::CourierTransport, served: &Program) -> Vec<u8> {
     let kdf = KdfParams::TESTING;
     register(transport, &[served.pin()], 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng).await.unwrap().slot
 }
@@ -116,7 +108,7 @@ async fn enroll(transport: &chatkeep_vault_client::CourierTransport, served: &Se
 /// One wrong guess; how many are left.
 async fn guess_wrong(
     transport: &chatkeep_vault_client::CourierTransport,
-    served: &Served,
+    served: &Program,
     slot: &[u8],
 ) -> u16 {
     match unlock(transport, &[served.pin()], slot, b"wrong").await.unwrap_err() {
@@ -141,7 +133,7 @@ async fn a_password_makes_the_whole_way_through_a_token() {
         assert_eq!((*recovered.key, recovered.attempts_left), (KEY, 10));
         assert!(recovered.unproved.is_empty());
     }
-    let identity = served.identity.to_string();
+    let identity = Identity(served.pin().identity).to_string();
     served.stop();
     assert_eq!(String::from_utf8(world.run("fingerprint").stdout).unwrap().trim(), identity);
     assert!(world.status().contains("seal keys [1]"));
@@ -237,10 +229,11 @@ async fn a_token_put_back_with_the_disk_is_noticed_by_a_witness() {
         vault.trim()
     );
     std::fs::write(&config, settings).unwrap();
-    let witness = Served::start(Command::new(PROGRAM).args(["serve", "--config"]).arg(&config));
+    let witness = Program::start(Command::new(PROGRAM).args(["serve", "--config"]).arg(&config));
     let anchors = format!(
         "[anchor]\nkinds = [\"pkcs11\", \"witness\"]\nquorum = 1\n[[witness]]\nidentity = \"{}\"\naddress = \"{}\"\n",
-        witness.identity, witness.url
+        Identity(witness.pin().identity),
+        witness.pin().url
     );
     std::fs::write(world.config(), world.token.settings(&world.disk(), &anchors)).unwrap();
 
@@ -276,11 +269,11 @@ async fn of_two_copies_on_one_token_only_one_answers() {
     std::fs::write(&second, world.token.settings(&copy, "")).unwrap();
 
     let first = world.serve();
-    let second = Served::start(world.token.command(PROGRAM).args(["serve", "--config"]).arg(second));
+    let second = Program::start(world.token.command(PROGRAM).args(["serve", "--config"]).arg(second)).ready();
     assert_eq!(guess_wrong(&transport, &first, &slot).await, 9);
     let stopped = unlock(&transport, &[second.pin()], &slot, b"wrong").await.unwrap_err();
     assert!(matches!(stopped, VaultError::Unreachable { .. }), "{stopped}");
-    assert!(second.failed());
+    second.failed();
     assert_eq!(guess_wrong(&transport, &first, &slot).await, 8);
 }
 
@@ -352,10 +345,10 @@ async fn a_token_that_does_not_sign_keeps_the_identity_and_says_so() {
     let (_, hsm) = info(&transport, &served.pin(), &mut OsRng).await.unwrap();
     assert_eq!(hsm, "pkcs11+memory-identity+software");
     let slot = enroll(&transport, &served).await;
-    let identity = served.identity;
+    let identity = served.pin().identity;
     served.stop();
     let served = world.serve();
-    assert_eq!(served.identity, identity);
+    assert_eq!(served.pin().identity, identity);
     assert_eq!(*unlock(&transport, &[served.pin()], &slot, PASSWORD).await.unwrap().key, KEY);
 }
 

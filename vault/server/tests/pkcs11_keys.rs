@@ -171,6 +171,7 @@ fn ask(vault: &Vault, account: u8) -> Vec<u8> {
         blinded: Blob(ProjectivePoint::GENERATOR.to_affine().to_encoded_point(true).as_bytes().to_vec()),
         attempts_max: 10,
         signature: None,
+        invite: None,
     };
     let request = Envelope::new(Request::Begin(begin), &mut OsRng).encode();
     let answer = vault.answer_blocking(&request).unwrap();

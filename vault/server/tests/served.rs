@@ -5,23 +5,23 @@ mod common;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use chatkeep_vault_client::{
-    CourierTransport, KdfParams, TransportError, VaultError, VaultPin, info, register,
+    CourierTransport, Identity, KdfParams, TransportError, VaultError, VaultPin, info, register,
 };
 use chatkeep_vault_server::ceremony::PHRASE;
-use common::program::{PROGRAM, Served, courier};
+use common::program::{PROGRAM, Program, courier};
 use common::{CONTEXT, KEY, PASSWORD, unlock};
 use rand_core::{OsRng, RngCore as _};
 
-fn serve(data: &Path) -> Served {
+fn serve(data: &Path) -> Program {
     let mut command = Command::new(PROGRAM);
     command.args(["serve", "--listen", "127.0.0.1:0", "--insecure-dev", "--data"]).arg(data);
-    Served::start(&mut command)
+    Program::start(&mut command).ready()
 }
 
 fn init(data: &Path) {
@@ -43,7 +43,7 @@ async fn a_password_makes_the_whole_way_and_back() {
     assert_eq!(wrong, VaultError::WrongPassword { left: 9, max: 10 });
 
     let shown = Command::new(PROGRAM).args(["fingerprint", "--data"]).arg(&data).output().unwrap();
-    assert_eq!(String::from_utf8(shown.stdout).unwrap().trim(), served.identity.to_string());
+    assert_eq!(String::from_utf8(shown.stdout).unwrap().trim(), Identity(served.pin().identity).to_string());
 
     served.stop();
     let away = unlock(&transport, &pins, &registered.slot, PASSWORD).await.unwrap_err();
@@ -62,7 +62,7 @@ async fn somebody_in_between_with_another_identity_is_refused() {
     let (mine, theirs) = (serve(&mine), serve(&theirs));
     let transport = courier(dir.path());
     info(&transport, &mine.pin(), &mut OsRng).await.unwrap();
-    let redirected = VaultPin { url: theirs.url.clone(), ..mine.pin() };
+    let redirected = VaultPin { url: theirs.pin().url, ..mine.pin() };
     let error = info(&transport, &redirected, &mut OsRng).await.unwrap_err();
     assert!(
         matches!(&error, VaultError::Untrusted { what, .. } if what.contains("tls-untrusted")),
@@ -171,7 +171,7 @@ async fn vaults_witness_each_other_over_tls() {
 
     // neither the vault nor its first witness serves before the other answers
     let starting = [&vault, &one, &two].map(Configured::spawn);
-    let [served_vault, _served_one, served_two] = starting.map(Served::when_ready);
+    let [served_vault, _served_one, served_two] = starting.map(Program::ready);
     let (transport, pins) = (courier(dir.path()), [served_vault.pin()]);
     let kdf = KdfParams::TESTING;
     let slot = register(&transport, &pins, 1, &CONTEXT, PASSWORD, &KEY, kdf, &mut OsRng).await.unwrap().slot;
@@ -184,7 +184,7 @@ async fn vaults_witness_each_other_over_tls() {
     drop(served_two);
     let away = unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
     assert!(matches!(away, VaultError::Busy { .. }), "{away}");
-    let _served_two = Served::when_ready(two.spawn());
+    let _served_two = two.spawn().ready();
     // charged already: with the answer lost, that one is gone
     let mut next = unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
     while matches!(next, VaultError::Busy { .. }) {
@@ -195,7 +195,7 @@ async fn vaults_witness_each_other_over_tls() {
     drop(served_vault);
     let copy = dir.path().join("copy");
     copy_disk(&vault.data, &copy);
-    let served_vault = Served::when_ready(vault.spawn());
+    let served_vault = vault.spawn().ready();
     left(6).await;
     drop(served_vault);
     copy_disk(&copy, &vault.data);
@@ -218,7 +218,7 @@ async fn vaults_witness_each_other_over_tls() {
     );
     let status = Command::new(PROGRAM).args(["status", "--data"]).arg(&vault.data).output().unwrap();
     assert!(String::from_utf8_lossy(&status.stdout).contains("restores 1"));
-    let _served_vault = Served::when_ready(vault.spawn());
+    let _served_vault = vault.spawn().ready();
     left(0).await;
 }
 
@@ -230,7 +230,7 @@ async fn clients_that_take_every_connection_do_not_lock_two_vaults_out_of_each_o
     let few = "connections_max = 3\n[anchor]\nkinds = [\"witness\"]\nquorum = 1";
     one.configure(&[few, &two.entry("witness"), &two.entry("witness_for")]);
     two.configure(&[few, &one.entry("witness"), &one.entry("witness_for")]);
-    let served = [&one, &two].map(Configured::spawn).map(Served::when_ready);
+    let served = [&one, &two].map(Configured::spawn).map(Program::ready);
     let transport = Arc::new(courier(dir.path()));
     // longer than a vault leaves an idle connection open: theirs to each other must not be among those
     tokio::time::sleep(Duration::from_secs(12)).await;
@@ -297,8 +297,8 @@ impl Configured {
         serve
     }
 
-    fn spawn(&self) -> Child {
-        self.serve().stdout(Stdio::piped()).spawn().unwrap()
+    fn spawn(&self) -> Program {
+        Program::start(&mut self.serve())
     }
 }
 

@@ -40,6 +40,22 @@ fn a_quorum_signs_every_batch_and_a_start_finds_it() {
 }
 
 #[test]
+fn the_metrics_say_how_far_a_witness_is_behind() {
+    let (vault, witnesses) = world(3, 2);
+    let account = Account::new(&vault);
+    vault.sees(&witnesses[2], Behaviour::Away);
+    account.left_after(&vault, 1);
+    account.left_after(&vault, 2);
+    let lag = |witness: usize| {
+        let metrics = vault.vault().unwrap().metrics(0);
+        let name = format!("chatkeep_vault_witness_lag_commits{{witness=\"{witness}\"}} ");
+        metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok())
+    };
+    assert_eq!((lag(0), lag(1)), (Some(0), Some(0)));
+    assert!(lag(2).unwrap() >= 2);
+}
+
+#[test]
 fn a_disk_that_was_put_back_is_refused_with_the_reason() {
     let (vault, _witnesses) = world(3, 2);
     let account = Account::new(&vault);

@@ -105,6 +105,7 @@ impl World {
             blinded: Blob(blinded.clone()),
             attempts_max: 10,
             signature: signer.map(|by| Self::owner(by, operation, n)),
+            invite: None,
         })
     }
 

@@ -6,7 +6,7 @@ use chatkeep_vault_protocol::cbor::Fixed;
 use chatkeep_vault_protocol::message::ArchiveHead;
 use zeroize::Zeroizing;
 
-/// Length of every record before sealing: a live account and a tombstone look the same from outside.
+/// Length of every record before sealing: live accounts, tombstones and used invitations look the same from outside.
 pub const RECORD_LEN: usize = 384;
 const FORMAT: u8 = 2;
 /// Records of format 1 end before [`Live::archive_head`]; the next write makes them format 2.
@@ -23,6 +23,13 @@ pub enum Record {
         reason: DestroyReason,
         /// The commit that erased it.
         seq: u64,
+    },
+    /// No account: how often an invitation was used. Says nothing of which accounts it admitted.
+    Invite {
+        /// So often.
+        used: u16,
+        /// When it is worth nothing any more, in seconds since 1970.
+        expires_s: u64,
     },
 }
 
@@ -100,6 +107,11 @@ impl Record {
                 writer.put(&[FORMAT, 2, 0, reason]);
                 writer.put(&seq.to_be_bytes());
             }
+            Self::Invite { used, expires_s } => {
+                writer.put(&[FORMAT, 3, 0, 0]);
+                writer.put(&expires_s.to_be_bytes());
+                writer.put(&used.to_be_bytes());
+            }
             Self::Live(live) => {
                 let flag = |set: bool, bit: u8| if set { bit } else { 0 };
                 let flags = flag(live.active.is_some(), ACTIVE)
@@ -154,6 +166,9 @@ impl Record {
                 _ => return None,
             };
             return Some(Self::Tombstone { reason, seq });
+        }
+        if kind == 3 {
+            return Some(Self::Invite { used: u16::from_be_bytes(reader.take()?), expires_s: seq });
         }
         if kind != 1 {
             return None;
@@ -265,6 +280,7 @@ mod tests {
             Record::Live(Box::new(full)),
             Record::Live(Box::default()),
             Record::Tombstone { reason: DestroyReason::User, seq: 77 },
+            Record::Invite { used: 3, expires_s: 78 },
         ] {
             let bytes = record.encode();
             assert!(Record::decode(&*bytes).unwrap() == record);

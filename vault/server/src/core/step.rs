@@ -102,6 +102,8 @@ pub fn step(
             return say(Answer::Destroyed { reason: *reason, seq: *seq });
         }
         Some(Record::Live(live)) => Some(without_expired(live, context.now_s)),
+        // nobody can name this place but by chance, one in 2^128
+        Some(Record::Invite { .. }) => return say(Answer::Unknown {}),
         None => None,
     };
     // a first registration that was never committed and expired: as if it had never been

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 
-use chatkeep_vault_protocol::answer::{Answer, Refusal};
-use chatkeep_vault_protocol::message::Envelope;
+use chatkeep_vault_protocol::answer::{AdmissionFault, Answer, Refusal};
+use chatkeep_vault_protocol::message::{Envelope, Request};
 use rand_core::CryptoRngCore;
 
 use super::{Call, Job, SealError, Shared, open_record, seal_record};
+use crate::admission::{INVITE, Known};
 use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Revisions};
-use crate::core::{Context, Record, Reply, step};
+use crate::cells::Cell;
+use crate::core::{Context, Record, Reply, makes_account, redeem, step};
 use crate::hsm::DeviceError;
 use crate::reseal::Resealed;
 use crate::store::{Head, Row, Store, StoreError, Write};
@@ -54,6 +56,13 @@ struct Touched {
     changed: bool,
 }
 
+impl Touched {
+    fn write(&mut self, record: Record) {
+        self.record = Some(record);
+        self.changed = true;
+    }
+}
+
 impl Writer {
     pub(super) fn run(&mut self, queue: &Receiver<Job>) -> Result<(), WriterError> {
         while let Ok(first) = queue.recv() {
@@ -78,9 +87,14 @@ impl Writer {
     fn answer(&mut self, calls: Vec<Call>) -> Result<(), WriterError> {
         let mut calls = calls;
         calls.retain(|call| !call.given_up.load(Ordering::Acquire));
+        if !calls.is_empty() {
+            self.shared.metrics.batch.observe(calls.len() as f64);
+        }
         let mut replies = Vec::with_capacity(calls.len());
-        let accounts = calls.iter().filter_map(|call| call.envelope.request.account()).collect();
-        let mut batch = self.load(accounts)?;
+        let asked = calls.iter().map(|call| &call.envelope.request);
+        let accounts = asked.clone().filter_map(Request::account);
+        let invites = asked.filter_map(|request| Some(self.shown(request)?.0));
+        let mut batch = self.load(accounts.chain(invites).collect())?;
         for Call { envelope, done, .. } in calls {
             let reply = self.decide(&mut batch, &envelope);
             replies.push((done, reply));
@@ -94,7 +108,9 @@ impl Writer {
     }
 
     fn reseal(&mut self, after: Option<[u8; 16]>, limit: usize) -> Result<Resealed, WriterError> {
-        let newest = self.shared.keys.sealer.keys()?.last().ok_or(DeviceError::Wrong)?.id;
+        let keys = self.shared.keys.sealer.keys()?;
+        self.shared.note_seal_key(&keys);
+        let newest = keys.last().ok_or(DeviceError::Wrong)?.id;
         let accounts = self.store.sealed_by_others(newest, after.as_ref(), limit)?;
         let last = accounts.last().copied();
         let mut batch = self.load(accounts.into_iter().collect())?;
@@ -122,7 +138,36 @@ impl Writer {
         Ok(batch)
     }
 
+    /// The invitation that is shown, and where its uses are counted; `None` if there is none of this vault.
+    fn shown(&self, request: &Request) -> Option<([u8; 16], Known)> {
+        let (inviter, Request::Begin(begin)) = (self.shared.inviter.as_ref()?, request) else { return None };
+        let invite = inviter.read(&begin.invite.as_ref()?.0)?;
+        let cell = self.shared.place.as_ref().map_or(Cell::WHOLE, |place| place.cell);
+        Some((inviter.place(&invite, &cell), invite))
+    }
+
+    /// Whether this may go on; with the invitation's record as it will be, if it makes an account and uses one.
+    fn admit(&self, batch: &Batch, request: &Request) -> Result<Option<([u8; 16], Record)>, Answer> {
+        let (Some(_), Request::Begin(begin)) = (&self.shared.inviter, request) else { return Ok(None) };
+        let now_s = (self.shared.clock)();
+        let record = |account| batch.get(account).and_then(|touched: &Touched| touched.record.as_ref());
+        if !makes_account(record(&begin.account.0), begin, now_s) {
+            return Ok(None);
+        }
+        if begin.invite.is_none() {
+            return Err(Answer::AdmissionRequired { kind: INVITE.to_owned() });
+        }
+        let invalid = Answer::AdmissionRefused { why: AdmissionFault::Invalid };
+        let (place, invite) = self.shown(request).ok_or(invalid)?;
+        let used = redeem(record(&place), &invite.terms, now_s);
+        Ok(Some((place, used.map_err(|why| Answer::AdmissionRefused { why })?)))
+    }
+
     fn decide(&mut self, batch: &mut Batch, envelope: &Envelope) -> Reply {
+        let admitted = match self.admit(batch, &envelope.request) {
+            Ok(admitted) => admitted,
+            Err(refused) => return Reply::Answer(refused),
+        };
         let entry = envelope.request.account().and_then(|account| batch.get_mut(&account));
         let Some(entry) = entry else {
             return Reply::Answer(Answer::Refused { why: Refusal::Malformed });
@@ -136,8 +181,13 @@ impl Writer {
         };
         let step = step(entry.record.as_ref(), envelope, &context, &mut *self.rng);
         if let Some(record) = step.record {
-            entry.record = Some(record);
-            entry.changed = true;
+            entry.write(record);
+            // in the commit that makes the account, and only if it does
+            if let Some((place, used)) = admitted
+                && let Some(invite) = batch.get_mut(&place)
+            {
+                invite.write(used);
+            }
         }
         step.reply
     }
@@ -158,8 +208,10 @@ impl Writer {
             return Ok(());
         }
         let head = self.digester.head(self.head.seq + 1, root, self.head.root);
-        self.store.commit_batch(&head, &writes)?;
+        let metrics = &self.shared.metrics;
+        metrics.commit_s.time(|| self.store.commit_batch(&head, &writes))?;
         self.revisions.extend(writes.iter().map(|write| (write.account, write.row.revision)));
+        metrics.records.store(self.revisions.len() as u64, Ordering::Relaxed);
         for write in &writes {
             *self.sealed_by.entry(write.row.key_id).or_default() += 1;
         }
@@ -167,7 +219,8 @@ impl Writer {
             self.sealed_by.entry(key_id).and_modify(|records| *records -= 1);
         }
         self.shared.advancing_since.store(self.shared.milliseconds() + 1, Ordering::Release);
-        self.anchor.advance_from(&Anchored::from(&self.head), &Anchored::from(&head))?;
+        let (from, to) = (Anchored::from(&self.head), Anchored::from(&head));
+        metrics.anchor_s.time(|| self.anchor.advance_from(&from, &to))?;
         self.shared.advancing_since.store(0, Ordering::Release);
         self.shared.seq.store(head.seq, Ordering::Release);
         self.head = head;

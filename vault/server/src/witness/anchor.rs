@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use chatkeep_vault_protocol::head::{ORIGIN, SignedHead};
 
-use crate::anchor::{Anchor, AnchorError, Anchored, Interrupter};
+use crate::anchor::{Anchor, AnchorError, Anchored, Interrupter, Lags};
 use crate::hsm::IdentityKey;
 use crate::store::Head;
 use crate::vault::Clock;
@@ -233,6 +233,11 @@ impl Anchor for WitnessAnchor {
     fn interrupter(&self) -> Option<Interrupter> {
         let board = self.board.clone();
         Some(Arc::new(move || board.stop()))
+    }
+
+    fn lags(&self) -> Option<Lags> {
+        let board = self.board.clone();
+        Some(Arc::new(move || board.lock().lags()))
     }
 }
 

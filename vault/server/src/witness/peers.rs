@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use chatkeep_vault_protocol::answer::{self, Answer, Refusal};
 use chatkeep_vault_protocol::cbor::Fixed;
-use chatkeep_vault_protocol::head::{ORIGIN, SignedHead, head_message};
+use chatkeep_vault_protocol::head::{ORIGIN, SignedHead, commits, head_message, restores};
 use chatkeep_vault_protocol::message::{Envelope, Latest, Request};
 use rand_core::OsRng;
 
@@ -114,6 +114,18 @@ impl State {
             Some(anchored) if goal.seq > at.0 && anchored.seq > at.0 => Action::Send(anchored),
             _ => Action::Wait,
         }
+    }
+}
+
+impl State {
+    /// How many commits each witness is behind what they shall hold; `None` if it did not say what it holds.
+    pub(super) fn lags(&self) -> Vec<Option<u64>> {
+        let goal = self.goal.or(self.anchored).map_or(0, |goal| goal.seq);
+        let behind = |seq| {
+            // commits of a restore that a witness does not know of are all behind it
+            if restores(seq) == restores(goal) { goal.saturating_sub(seq) } else { commits(goal) }
+        };
+        self.seats.iter().map(|seat| seat.held.at().map(|(seq, _)| behind(seq))).collect()
     }
 }
 

@@ -359,6 +359,7 @@ impl Account {
             blinded: Blob(Suite::Ristretto255.blind(b"x", &mut OsRng).element),
             attempts_max: 10,
             signature: None,
+            invite: None,
         };
         let public_key = Fixed(key.verifying_key().to_bytes());
         let finish = Finish { account, epoch, public_key, signature: None };

@@ -1,0 +1,154 @@
+//! Vaults in this process, on real disks, and a liar.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use chatkeep_vault_client::{
+    DirectTransport, KdfFloor, KdfParams, Recovered, Registered, TransportError, VaultError, VaultPin,
+    recover, register,
+};
+use chatkeep_vault_protocol::Suite;
+use chatkeep_vault_protocol::answer::{self, Answer, Certificate};
+use chatkeep_vault_server::admission::AdmissionConfig;
+use chatkeep_vault_server::config::Config;
+use chatkeep_vault_server::hsm::{IdentityKey as _, SoftHsm};
+use chatkeep_vault_server::setup;
+use chatkeep_vault_server::vault::Vault;
+use ed25519_dalek::SigningKey;
+use rand_core::OsRng;
+use tempfile::TempDir;
+
+/// What slots are bound to.
+pub const CONTEXT: [u8; 16] = [0xc0; 16];
+/// What a slot guards.
+pub const KEY: [u8; 32] = *b"the backup key, thirty-two bytes";
+/// What opens it.
+pub const PASSWORD: &[u8] = "correct horse b\u{e4}ttery".as_bytes();
+
+/// A vault that can be stopped and started again.
+pub struct Local {
+    /// Its disk.
+    pub dir: TempDir,
+    /// Its settings.
+    pub config: Config,
+    /// How clients know it.
+    pub pin: VaultPin,
+    running: Mutex<Option<(Arc<Vault>, File)>>,
+}
+
+impl Local {
+    /// Makes and starts one.
+    pub fn new(name: &str) -> Arc<Self> {
+        Self::with(name, AdmissionConfig::None {})
+    }
+
+    /// As [`Self::new`], with another rule for new accounts.
+    pub fn with(name: &str, admission: AdmissionConfig) -> Arc<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { admission, ..Config::development(dir.path()) };
+        let identity = setup::init(&config).unwrap();
+        let pin = VaultPin { name: name.to_owned(), url: format!("https://{name}.example"), identity };
+        let local = Self { dir, config, pin, running: Mutex::new(None) };
+        local.start().unwrap();
+        Arc::new(local)
+    }
+
+    /// Serves again.
+    pub fn start(&self) -> anyhow::Result<()> {
+        self.start_as(&self.config)
+    }
+
+    /// Serves again, with other settings.
+    pub fn start_as(&self, config: &Config) -> anyhow::Result<()> {
+        let (parts, lock) = setup::open(config)?;
+        let vault = Vault::start(parts, |what| eprintln!("stopped: {what}"))?;
+        *self.running.lock().unwrap() = Some((Arc::new(vault), lock));
+        Ok(())
+    }
+
+    /// Ends it, after the batch it is in.
+    pub fn stop(&self) {
+        *self.running.lock().unwrap() = None;
+    }
+
+    /// The running one.
+    pub fn vault(&self) -> Option<Arc<Vault>> {
+        self.running.lock().unwrap().as_ref().map(|running| running.0.clone())
+    }
+
+    /// What it answers; unreachable while it is stopped.
+    pub fn answer(&self, request: &[u8]) -> Result<Vec<u8>, TransportError> {
+        let away = || TransportError::Unreachable { what: "stopped".to_owned() };
+        self.vault().ok_or_else(away)?.answer_blocking(request).map_err(|_| away())
+    }
+}
+
+/// The way to `vaults`.
+pub fn transport(vaults: &[Arc<Local>]) -> DirectTransport {
+    let mut transport = DirectTransport::new();
+    for vault in vaults {
+        let served = vault.clone();
+        transport.insert(vault.pin.identity, move |request| served.answer(request));
+    }
+    transport
+}
+
+/// Holds the vault's real identity, and evaluates with another key.
+pub fn lie(vault: &Local, request: &[u8]) -> Result<Vec<u8>, TransportError> {
+    let identity = SoftHsm::open(vault.dir.path()).unwrap();
+    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let honest = vault.answer(request)?;
+    let mut body = answer::verify(&honest, &identity.public(), request, now_s).unwrap();
+    if let Answer::Charged(charged) = &mut body.answer {
+        charged.evaluated.0 = Suite::Ristretto255.blind(b"a lie", &mut OsRng).element;
+        charged.left = u16::MAX;
+    }
+    let key = SigningKey::generate(&mut OsRng);
+    let operational = key.verifying_key().to_bytes();
+    let certificate = Certificate { operational, not_before_s: now_s, not_after_s: now_s + 60 };
+    let certificate = certificate.encode(&identity.sign(&certificate.message()).unwrap());
+    Ok(answer::sign(&key, &certificate, &identity.public(), request, &body))
+}
+
+/// What clients pin.
+pub fn pins(vaults: &[Arc<Local>]) -> Vec<VaultPin> {
+    vaults.iter().map(|vault| vault.pin.clone()).collect()
+}
+
+/// Registers [`PASSWORD`] for [`KEY`].
+pub async fn enroll(
+    transport: &dyn chatkeep_vault_client::Transport,
+    pins: &[VaultPin],
+    threshold: u8,
+) -> Registered {
+    try_enroll(transport, pins, threshold).await.unwrap()
+}
+
+/// As [`enroll`], where it may fail.
+pub async fn try_enroll(
+    transport: &dyn chatkeep_vault_client::Transport,
+    pins: &[VaultPin],
+    threshold: u8,
+) -> Result<Registered, VaultError> {
+    register(transport, pins, threshold, &CONTEXT, PASSWORD, &KEY, KdfParams::TESTING, &mut OsRng).await
+}
+
+/// Recovers with any password.
+pub async fn unlock(
+    transport: &dyn chatkeep_vault_client::Transport,
+    pins: &[VaultPin],
+    slot: &[u8],
+    password: &[u8],
+) -> Result<Recovered, VaultError> {
+    recover(transport, pins, &CONTEXT, slot, password, KdfFloor::AllowWeakKdf, &mut OsRng).await
+}
+
+/// Whether any file in `dir` contains `needle`.
+pub fn contains(dir: &Path, needle: &[u8]) -> bool {
+    std::fs::read_dir(dir).unwrap().any(|entry| {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        bytes.windows(needle.len()).any(|window| window == needle)
+    })
+}
