@@ -20,7 +20,7 @@ pub struct PendingChange {
 /// First half of a change of password: afterwards both slots open, under one count of attempts.
 ///
 /// The caller stores the new slot beside the old one, calls [`commit_change`], then deletes the old slot. A crash
-/// anywhere leaves a slot that opens. Without a commit the new registration dies after 24 hours.
+/// anywhere leaves a slot that opens, with any number of vaults, and however late the commit comes.
 #[expect(clippy::too_many_arguments, reason = "all are inputs of one slot, none belong together")]
 pub async fn begin_change(
     transport: &dyn Transport,

@@ -22,7 +22,7 @@ pub const PASSWORD_LEN_MAX: usize = 1024;
 pub const ATTEMPTS_DEFAULT: u16 = 10;
 /// Failed attempts since the last change of password after which an account is destroyed.
 pub const LIFETIME_FAILURES_MAX: u32 = 100;
-/// An unfinished change is forgotten after this time, in seconds.
+/// A first registration without its commit, and a change without its `finish`, are forgotten after this time, in seconds.
 pub const PENDING_LIFETIME_S: u64 = 24 * 3600;
 /// A freeze lasts at most this long, in seconds, and ends by itself.
 pub const FREEZE_MAX_S: u64 = 30 * 24 * 3600;

@@ -317,18 +317,24 @@ fn old_and_new_registration_share_one_count_until_the_commit() {
 }
 
 #[test]
-fn an_unfinished_change_dies_after_a_day() {
+fn an_unfinished_change_dies_after_a_day_and_a_finished_one_waits() {
     let mut world = World::registered(Policy::without_delays());
     world.ask(world.begin(2, Some(1), 0));
-    world.ask(World::finish(2, Some(1)));
     world.now_s += limits::PENDING_LIFETIME_S;
-    assert_eq!(world.ask(commit(2)), Answer::Superseded {});
-    assert!(matches!(world.ask(world.guess(1, 1)), Answer::Charged(_)));
+    assert_eq!(world.ask(World::finish(2, Some(1))), Answer::Refused { why: Refusal::NotPending });
+    world.ask(world.begin(2, Some(1), 0));
+    world.ask(World::finish(2, Some(1)));
+    world.now_s += 10 * limits::PENDING_LIFETIME_S;
+    for n in [1, 2] {
+        assert!(matches!(world.ask(world.guess(n, n.into())), Answer::Charged(_)), "both open");
+    }
+    assert!(matches!(world.ask(commit(2)), Answer::Active { .. }));
 
     let mut fresh = World::new(Policy::default());
     fresh.ask(fresh.begin(1, None, 0));
+    fresh.ask(World::finish(1, None));
     fresh.now_s += limits::PENDING_LIFETIME_S;
-    assert_eq!(fresh.ask(World::finish(1, None)), Answer::Unknown {});
+    assert_eq!(fresh.ask(commit(1)), Answer::Unknown {}, "an account that was never made");
 }
 
 #[test]

@@ -420,9 +420,12 @@ fn left(live: &Live, policy: &Policy) -> u16 {
     live.left.min(u16::try_from(lifetime).unwrap_or(u16::MAX))
 }
 
+/// A change that is finished waits for its commit as long as it takes: of four vaults two may have the new registration
+/// and two the old one, where neither slot would open without those that wait. Both have one count, so it costs nothing.
 fn without_expired(live: &Live, now_s: u64) -> Live {
     let mut live = live.clone();
-    live.pending.take_if(|pending| pending.expires_s <= now_s);
+    let can_wait = |pending: &Pending| pending.finished && live.active.is_some();
+    live.pending = live.pending.take().filter(|pending| pending.expires_s > now_s || can_wait(pending));
     live
 }
 
