@@ -12,6 +12,12 @@ mod prove_capture_stress;
 mod prove_capture_year;
 mod prove_changes;
 mod prove_rounds;
+mod prove_vault;
+mod prove_vault_changes;
+mod prove_vault_failover;
+mod prove_vault_model;
+mod prove_vault_quorum;
+mod prove_vault_rollbacks;
 
 use clap::{Parser, Subcommand};
 
@@ -37,6 +43,8 @@ enum Prove {
     Spine(prove::Arguments),
     /// Captures under stress, crashes, and a year of use.
     Capture(prove_capture::Arguments),
+    /// The vault in every order of crashes, rollbacks and lies.
+    Vault(prove_vault::Arguments),
     /// The kills of `capture` alone.
     #[command(hide = true)]
     CaptureKills(prove_capture_kills::Alone),
@@ -50,6 +58,7 @@ fn main() -> anyhow::Result<()> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Prove(Prove::Spine(arguments)) => prove::run(&arguments),
         Command::Prove(Prove::Capture(arguments)) => prove_capture::run(&arguments),
+        Command::Prove(Prove::Vault(arguments)) => prove_vault::run(&arguments),
         Command::Prove(Prove::CaptureKills(arguments)) => prove_capture_kills::alone(&arguments),
         Command::Prove(Prove::CaptureChild(arguments)) => prove_capture_kills::live(&arguments),
     }

@@ -366,10 +366,9 @@ fn two_of_one_and_none_at_all_are_found() {
 
 #[test]
 fn the_list_of_everything_is_everything() {
-    let programs_and_libraries = MAP
-        .iter()
-        .map(|place| place.name)
-        .filter(|name| !["chatkeep-tests", "chatkeep-benches", "chatkeep-bench-vault", "xtask"].contains(name));
+    let programs_and_libraries = MAP.iter().map(|place| place.name).filter(|name| {
+        !["chatkeep-tests", "chatkeep-benches", "chatkeep-bench-vault", "xtask"].contains(name)
+    });
     assert_eq!(programs_and_libraries.collect::<BTreeSet<_>>(), ALL.iter().copied().collect());
     assert!(MAP.iter().all(|place| !place.why.is_empty()) && BANS.iter().all(|ban| !ban.why.is_empty()));
 }

@@ -37,6 +37,9 @@ enum Prove {
     /// Apps with every habit, thousands of crashes, a year of use: every capture is a state that was committed, every
     /// announced recovery point restores, no app ever waits for us.
     Capture(Length),
+    /// The vault in every order of crashes, replays, rollbacks and lies: no guess more than was told, and a way in for
+    /// the owner.
+    Vault(Length),
 }
 
 /// How long, and which choices.
@@ -65,6 +68,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Prove(Prove::Spine(length)) => build::and_run(length.of("spine")),
         Command::Prove(Prove::Capture(length)) => build::and_run(length.of("capture")),
+        Command::Prove(Prove::Vault(length)) => build::and_run(length.of("vault")),
     }
 }
 

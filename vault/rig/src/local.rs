@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,7 +16,7 @@ use chatkeep_vault_server::admission::AdmissionConfig;
 use chatkeep_vault_server::config::Config;
 use chatkeep_vault_server::hsm::{IdentityKey as _, SoftHsm};
 use chatkeep_vault_server::setup;
-use chatkeep_vault_server::vault::Vault;
+use chatkeep_vault_server::vault::{Clock, Parts, Vault};
 use ed25519_dalek::SigningKey;
 use rand_core::OsRng;
 use tempfile::TempDir;
@@ -35,6 +36,8 @@ pub struct Local {
     pub config: Config,
     /// How clients know it.
     pub pin: VaultPin,
+    /// How far its clock is behind, in seconds.
+    pub behind_s: Arc<AtomicU64>,
     running: Mutex<Option<(Arc<Vault>, File)>>,
 }
 
@@ -50,7 +53,7 @@ impl Local {
         let config = Config { admission, ..Config::development(dir.path()) };
         let identity = setup::init(&config).unwrap();
         let pin = VaultPin { name: name.to_owned(), url: format!("https://{name}.example"), identity };
-        let local = Self { dir, config, pin, running: Mutex::new(None) };
+        let local = Self { dir, config, pin, behind_s: Arc::default(), running: Mutex::new(None) };
         local.start().unwrap();
         Arc::new(local)
     }
@@ -63,7 +66,9 @@ impl Local {
     /// Serves again, with other settings.
     pub fn start_as(&self, config: &Config) -> anyhow::Result<()> {
         let (parts, lock) = setup::open(config)?;
-        let vault = Vault::start(parts, |what| eprintln!("stopped: {what}"))?;
+        let (clock, behind_s) = (parts.clock, self.behind_s.clone());
+        let clock: Clock = Arc::new(move || clock() - behind_s.load(Ordering::Relaxed));
+        let vault = Vault::start(Parts { clock, ..parts }, |what| eprintln!("stopped: {what}"))?;
         *self.running.lock().unwrap() = Some((Arc::new(vault), lock));
         Ok(())
     }

@@ -36,19 +36,31 @@ impl Program {
         self
     }
 
+    /// As [`Self::ready`]; what it said if it ends instead.
+    pub fn listening(mut self) -> Result<Self, String> {
+        if self.read_pin().is_some() {
+            return Ok(self);
+        }
+        self.child.wait().unwrap();
+        Err(self.said())
+    }
+
     /// How clients know it; waits until it says that it listens.
     pub fn pin(&self) -> VaultPin {
-        let read = || {
-            let mut line = String::new();
-            self.output.lock().unwrap().read_line(&mut line).unwrap();
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let ["listening", "on", url, "identity", identity] = words[..] else {
-                panic!("`{line}`, and: {}", self.said());
-            };
-            let identity: Identity = identity.parse().unwrap();
-            VaultPin { name: "vault".to_owned(), url: url.to_owned(), identity: identity.0 }
-        };
-        self.pin.get_or_init(read).clone()
+        self.read_pin().unwrap_or_else(|| panic!("it does not serve: {}", self.said()))
+    }
+
+    fn read_pin(&self) -> Option<VaultPin> {
+        if let Some(pin) = self.pin.get() {
+            return Some(pin.clone());
+        }
+        let mut line = String::new();
+        self.output.lock().unwrap().read_line(&mut line).unwrap();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["listening", "on", url, "identity", identity] = words[..] else { return None };
+        let identity: Identity = identity.parse().unwrap();
+        let pin = VaultPin { name: "vault".to_owned(), url: url.to_owned(), identity: identity.0 };
+        Some(self.pin.get_or_init(|| pin).clone())
     }
 
     /// All that it wrote to standard error so far.
