@@ -121,7 +121,10 @@ pub enum AnchorError {
         anchored: u64,
     },
     /// Rows were added, removed or exchanged.
-    #[error("the records do not match their digest: the database was changed by somebody else")]
+    #[error(
+        "the records do not match their digest: the database was changed by somebody else, or is another vault's than \
+         the keys"
+    )]
     RootMismatch,
     /// There are records that this cell must not have: they could be guessed at here and in their own.
     #[error("the database has records of another cell")]

@@ -153,8 +153,9 @@ impl Config {
 
     /// Reads the file.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).context("the configuration file")?;
-        toml::from_str(&text).context("the configuration file")
+        let context = || format!("the configuration `{}`", path.display());
+        let text = std::fs::read_to_string(path).with_context(context)?;
+        toml::from_str(&text).with_context(context)
     }
 
     /// The anchors, which must all agree.

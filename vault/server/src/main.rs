@@ -15,7 +15,7 @@ use chatkeep_vault_server::hsm::HsmError;
 use chatkeep_vault_server::serve::serve;
 use chatkeep_vault_server::vault::Vault;
 use chatkeep_vault_server::{reseal, setup};
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use rand_core::OsRng;
 use tracing::Level;
 use tracing_subscriber::filter::Targets;
@@ -92,12 +92,13 @@ enum Command {
 
 /// Which vault.
 #[derive(Args)]
+#[command(group(ArgGroup::new("which").required(true).args(["config", "data"])))]
 struct Place {
     /// Settings from a file …
-    #[arg(long, conflicts_with_all = ["data", "insecure_dev"])]
+    #[arg(long, conflicts_with = "insecure_dev")]
     config: Option<PathBuf>,
     /// … or a data directory, with keys in software,
-    #[arg(long, required_unless_present = "config")]
+    #[arg(long)]
     data: Option<PathBuf>,
     /// and the knowledge that these protect little.
     #[arg(long)]
@@ -123,7 +124,8 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("Error: {error:?}");
+            // one line, without a trace: whoever reads it runs a vault
+            eprintln!("Error: {error:#}");
             let wrong_pin = error
                 .chain()
                 .any(|cause| matches!(cause.downcast_ref::<HsmError>(), Some(HsmError::Pin { .. })));
@@ -175,8 +177,9 @@ fn run() -> anyhow::Result<()> {
         }
         Command::SignCells { place, map } => {
             let identity = setup::identity_key(&place.config()?)?;
-            let text = std::fs::read_to_string(&map).context("the map of cells")?;
-            std::fs::write(&map, CellMap::sign(&text, &*identity)?).context("the map of cells")?;
+            let context = || format!("the map of cells `{}`", map.display());
+            let text = std::fs::read_to_string(&map).with_context(context)?;
+            std::fs::write(&map, CellMap::sign(&text, &*identity)?).with_context(context)?;
         }
     }
     Ok(())

@@ -8,14 +8,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, bail};
 use rand_core::OsRng;
 use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use zeroize::Zeroizing;
 
 use crate::admission::Inviter;
 use crate::anchor::{ANCHOR_FILE, Anchor, Anchored, Digester, FileAnchor};
 use crate::cells::{Cell, Place};
 use crate::composite::AllOf;
-use crate::config::{AnchorKind, Config, HsmConfig};
-use crate::hsm::{self, IdentityKey, Keys};
+use crate::config::{AnchorKind, BadSetting, Config, HsmConfig};
+use crate::hsm::{self, Device, IdentityKey, KEY_FILE, Keys};
 use crate::store::{DATABASE_FILE, Head, PostgresStore, SqliteStore, Store, StoreConfig};
 use crate::vault::{Clock, Parts};
 use crate::witness::{self, WitnessAnchor};
@@ -27,21 +28,36 @@ const LOCK_FILE: &str = "lock";
 /// that are there: all cells have one identity.
 pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
     let dir = &config.data;
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).context("the data directory")?;
+    let shown = dir.display();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).with_context(|| shown.to_string())?;
     if dir.join(ANCHOR_FILE).exists() {
-        bail!("there is an anchor already: a new one would forget what the old one knows");
+        bail!("`{shown}`: there is an anchor already: a new one would forget what the old one knows");
     }
     if dir.join(DATABASE_FILE).exists() {
-        bail!("the data directory holds a vault already");
+        bail!("`{shown}` holds a vault already");
     }
     refuse_what_cells_cannot(config)?;
+    if let StoreConfig::Postgres(config) = &config.store {
+        PostgresStore::check_vacant(config)?;
+    }
     let device = if config.cell.is_some() {
         hsm::open(&config.hsm, dir).context("a cell needs the vault's keys in its data directory")?
+    } else if dir.join(KEY_FILE).exists() {
+        bail!("`{shown}` has the keys of a vault already: {KEY_FILE}");
     } else {
         let clock = system_clock();
-        hsm::create(&config.hsm, dir, clock(), &mut OsRng)
-            .context("the keys; data directory or token may have those of a vault already")?
+        hsm::create(&config.hsm, dir, clock(), &mut OsRng).context("cannot make the keys")?
     };
+    let identity = device.keys.identity.public();
+    init_around(config, device).context(
+        "the keys are made, but the vault is not. Before `init` is tried again, remove them: nobody uses them yet",
+    )?;
+    Ok(identity)
+}
+
+/// Store and anchors for keys that are there.
+fn init_around(config: &Config, device: Device) -> anyhow::Result<()> {
+    let dir = &config.data;
     let cell = place(config, &*device.keys.identity)?.map_or(Cell::WHOLE, |place| place.cell);
     let digester = Digester::new(device.digest_key.clone());
     let anchors = own_anchors(config, device.anchor, &device.digest_key)?;
@@ -53,18 +69,21 @@ pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
     for mut anchor in anchors {
         anchor.advance(&Anchored { seq: 0, root: [0; 32] })?;
     }
-    Ok(device.keys.identity.public())
+    Ok(())
 }
 
 /// Opens keys, database and anchors. The file that comes back is the lock of the directory: two vaults on one database
-/// would count apart. Waits while another process has a store on a server.
+/// would count apart. An error if another process has the store.
 pub fn open(config: &Config) -> anyhow::Result<(Parts, File)> {
-    open_or_wait(config, &mut tell_waiting)
+    Ok(parts_of(config, open_parts(config, None)?)?)
 }
 
-/// As [`open`]; `standby` is called if another process has the store, before this waits until it has not.
+/// As [`open`], but if another process has a store on a server, `standby` is called, and this waits until it has not.
 pub fn open_or_wait(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Result<(Parts, File)> {
-    let opened = open_parts(config, standby)?;
+    Ok(parts_of(config, open_parts(config, Some(standby))?)?)
+}
+
+fn parts_of(config: &Config, opened: Opened) -> Result<(Parts, File), BadSetting> {
     let parts = Parts {
         anchor: AllOf::join(opened.anchors.into_all()),
         keys: opened.keys,
@@ -115,19 +134,20 @@ impl Anchors {
 
 /// As [`open`], with every anchor by itself: for whoever runs the vault and has something to repair.
 pub fn open_apart(config: &Config) -> anyhow::Result<Opened> {
-    open_parts(config, &mut tell_waiting)
+    open_parts(config, None)
 }
 
-fn open_parts(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Result<Opened> {
+fn open_parts(config: &Config, standby: Option<&mut dyn FnMut()>) -> anyhow::Result<Opened> {
     refuse_what_cells_cannot(config)?;
     let dir = &config.data;
+    let device = open_device(config)?;
+    let lock = dir.join(LOCK_FILE);
     let lock = File::options()
         .create(true)
         .truncate(false)
         .write(true)
-        .open(dir.join(LOCK_FILE))
-        .context("the data directory")?;
-    let device = hsm::open(&config.hsm, dir)?;
+        .open(&lock)
+        .with_context(|| lock.display().to_string())?;
     if let Some(weakness) = device.weakness.filter(|_| !config.insecure_dev) {
         bail!("{weakness}. Serve it with insecure_dev = true or --insecure-dev, for development only");
     }
@@ -186,7 +206,7 @@ pub struct Inspected {
 
 /// Looks at keys, database and anchors, also while it is served. Asks no witnesses.
 pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
-    let device = hsm::open(&config.hsm, &config.data)?;
+    let device = open_device(config)?;
     let own = own_anchors(config, device.anchor, &device.digest_key)?;
     let witnessed = config.anchor_kinds().contains(&AnchorKind::Witness);
     let names = own.iter().map(|anchor| anchor.name()).chain(witnessed.then_some("witness"));
@@ -219,7 +239,7 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
 
 /// Makes invitations, also while the vault is served: they are stored when they are used.
 pub fn inviter(config: &Config) -> anyhow::Result<Inviter> {
-    let device = hsm::open(&config.hsm, &config.data)?;
+    let device = open_device(config)?;
     Inviter::of(&config.admission, &device.digest_key).context(
         "this vault makes accounts for everybody; set [admission] kind = \"invite\" to ask for invitations",
     )
@@ -232,7 +252,19 @@ pub fn identity(config: &Config) -> anyhow::Result<[u8; 32]> {
 
 /// The key itself.
 pub fn identity_key(config: &Config) -> anyhow::Result<Arc<dyn IdentityKey>> {
-    Ok(hsm::open(&config.hsm, &config.data)?.keys.identity)
+    Ok(open_device(config)?.keys.identity)
+}
+
+fn open_device(config: &Config) -> anyhow::Result<Device> {
+    let dir = &config.data;
+    if !dir.try_exists().with_context(|| dir.display().to_string())? {
+        bail!("there is no `{}`: make a vault with `chatkeep-vault init`", dir.display());
+    }
+    let opened = hsm::open(&config.hsm, dir);
+    match config.hsm {
+        HsmConfig::Soft {} => opened.with_context(|| format!("the keys in `{}`", dir.display())),
+        HsmConfig::Pkcs11(_) => Ok(opened?),
+    }
 }
 
 /// The anchors of `config` that need nobody else, one by one.
@@ -256,23 +288,32 @@ fn own_anchors(
 }
 
 /// A file is guarded by a lock on `lock`, a server by its lease, which other machines see, too.
-fn open_store(config: &Config, lock: &File, standby: &mut dyn FnMut()) -> anyhow::Result<Box<dyn Store>> {
+fn open_store(
+    config: &Config,
+    lock: &File,
+    standby: Option<&mut dyn FnMut()>,
+) -> anyhow::Result<Box<dyn Store>> {
     Ok(match &config.store {
         StoreConfig::Sqlite {} => {
-            rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive)
-                .context("another vault serves this data directory")?;
+            let dir = config.data.display();
+            match rustix::fs::flock(lock, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    bail!("`{dir}` is being served by another process: stop it first")
+                }
+                Err(error) => return Err(error).context(format!("the lock of `{dir}`")),
+            }
             Box::new(SqliteStore::open(&config.data)?)
         }
         StoreConfig::Postgres(config) => {
-            let store = PostgresStore::open(config, standby)?;
+            let store = match standby {
+                Some(standby) => PostgresStore::open(config, standby)?,
+                None => PostgresStore::open_if_free(config)?,
+            };
             tracing::info!(term = store.term(), "this process has the store");
             Box::new(store)
         }
     })
-}
-
-fn tell_waiting() {
-    tracing::warn!("another process has the store: waiting until it has not");
 }
 
 fn place(config: &Config, identity: &dyn IdentityKey) -> anyhow::Result<Option<Place>> {

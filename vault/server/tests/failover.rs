@@ -327,3 +327,41 @@ fn a_standby_goes_on_from_a_commit_that_was_not_anchored() {
     // the one that was never answered is charged
     assert_eq!(shared.left_after_a_wrong_guess(&at_second, &slot), Ok(7));
 }
+
+/// Whoever wants to work on a store that is served need not find out by waiting.
+#[test]
+fn a_command_on_a_store_that_is_served_does_not_wait_for_it() {
+    let cluster = Cluster::alone();
+    let config = PostgresConfig { allow_asynchronous: true, ..cluster.config() };
+    let shared = Shared::new(&config);
+    let served = shared.spawn().ready();
+    let refused = |command: &str, arguments: &[&str]| {
+        let output = shared.program(command).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("served by another process"), "{said}");
+    };
+    refused("rotate-seal-key", &[]);
+    refused("restore-ceremony", &["--phrase", chatkeep_vault_server::ceremony::PHRASE]);
+    assert!(
+        String::from_utf8(shared.program("status").output().unwrap().stdout).unwrap().contains("commits 0")
+    );
+    served.stop();
+    let freed = shared.program("rotate-seal-key").output().unwrap();
+    assert!(String::from_utf8_lossy(&freed.stderr).contains("software keys cannot be exchanged"));
+}
+
+/// Keys are made once, so they are not made for a database that cannot be had.
+#[test]
+fn a_database_that_cannot_be_used_is_told_before_keys_are_made() {
+    let cluster = Cluster::alone();
+    let dir = tempfile::tempdir().unwrap();
+    let strict = settings(&dir, &cluster.config());
+    let refused = format!("{:#}", setup::init(&strict).unwrap_err());
+    assert!(refused.contains("synchronous"), "{refused}");
+    let config = PostgresConfig { allow_asynchronous: true, ..cluster.config() };
+    setup::init(&settings(&dir, &config)).unwrap();
+    let second = tempfile::tempdir().unwrap();
+    let refused = format!("{:#}", setup::init(&settings(&second, &config)).unwrap_err());
+    assert!(refused.contains("the tables of a vault already"), "{refused}");
+    assert_eq!(std::fs::read_dir(second.path()).unwrap().count(), 0);
+}

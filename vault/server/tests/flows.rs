@@ -393,7 +393,7 @@ async fn one_account_does_not_take_all_places_and_who_finds_none_is_not_charged(
 fn two_processes_cannot_serve_one_database_and_software_keys_need_a_word() {
     let vault = Local::new("a");
     let second = vault.start().unwrap_err();
-    assert!(second.to_string().contains("another vault"), "{second}");
+    assert!(second.to_string().contains("served by another process"), "{second}");
     vault.stop();
     let config = Config { insecure_dev: false, ..Config::development(vault.dir.path()) };
     let refused = chatkeep_vault_server::setup::open(&config).err().unwrap();

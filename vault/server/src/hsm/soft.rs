@@ -41,11 +41,14 @@ impl SoftHsm {
         let mut bytes = Zeroizing::new([0; FILE_LEN]);
         rng.fill_bytes(&mut bytes[..]);
         bytes[..8].copy_from_slice(MAGIC);
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(KEY_FILE))?;
-        file.write_all(&bytes[..])?;
-        file.sync_all()?;
-        std::fs::File::open(dir)?.sync_all()?;
+        let path = dir.join(KEY_FILE);
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        let written = file.write_all(&bytes[..]).and_then(|()| file.sync_all());
+        if let Err(error) = written.and_then(|()| std::fs::File::open(dir)?.sync_all()) {
+            // half a file would look like the keys of a vault; this one is ours, made above
+            drop(std::fs::remove_file(&path));
+            return Err(error.into());
+        }
         Self::from_bytes(&bytes)
     }
 

@@ -65,6 +65,9 @@ pub enum StoreError {
     /// The database said no: a wrong setting, a full disk, or a bug.
     #[error("the vault's database")]
     Database(#[source] Source),
+    /// Nothing was written. Make room, and start again.
+    #[error("the disk with the vault's database is full")]
+    Full,
     /// The database holds something this program did not write.
     #[error("the vault's database is damaged: {what}")]
     Damaged {
@@ -77,6 +80,9 @@ pub enum StoreError {
         /// What each server said.
         what: String,
     },
+    /// Another process serves this store. Stop it first.
+    #[error("the store is being served by another process: stop it first")]
+    Held,
     /// Another process writes this store now. What this one did not commit is not committed.
     #[error("another process has taken this store over")]
     Fenced,

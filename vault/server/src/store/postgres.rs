@@ -31,6 +31,9 @@ use crate::cells::Cell;
 /// Between two looks for a server or for the lease.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
 
+/// So soon after a process ended, its server may not have noticed.
+const SESSION_ENDS: Duration = Duration::from_secs(2);
+
 /// Records in a database that outlives machines.
 pub struct PostgresStore {
     // before the runtime: it ends within it
@@ -61,6 +64,12 @@ pub struct Seen {
 }
 
 impl PostgresStore {
+    /// Whether [`Self::create`] can succeed: asked before keys are made, which cannot be made a second time.
+    pub fn check_vacant(config: &PostgresConfig) -> Result<(), StoreError> {
+        let (runtime, servers) = (runtime()?, servers(config, "chatkeep-vault/init")?);
+        runtime.block_on(link::check_vacant(&servers)).map_err(unreachable)
+    }
+
     /// Makes the tables for `cell`, with this head. Refuses a database that has them.
     pub fn create(config: &PostgresConfig, cell: &Cell, head: &Head) -> Result<(), StoreError> {
         let (runtime, servers) = (runtime()?, servers(config, "chatkeep-vault/init")?);
@@ -71,6 +80,23 @@ impl PostgresStore {
     ///
     /// Waits for the lease for ever, for a server that takes writes as long as the settings say.
     pub fn open(config: &PostgresConfig, waiting: &mut dyn FnMut()) -> Result<Self, StoreError> {
+        let mut told = false;
+        Self::open_or(config, &mut || {
+            if !std::mem::replace(&mut told, true) {
+                waiting();
+            }
+            true
+        })
+    }
+
+    /// As [`Self::open`], but an error if somebody else has it.
+    pub fn open_if_free(config: &PostgresConfig) -> Result<Self, StoreError> {
+        let until = Instant::now() + SESSION_ENDS;
+        Self::open_or(config, &mut || Instant::now() < until)
+    }
+
+    /// `held` is called whenever somebody else has it, and says whether to wait.
+    fn open_or(config: &PostgresConfig, held: &mut dyn FnMut() -> bool) -> Result<Self, StoreError> {
         let holder = format!("chatkeep-vault/{:016x}", OsRng.next_u64());
         let mut store = Self {
             link: None,
@@ -82,7 +108,7 @@ impl PostgresStore {
             at: Head { seq: 0, root: [0; 32], previous_root: [0; 32], mac: [0; 32] },
             term: 0,
         };
-        let (mut deadline, mut waited) = (Instant::now() + store.patience, false);
+        let mut deadline = Instant::now() + store.patience;
         loop {
             match store.take(None) {
                 Ok(Taken::Ours(standing)) => {
@@ -92,8 +118,8 @@ impl PostgresStore {
                 }
                 Ok(_) => {
                     deadline = Instant::now() + store.patience;
-                    if !std::mem::replace(&mut waited, true) {
-                        waiting();
+                    if !held() {
+                        return Err(StoreError::Held);
                     }
                 }
                 Err(Trouble::Final(error)) => return Err(error),

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, OptionalExtension as _, ffi, params};
 
 use super::{Head, Row, Store, StoreError, Write};
 
@@ -25,10 +25,18 @@ const SCHEMA: &str = "
 impl From<rusqlite::Error> for StoreError {
     /// A value of the wrong type or length was written by somebody else; all else is the engine's.
     fn from(error: rusqlite::Error) -> Self {
-        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType};
+        use rusqlite::Error::{
+            FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, SqliteFailure,
+        };
         match error {
             FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) => {
                 Self::Damaged { what: "a value of another length or type" }
+            }
+            // the second, when there is no room for the memory that its processes share
+            SqliteFailure(failure, _)
+                if [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_SHMSIZE].contains(&failure.extended_code) =>
+            {
+                Self::Full
             }
             other => Self::Database(Box::new(other)),
         }
@@ -57,8 +65,10 @@ impl SqliteStore {
         }
         let store = Self::connect(&path)?;
         let version: i64 = store.connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        if version != 1 {
-            return Err(StoreError::Damaged { what: "another version" });
+        match version {
+            1 => {}
+            0 => return Err(StoreError::Damaged { what: "it is empty, or not a vault's" }),
+            _ => return Err(StoreError::Damaged { what: "another version" }),
         }
         Ok(store)
     }

@@ -330,6 +330,17 @@ impl Link {
     }
 }
 
+/// Whether tables can be made: a server takes writes, commits are safe there, and it has none of a vault.
+pub(super) async fn check_vacant(servers: &[Server]) -> Result<(), Trouble> {
+    let (client, _driver, _) = connect_to_any(servers).await?;
+    let row = within(client.query_one("SELECT to_regnamespace('chatkeep') IS NULL", &[])).await?;
+    if row.get::<_, bool>(0) {
+        return Ok(());
+    }
+    let what = "the database has the tables of a vault already".to_owned();
+    Err(StoreError::Unsafe { what }.into())
+}
+
 /// Makes the tables on the first server that takes writes; `range` bounds the accounts of this cell.
 pub(super) async fn create(servers: &[Server], range: &Cell, head: &Head) -> Result<(), Trouble> {
     let (first, next) = range.bounds();
@@ -353,12 +364,17 @@ pub(super) async fn create(servers: &[Server], range: &Cell, head: &Head) -> Res
          COMMIT",
         first = hex::encode(first),
     );
+    let (client, _driver, _) = connect_to_any(servers).await?;
+    within(client.batch_execute(&sql)).await
+}
+
+/// To the first server that takes writes; one that would lose them is refused.
+async fn connect_to_any(servers: &[Server]) -> Result<(Client, Driver, Arc<AtomicBool>), Trouble> {
     let mut said = Vec::new();
     for server in servers {
         match connect(server).await {
-            Ok((client, _driver, _)) => return within(client.batch_execute(&sql)).await,
             Err(Trouble::Away(what)) => said.push(format!("{}: {what}", server.host)),
-            Err(refused) => return Err(refused),
+            connected_or_refused => return connected_or_refused,
         }
     }
     Err(Trouble::Away(said.join("; ")))
