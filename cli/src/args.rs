@@ -307,8 +307,28 @@ pub(crate) struct NewKeyArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VaultCommand {
-    /// Ask the vaults, and show the attempts left
+    /// Ask the vaults, and show the attempts left and who made the others
     Status,
+    /// Ask the vaults whether somebody tried the password
+    Refresh,
+    /// Let nobody try the password for a while, not even with the right one
+    Freeze {
+        /// The vault, and those that guard the same backups [default: all]
+        vault: Option<String>,
+        /// For how long, 30d at most: 12h, 7d
+        #[arg(long = "for", value_name = "DURATION", default_value = "7d")]
+        duration: String,
+    },
+    /// End a freeze
+    Unfreeze {
+        /// The vault, and those that guard the same backups [default: all]
+        vault: Option<String>,
+    },
+    /// The attempts that were noticed were yours: show them no longer
+    Acknowledge {
+        /// The vault, and those that guard the same backups [default: all]
+        vault: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -14,7 +14,7 @@ mod verify;
 use clap::CommandFactory as _;
 use serde_json::json;
 
-use crate::args::{Cli, Command, EncryptionCommand, StoreCommand, VaultCommand};
+use crate::args::{Cli, Command, EncryptionCommand, StoreCommand};
 use crate::connect::{self, Service};
 use crate::explain::{Failure, Result};
 use crate::view::View;
@@ -98,7 +98,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
             encryption::unlock(context, &id, &secret).await?;
         }
         Command::Encryption(command) => encryption::run(context, command).await?,
-        Command::Vault(VaultCommand::Status) => vault::status(context).await?,
+        Command::Vault(command) => vault::run(context, command).await?,
         Command::Store(StoreCommand::Test { store }) => vault::test_store(context, &store).await?,
         Command::Pause { duration, reason } => backup::pause(context, duration.as_deref(), &reason).await?,
         Command::Resume => backup::resume(context).await?,

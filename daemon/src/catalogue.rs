@@ -3,6 +3,7 @@
 //! It may be deleted at any time, and is thrown away when it cannot be read: the store has the truth. The one thing
 //! it adds is memory: a store that shows less than was once seen is noticed.
 
+mod accounts;
 mod forgotten;
 
 use std::num::NonZeroU64;

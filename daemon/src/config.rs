@@ -22,6 +22,8 @@ pub struct Config {
     pub upkeep: Upkeep,
     /// Where sealed objects go.
     pub store: Vec<Store>,
+    /// How vaults are used, and how they are watched.
+    pub vaults: Vaults,
     /// Backup Key Vaults a password may be entrusted to.
     pub vault: Vec<Vault>,
     /// Databases to watch, beside those that apps register over D-Bus.
@@ -96,6 +98,16 @@ pub struct Upkeep {
     pub verify_every: Period,
     /// A restore is rehearsed in full.
     pub drill_every: Period,
+}
+
+/// `[vaults]`
+#[derive(Debug, Clone, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vaults {
+    /// How often every vault is asked whether somebody tried the password.
+    pub look_every: Period,
+    /// The vaults are kept frozen for so long from the last look of this device on.
+    pub guard_lock: Period,
 }
 
 /// `[[store]]`
@@ -235,6 +247,12 @@ impl Default for Retention {
 impl Default for Upkeep {
     fn default() -> Self {
         Self { prune_every: Period::days(1), verify_every: Period::days(7), drill_every: Period::days(30) }
+    }
+}
+
+impl Default for Vaults {
+    fn default() -> Self {
+        Self { look_every: Period(Some(Span(3_600_000))), guard_lock: Period(None) }
     }
 }
 
@@ -390,6 +408,15 @@ impl Config {
             if !store.url.contains(':') {
                 return Err(format!("store `{}`: `{}` is not a URL", store.name, store.url));
             }
+        }
+        let lock_ms = self.vaults.guard_lock.every_ms();
+        if lock_ms.is_some_and(|ms| !(3_600_000..=30 * 86_400_000).contains(&ms)) {
+            return Err(
+                "`vaults.guard_lock` must be \"1h\" to \"30d\": no vault stays frozen longer".to_owned()
+            );
+        }
+        if lock_ms.is_some() && self.vaults.look_every.every_ms().is_none() {
+            return Err("`vaults.guard_lock` needs `vaults.look_every`".to_owned());
         }
         if !(1..=19).contains(&self.capture.compression_level) {
             return Err("`capture.compression_level` must be 1 to 19".to_owned());
@@ -576,6 +603,9 @@ mod tests {
             "[[store]]\nname='a'\nurl='file:///x'\n[[store]]\nname='a'\nurl='file:///y'\n",
             "[[store]]\nname='a'\nurl='file:///x'\n[[source]]\nname='a'\npath='x'\n",
             "[capture]\nquiet='1m'\n",
+            "[vaults]\nguard_lock='31d'\n",
+            "[vaults]\nguard_lock='1m'\n",
+            "[vaults]\nguard_lock='7d'\nlook_every='never'\n",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

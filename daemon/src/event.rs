@@ -19,6 +19,7 @@ use crate::catalogue::Head;
 use crate::damage::Damage;
 use crate::fault::Fault;
 use crate::follower::{CaptureOrder, Captured, LostPack};
+use crate::guard::{Look, LookOrder, VaultSeen};
 use crate::jobs::prune::PruneReport;
 use crate::keyring::Keys;
 use crate::log::Log;
@@ -104,6 +105,20 @@ pub enum Event {
         /// The keys as a change that failed left them.
         keys: Option<Box<Keys>>,
     },
+    /// The vaults of a source were looked at; nothing if there are none to look at.
+    Guarded {
+        /// Which source.
+        source: SourceId,
+        /// What was seen.
+        look: Option<Look>,
+    },
+    /// Somebody pressed a button of a notification about a vault.
+    Pressed {
+        /// The vault.
+        vault: String,
+        /// Which button.
+        button: crate::desktop::Button,
+    },
     /// Something appeared in a folder where a database is missing, or the configuration changed.
     FolderChanged {
         /// What.
@@ -187,6 +202,15 @@ pub enum Command {
         /// Set to stop it.
         cancelled: Arc<AtomicBool>,
     },
+    /// Look at the vaults of a source; the answer is [`Event::Guarded`].
+    Guard {
+        /// Which source.
+        source: SourceId,
+        /// What to look at.
+        order: Box<LookOrder>,
+    },
+    /// Show something on the desktop that the user must act on.
+    Notify(Box<crate::desktop::Notice>),
     /// Answer a question that waits for a store.
     ListRemote {
         /// The store.
@@ -213,8 +237,8 @@ pub struct Opened {
     pub spool: Spool,
     /// Where its log stands.
     pub log: Log,
-    /// Attempts left at the vault, when it was asked.
-    pub vault: Option<VaultSeen>,
+    /// What its vaults said, when they were asked.
+    pub vaults: Vec<VaultSeen>,
 }
 
 /// How an upload ended.
@@ -367,8 +391,23 @@ pub enum Work {
     VaultRefresh {
         /// Which.
         pin: VaultPin,
+        /// The vaults this device trusts.
+        pins: Vec<VaultPin>,
         /// Its accounts, by what this device has open.
         opened: Vec<Arc<Opened>>,
+        /// See [`crate::guard::CONFIRM_US`].
+        confirm_us: u64,
+    },
+    /// Let vaults refuse all attempts until a time, or no longer.
+    Freeze {
+        /// The vaults this device trusts.
+        pins: Vec<VaultPin>,
+        /// Whose keyslots.
+        opened: Vec<Arc<Opened>>,
+        /// Until when, in seconds since 1970; `None` lifts a freeze.
+        until_s: Option<u64>,
+        /// See [`crate::guard::CONFIRM_US`].
+        confirm_us: u64,
     },
     /// Forget what the policy lets go, and delete what was forgotten long enough ago.
     Prune {
@@ -459,25 +498,15 @@ pub enum Outcome {
         /// How full it is, if it says.
         usage: Option<chatkeep_store::Usage>,
     },
+    /// Vaults were looked at.
+    Looked {
+        /// By archive.
+        looks: Vec<(ArchiveId, Look)>,
+        /// What the user should know.
+        warning: Option<String>,
+    },
     /// Points were forgotten, and objects deleted.
     Pruned(Box<PruneReport>),
-}
-
-/// What a vault said of an account.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VaultSeen {
-    /// Its name.
-    pub name: String,
-    /// `ok unreachable backoff destroyed untrusted`
-    pub state: &'static str,
-    /// Attempts left, if it said so.
-    pub attempts_left: Option<u32>,
-    /// What that number was at first.
-    pub attempts_max: Option<u32>,
-    /// When the next attempt is possible, µs since 1970; 0 for now.
-    pub retry_after: u64,
-    /// A wrong password was just counted.
-    pub failed: bool,
 }
 
 impl Opened {

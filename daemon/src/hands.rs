@@ -17,10 +17,12 @@ use tracing::{info, warn};
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
+use crate::desktop::Desktop;
 use crate::event::{Command, Event, Opened, Stored, UploadOrder, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::{Attachments, Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
-use crate::jobs::{Job, Tools, list_remote, vault_status};
+use crate::guard::{LookOrder, look};
+use crate::jobs::{Job, Tools, list_remote};
 use crate::keyring::Ring;
 use crate::pack_pages::PackPages;
 use crate::service::Service;
@@ -44,6 +46,7 @@ pub struct Hands {
     tasks: JoinSet<()>,
     watcher: Option<notify::RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
+    desktop: Desktop,
 }
 
 /// Runs until there is nothing left to do; returns the exit status.
@@ -82,6 +85,7 @@ pub async fn run(
 impl Hands {
     fn new(tools: Tools, events: Sender<Event>) -> Self {
         Self {
+            desktop: Desktop::new(tools.notify, events.clone()),
             tools,
             events,
             followers: BTreeMap::new(),
@@ -202,6 +206,11 @@ impl Hands {
                 });
             }
             Command::WatchFolders(folders) => self.watch(folders),
+            Command::Guard { source, order } => {
+                let book = self.tools.book.clone();
+                self.spawn(async move { Event::Guarded { source, look: look(&book, &order).await } });
+            }
+            Command::Notify(notice) => self.desktop.notify(*notice),
             Command::Exit(_) => {}
         }
     }
@@ -277,7 +286,7 @@ async fn open(
         archive: &archive,
         key_store: &*tools.key_store,
         catalogue: &tools.catalogue,
-        transport: &*tools.transport,
+        transport: &tools.book,
         pins,
     };
     let Some(mut keys) = ring.open_on_device().await? else { return Ok(None) };
@@ -289,15 +298,14 @@ async fn open(
     let known = tools.catalogue.known_files(&archive.id).map_err(Fault::internal)?;
     let queue = (&log, spool.list()?);
     crate::known::bring_up_to_date(&known, &archive, &keys.roots, &tools.catalogue, queue).await?;
-    let vault = match keys.password_slot().and_then(|slot| crate::keyring::pin_of(pins, slot)) {
-        Some(pin) => {
-            // The number of attempts left is nice to know; an archive does not wait for a vault.
-            let asked = vault_status(&*tools.transport, pin, archive.id, &keys);
-            tokio::time::timeout(Duration::from_secs(3), asked).await.ok().flatten()
-        }
-        None => None,
-    };
-    Ok(Some(Opened { archive, keys, spool, log, vault }))
+    // The number of attempts left is nice to know; an archive does not wait for a vault. What comes of the count is for the
+    // guard to say: this look may be given up half way.
+    let (id, keys_now) = (archive.id, keys.clone());
+    let order =
+        LookOrder { archive: id, keys: keys_now, pins: pins.to_vec(), lock_s: None, confirm_us: u64::MAX };
+    let looked = tokio::time::timeout(Duration::from_secs(3), look(&tools.book, &order)).await;
+    let vaults = looked.ok().flatten().map(|look| look.vaults).unwrap_or_default();
+    Ok(Some(Opened { archive, keys, spool, log, vaults }))
 }
 
 /// Puts one object into the store. With the entry, the point is announced: first the store has it, then we say so.

@@ -5,6 +5,7 @@ mod keys;
 pub mod prune;
 mod repair;
 mod stores;
+mod vaults;
 mod verify;
 
 use std::sync::Arc;
@@ -12,20 +13,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use chatkeep_format::Keyslot;
 use chatkeep_ipc::{Error, JobId, Server, VerifyDepth};
-use chatkeep_vault_client::{Transport, VaultPin};
+use chatkeep_vault_client::VaultPin;
 use tokio::runtime::Handle;
 
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
-use crate::event::{Opened, Outcome, VaultSeen, Work};
+use crate::event::{Opened, Outcome, Work};
 use crate::fault::{Fault, Result};
+use crate::guard::{Book, VaultSeen};
 use crate::keyring::{Keys, Ring, mode_of};
 use crate::keys::KeyStore;
 use crate::paths::Paths;
 use crate::restore::{Destination, Source};
 
 pub use drill::rehearse_in;
-pub use keys::vault_status;
 pub use stores::list_remote;
 
 /// What jobs work with. Cheap to clone.
@@ -37,10 +38,12 @@ pub struct Tools {
     pub key_store: Arc<dyn KeyStore>,
     /// The cache.
     pub catalogue: Catalogue,
-    /// The way to the vaults.
-    pub transport: Arc<dyn Transport>,
+    /// The way to the vaults, and what this device did there.
+    pub book: Book,
     /// Where progress is shown.
     pub server: Server,
+    /// Tell the desktop what the user must act on; not without a session bus.
+    pub notify: bool,
 }
 
 /// One job at work.
@@ -125,7 +128,12 @@ impl Job {
                 let usage = store.usage().await?;
                 Ok(Outcome::StoreSeen { name, usage: Some(usage) })
             }
-            Work::VaultRefresh { pin, opened } => self.vault_refresh(&pin, &opened).await,
+            Work::VaultRefresh { pin, pins, opened, confirm_us } => {
+                self.vault_refresh(&pin, &pins, &opened, confirm_us).await
+            }
+            Work::Freeze { pins, opened, until_s, confirm_us } => {
+                self.freeze(&pins, &opened, until_s, confirm_us).await
+            }
             Work::Prune { opened, pins, policy, now_us, dry_run } => {
                 self.phase("looking for what nobody needs");
                 let (server, id) = (self.tools.server.clone(), self.id.clone());
@@ -152,7 +160,7 @@ impl Job {
             archive,
             key_store: &*self.tools.key_store,
             catalogue: &self.tools.catalogue,
-            transport: &*self.tools.transport,
+            transport: &self.tools.book,
             pins,
         }
     }

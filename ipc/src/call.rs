@@ -209,6 +209,10 @@ pub enum Call {
     // Vault
     /// Ask it for its state.
     VaultRefresh { vault: String, job: NewJob, reply: Reply<JobId> },
+    /// Refuse all attempts until a time (µs since 1970), or no longer: at all vaults of what this one guards.
+    VaultFreeze { vault: String, until: Option<u64>, job: NewJob, reply: Reply<JobId> },
+    /// The user knows of the attempts that were noticed.
+    VaultAcknowledge { vault: String, reply: Reply<()> },
     /// Destroy the record there.
     VaultDeregister { vault: String, proof: Secret, job: NewJob, reply: Reply<JobId> },
 

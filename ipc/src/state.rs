@@ -122,7 +122,7 @@ pub struct EncryptionState {
 pub struct VaultState {
     /// Where it is.
     pub url: String,
-    /// `ok unreachable backoff destroyed unregistered untrusted`
+    /// `ok unreachable backoff frozen destroyed superseded unregistered untrusted`
     pub state: String,
     /// Wrong passwords until the record is destroyed.
     pub attempts_left: u32,
@@ -134,6 +134,18 @@ pub struct VaultState {
     pub last_contact: u64,
     /// Text form of its identity.
     pub fingerprint: String,
+    /// Until when it refuses all attempts, 0 for not at all.
+    pub frozen_until: u64,
+    /// Failed attempts since the last change of password, as the vault counts them.
+    pub failed_attempts: u32,
+    /// How many of them were made on this device.
+    pub failed_here: u32,
+    /// How many were not.
+    pub failed_elsewhere: u32,
+    /// How many of these nobody acknowledged.
+    pub unacknowledged: u32,
+    /// When the newest of these was noticed.
+    pub elsewhere_seen: u64,
 }
 
 /// Properties of one store.

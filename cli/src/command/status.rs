@@ -74,6 +74,9 @@ fn judge(view: &View) -> Vec<(Verdict, String)> {
     for vault in &view.vaults {
         let id = vault::id(vault);
         let left = vault.get::<u32>("AttemptsLeft");
+        if let Some(alarm) = vault::alarm(vault) {
+            reasons.push((Verdict::Attention, alarm));
+        }
         match vault.text("State").as_str() {
             "destroyed" => {
                 reasons.push((
@@ -81,10 +84,16 @@ fn judge(view: &View) -> Vec<(Verdict, String)> {
                     format!("vault {id} has destroyed the key; set a new password"),
                 ));
             }
+            "superseded" => {
+                let text = format!("vault {id} knows a newer password; unlock with it");
+                reasons.push((Verdict::Attention, text));
+            }
             "untrusted" => {
                 reasons.push((Verdict::Attention, format!("vault {id} is not the one that was chosen")));
             }
-            "ok" | "backoff" if vault.get::<u32>("AttemptsMax") > 0 && left <= vault::FEW_ATTEMPTS => {
+            "ok" | "backoff" | "frozen"
+                if vault.get::<u32>("AttemptsMax") > 0 && left <= vault::FEW_ATTEMPTS =>
+            {
                 reasons.push((Verdict::Attention, format!("vault {id}: only {left} attempts are left")));
             }
             _ => {}

@@ -1,20 +1,20 @@
 //! Jobs about keys: everything that asks a vault, or changes a keyring.
 
-use std::sync::Arc;
-
 use chatkeep_crypto::BackupKey;
-use chatkeep_format::{ArchiveId, Keyslot};
+use chatkeep_format::Keyslot;
 use chatkeep_ipc::{Error, Secret};
 use chatkeep_vault_client::{
-    KdfFloor, KdfParams, Registered, SlotSecret, Transport, VaultError, VaultPin, recover, register, status,
+    KdfFloor, KdfParams, Registered, SlotSecret, VaultError, VaultPin, recover, register, status,
 };
 use rand_core::OsRng;
 
 use super::Job;
+use super::vaults::explain_frozen;
 use crate::archive::Archive;
-use crate::event::{Opened, Outcome, VaultSeen};
+use crate::event::{Opened, Outcome};
 use crate::fault::{Fault, Result};
-use crate::keyring::{Keys, password_slots, pin_of};
+use crate::guard::VaultSeen;
+use crate::keyring::{password_slots, pin_of};
 use crate::secrets::{check_password, compare_digits, is_key, looks_like_digits, typo};
 
 impl Job {
@@ -35,10 +35,12 @@ impl Job {
 
     /// A key that is wrapped for a password which the vault destroyed is wrapped for nobody.
     pub(super) async fn not_destroyed(&self, opened: &Opened, pins: &[VaultPin]) -> Result<()> {
-        let pin = opened.keys.password_slot().and_then(|slot| pin_of(pins, slot));
-        let Some(pin) = pin else { return Ok(()) };
-        let seen = vault_status(&*self.tools.transport, pin, opened.archive.id, &opened.keys).await;
-        if seen.is_some_and(|seen| seen.state == "destroyed") {
+        let (Some(slot), Some(secret)) = (opened.keys.password_slot(), opened.keys.secret.as_ref()) else {
+            return Ok(());
+        };
+        let context = &opened.archive.id.0;
+        let seen = status(&self.tools.book, pins, context, slot, secret, &mut OsRng).await;
+        if let Err(VaultError::Destroyed { .. }) = seen {
             let text = "the password opens nothing any more; set a new one first (`change-password`)";
             return Err(Error::VaultDestroyed(text.to_owned()).into());
         }
@@ -57,13 +59,13 @@ impl Job {
         let (context, password) = (&archive.id.0, password.as_bytes());
         self.phase("registering with the vault");
         let kdf = KdfParams::DEFAULT;
-        let transport = self.tools.transport.clone();
-        let made = register(&*transport, pin, 1, context, password, key.expose(), kdf, &mut OsRng).await;
+        let transport = self.tools.book.clone();
+        let made = register(&transport, pin, 1, context, password, key.expose(), kdf, &mut OsRng).await;
         let made = self.saw(&pin[0], made)?;
         // Nothing is enabled before the password has opened it once, all the way through the vault.
         self.phase("proving the password");
         let floor = KdfFloor::Production;
-        let back = recover(&*transport, pin, context, &made.slot, password, floor, &mut OsRng).await;
+        let back = recover(&transport, pin, context, &made.slot, password, floor, &mut OsRng).await;
         let back = self.saw_recovery(&pin[0], back)?;
         if *back.key != *key.expose() {
             return Err(Fault::internal("the vault gave back another key"));
@@ -111,7 +113,7 @@ impl Job {
             }
         } else {
             self.phase("proving the current password");
-            match self.recover_slot(&opened.archive, pins, slot, current).await {
+            match self.recover_owned(opened, pins, slot, current).await {
                 Ok((_, secret, _)) => secret,
                 // Nobody can prove the old password any more. Who has the key on this device can give it a new one.
                 Err(Fault { error: Error::VaultDestroyed(_), .. }) => {
@@ -209,12 +211,26 @@ impl Job {
             return Err(Error::Unsupported(text.to_owned()).into());
         }
         self.phase("asking the vault");
-        let (found, ..) = self.recover_slot(&opened.archive, pins, slot, secret).await?;
+        let (found, ..) = self.recover_owned(opened, pins, slot, secret).await?;
         if found == *key {
             Ok(Outcome::Checked)
         } else {
             Err(Fault::internal("the vault gave back another key"))
         }
+    }
+
+    /// As [`Job::recover_slot`], on a device that may lift a freeze for it.
+    async fn recover_owned(
+        &mut self,
+        opened: &Opened,
+        pins: &[VaultPin],
+        slot: &[u8],
+        password: &Secret,
+    ) -> Result<(BackupKey, SlotSecret, Option<String>)> {
+        let lifted = self.lift_freeze(pins, opened).await;
+        let found = self.recover_slot(&opened.archive, pins, slot, password).await;
+        self.freeze_again(pins, opened, lifted).await;
+        found
     }
 
     /// Opens one password keyslot. Costs an attempt, given back when the password was right.
@@ -231,8 +247,7 @@ impl Job {
         let floor = KdfFloor::Production;
         let context = &archive.id.0;
         let back =
-            recover(&*self.tools.transport, pins, context, slot, password.as_bytes(), floor, &mut OsRng)
-                .await;
+            recover(&self.tools.book, pins, context, slot, password.as_bytes(), floor, &mut OsRng).await;
         let back = self.saw_recovery(&pin, back)?;
         let mut warnings = Vec::new();
         if back.must_register_again {
@@ -266,77 +281,9 @@ impl Job {
 
     /// Notes for the loop what an answer says of the vault.
     fn saw<T>(&mut self, pin: &VaultPin, result: Result<T, VaultError>) -> Result<T> {
-        self.vault = Some(seen(pin, result.as_ref().err()));
-        Ok(result?)
+        self.vault = Some(VaultSeen::of(pin.name.clone(), result.as_ref().err()));
+        result.map_err(explain_frozen)
     }
-
-    pub(super) async fn vault_refresh(&mut self, pin: &VaultPin, opened: &[Arc<Opened>]) -> Result<Outcome> {
-        let mut worst: Option<VaultSeen> = None;
-        for opened in opened {
-            if let Some(found) =
-                vault_status(&*self.tools.transport, pin, opened.archive.id, &opened.keys).await
-            {
-                let fewer = |old: &VaultSeen| found.attempts_left < old.attempts_left || found.state != "ok";
-                if worst.as_ref().is_none_or(fewer) {
-                    worst = Some(found);
-                }
-            }
-        }
-        if worst.is_none() {
-            let answer = chatkeep_vault_client::info(&*self.tools.transport, pin, &mut OsRng).await;
-            worst = Some(seen(pin, answer.as_ref().err()));
-            self.vault = worst;
-            answer?;
-            return Ok(Outcome::Nothing { warning: None });
-        }
-        self.vault = worst;
-        Ok(Outcome::Nothing { warning: None })
-    }
-}
-
-/// Asks the vault how many attempts are left. Costs none.
-pub async fn vault_status(
-    transport: &dyn Transport,
-    pin: &VaultPin,
-    id: ArchiveId,
-    keys: &Keys,
-) -> Option<VaultSeen> {
-    let (slot, secret) = (keys.password_slot()?, keys.secret.as_ref()?);
-    let pins = std::slice::from_ref(pin_of(std::slice::from_ref(pin), slot)?);
-    let answer = status(transport, pins, &id.0, slot, secret, &mut OsRng).await;
-    let mut found = seen(pin, answer.as_ref().err());
-    if let Ok(report) = answer {
-        found.attempts_left = Some(u32::from(report.attempts_left));
-        found.attempts_max = Some(u32::from(report.attempts_max));
-    }
-    Some(found)
-}
-
-fn seen(pin: &VaultPin, error: Option<&VaultError>) -> VaultSeen {
-    let mut seen = VaultSeen { name: pin.name.clone(), state: "ok", ..VaultSeen::default() };
-    match error {
-        Some(VaultError::WrongPassword { left, max }) => {
-            seen.attempts_left = Some(u32::from(*left));
-            seen.attempts_max = Some(u32::from(*max));
-            seen.failed = true;
-        }
-        Some(VaultError::Throttled { retry_after_s }) => {
-            seen.state = "backoff";
-            seen.retry_after = crate::clock::now_us().saturating_add(retry_after_s.saturating_mul(1_000_000));
-        }
-        Some(VaultError::Frozen { until_s }) => {
-            seen.state = "backoff";
-            seen.retry_after = until_s.saturating_mul(1_000_000);
-        }
-        Some(VaultError::Destroyed { .. }) => {
-            seen.state = "destroyed";
-            seen.attempts_left = Some(0);
-        }
-        Some(VaultError::Busy { .. } | VaultError::Unreachable { .. }) => seen.state = "unreachable",
-        Some(VaultError::Untrusted { .. } | VaultError::NotPinned { .. }) => seen.state = "untrusted",
-        _ => {}
-    }
-    seen
 }
 
 /// The name of the vault that guards a slot.

@@ -292,7 +292,7 @@ pub fn owner_message(
             message.extend_from_slice(&head.digest.0);
         }
         Operation::Freeze { until_s } | Operation::Thaw { until_s } => {
-            message.extend_from_slice(&until_s.to_be_bytes())
+            message.extend_from_slice(&until_s.to_be_bytes());
         }
     }
     message
