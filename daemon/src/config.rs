@@ -108,6 +108,8 @@ pub struct Vaults {
     pub look_every: Period,
     /// The vaults are kept frozen for so long from the last look of this device on.
     pub guard_lock: Period,
+    /// How often the vaults are told the newest entry, at most.
+    pub remember_every: Period,
 }
 
 /// `[[store]]`
@@ -252,7 +254,8 @@ impl Default for Upkeep {
 
 impl Default for Vaults {
     fn default() -> Self {
-        Self { look_every: Period(Some(Span(3_600_000))), guard_lock: Period(None) }
+        let hour = Period(Some(Span(3_600_000)));
+        Self { look_every: hour, guard_lock: Period(None), remember_every: Period::days(1) }
     }
 }
 

@@ -24,6 +24,7 @@ use crate::jobs::prune::PruneReport;
 use crate::keyring::Keys;
 use crate::log::Log;
 use crate::spool::{Spool, Spooled};
+use crate::witness::Compared;
 use crate::writer::Written;
 
 /// Everything that can happen.
@@ -111,6 +112,13 @@ pub enum Event {
         source: SourceId,
         /// What was seen.
         look: Option<Look>,
+    },
+    /// The vaults were told the newest entry, or could not be.
+    Remembered {
+        /// Which source.
+        source: SourceId,
+        /// One of them knows it now.
+        done: bool,
     },
     /// Somebody pressed a button of a notification about a vault.
     Pressed {
@@ -208,6 +216,21 @@ pub enum Command {
         source: SourceId,
         /// What to look at.
         order: Box<LookOrder>,
+    },
+    /// Let the vaults remember the newest entry; the answer is [`Event::Remembered`].
+    Remember {
+        /// Which source.
+        source: SourceId,
+        /// Its archive.
+        archive: Archive,
+        /// Its keyslot, and the secret behind it.
+        keys: Box<Keys>,
+        /// The vaults this device trusts.
+        pins: Vec<VaultPin>,
+        /// Number and digest of the entry.
+        head: (u64, [u8; 32]),
+        /// The service leaves: not for long.
+        at_last: bool,
     },
     /// Show something on the desktop that the user must act on.
     Notify(Box<crate::desktop::Notice>),
@@ -447,6 +470,8 @@ pub enum Outcome {
         vault: String,
         /// The key is a new one.
         rotated: bool,
+        /// The store, compared with what the vaults know.
+        store: Compared,
         /// What the user should know.
         warning: Option<String>,
     },

@@ -12,7 +12,7 @@ use chatkeep_sqlite::LiveConfig;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
@@ -33,6 +33,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A store that does not answer for so long (a mount that hangs) is not waited for: one object, and a whole log.
 const UPLOAD_TIMEOUT: Duration = Duration::from_mins(10);
 const OPEN_TIMEOUT: Duration = Duration::from_mins(30);
+/// The vaults are told the newest entry within this time, or not now; and when the service leaves, within this.
+const REMEMBER_TIMEOUT: Duration = Duration::from_mins(2);
+const REMEMBER_AT_LAST: Duration = Duration::from_secs(3);
 /// Between two looks whether a pack that is being deleted is gone, so that it can be put anew.
 const DELETE_PAUSE: Duration = Duration::from_millis(50);
 /// The longest sleep of the loop.
@@ -210,6 +213,25 @@ impl Hands {
                 let book = self.tools.book.clone();
                 self.spawn(async move { Event::Guarded { source, look: look(&book, &order).await } });
             }
+            Command::Remember { source, archive, keys, pins, head, at_last } => {
+                let tools = self.tools.clone();
+                let patience = if at_last { REMEMBER_AT_LAST } else { REMEMBER_TIMEOUT };
+                self.spawn(async move {
+                    let told = crate::witness::remember(&tools.book, &pins, &archive, &keys, head);
+                    let told = tokio::time::timeout(patience, told).await;
+                    let done = matches!(told, Ok(Ok(())));
+                    match told {
+                        Ok(Err(error)) => debug!(%error, "no vault remembers the newest entry"),
+                        Err(_) => debug!("no vault answers"),
+                        // Noted here: at the end nobody takes events any more.
+                        Ok(Ok(())) => drop(tools.catalogue.update_facts(&archive.id, |facts| {
+                            facts.witnessed_us = crate::clock::now_us();
+                            facts.witnessed_seq = head.0;
+                        })),
+                    }
+                    Event::Remembered { source, done }
+                });
+            }
             Command::Notify(notice) => self.desktop.notify(*notice),
             Command::Exit(_) => {}
         }
@@ -300,9 +322,14 @@ async fn open(
     crate::known::bring_up_to_date(&known, &archive, &keys.roots, &tools.catalogue, queue).await?;
     // The number of attempts left is nice to know; an archive does not wait for a vault. What comes of the count is for the
     // guard to say: this look may be given up half way.
-    let (id, keys_now) = (archive.id, keys.clone());
-    let order =
-        LookOrder { archive: id, keys: keys_now, pins: pins.to_vec(), lock_s: None, confirm_us: u64::MAX };
+    let order = LookOrder {
+        archive: archive.clone(),
+        keys: keys.clone(),
+        pins: pins.to_vec(),
+        lock_s: None,
+        confirm_us: u64::MAX,
+        check_store: false,
+    };
     let looked = tokio::time::timeout(Duration::from_secs(3), look(&tools.book, &order)).await;
     let vaults = looked.ok().flatten().map(|look| look.vaults).unwrap_or_default();
     Ok(Some(Opened { archive, keys, spool, log, vaults }))

@@ -25,6 +25,7 @@ use crate::keyring::{Keys, Ring, mode_of};
 use crate::keys::KeyStore;
 use crate::paths::Paths;
 use crate::restore::{Destination, Source};
+use crate::witness::Compared;
 
 pub use drill::rehearse_in;
 pub use stores::list_remote;
@@ -104,7 +105,8 @@ impl Job {
                 let keys = Box::new(keys);
                 let warning = "what was stored before is still sealed under the old data key; somebody who knows the \
                                old key and has a copy of the store can read it";
-                Ok(Outcome::Rekeyed { keys, vault, rotated: true, warning: Some(warning.to_owned()) })
+                let warning = Some(warning.to_owned());
+                Ok(Outcome::Rekeyed { keys, vault, rotated: true, store: Compared::Not, warning })
             }
             Work::Unlock { archive, pins, secret } => self.unlock(&archive, &pins, &secret).await,
             Work::Check { opened, pins, secret, ask_vault } => {

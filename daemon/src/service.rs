@@ -11,6 +11,7 @@ mod shown;
 mod upkeep;
 mod uploads;
 mod vaults;
+mod witness;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -78,6 +79,7 @@ pub struct Service {
     out: Vec<Command>,
     upkeep: upkeep::Upkeep,
     guard: guard::Guard,
+    witness: witness::Witness,
 }
 
 impl Service {
@@ -106,6 +108,7 @@ impl Service {
             out: Vec::new(),
             upkeep: upkeep::Upkeep::default(),
             guard: guard::Guard::default(),
+            witness: witness::Witness::default(),
         };
         service.connect()?;
         Ok(service)
@@ -155,6 +158,7 @@ impl Service {
                 self.happened(other);
                 self.keep_up();
                 self.watch_vaults();
+                self.tell_vaults();
             }
         }
         self.update_folders();
@@ -182,6 +186,7 @@ impl Service {
 
     fn stop(&mut self) {
         self.plan(Happened::Stopping);
+        self.tell_vaults_at_last();
         for job in self.jobs.values() {
             job.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
         }

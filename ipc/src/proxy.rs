@@ -220,6 +220,9 @@ pub trait Database {
     /// `Caution`
     #[zbus(property)]
     fn caution(&self) -> zbus::Result<String>;
+    /// `StoreOlder`
+    #[zbus(property)]
+    fn store_older(&self) -> zbus::Result<String>;
     /// `ForgottenPoints`
     #[zbus(property)]
     fn forgotten_points(&self) -> zbus::Result<u32>;

@@ -62,6 +62,8 @@ pub struct DatabaseState {
     pub last_error: (String, String),
     /// What the user should know although nothing failed; empty when there is nothing.
     pub caution: String,
+    /// The store shows an older archive than a vault knows: what, in a sentence; empty when all is well.
+    pub store_older: String,
     /// No recovery point for longer than the policy allows.
     pub overdue: bool,
     /// When the next capture is due.

@@ -215,7 +215,12 @@ async fn ask_and_try(
         let secret = source.read(prompt(database)).await?;
         let ended = match attempt(&encryption, pipe(&secret)?).await {
             Ok(job) => match job::follow(&context.service.connection, &job, context.json).await {
-                Ok(_) => break,
+                Ok(outcome) => {
+                    if let Some(warning) = outcome.warning().filter(|_| !context.json) {
+                        note(&plain(&format!("warning: {warning}")));
+                    }
+                    break;
+                }
                 Err(ended) => ended,
             },
             Err(error) => Failure::from(error).into(),

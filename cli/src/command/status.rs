@@ -139,6 +139,10 @@ fn judge_database(database: &Database, reasons: &mut Vec<(Verdict, String)>) {
         )),
         _ => {}
     }
+    let older = database.state.text("StoreOlder");
+    if !older.is_empty() {
+        reasons.push((Verdict::Failing, format!("{id}: {older}")));
+    }
     if database.state.flag("Overdue") {
         reasons.push((Verdict::Attention, format!("{id}: the last backup is older than it should be")));
     }
@@ -305,7 +309,7 @@ fn database_json(view: &View, database: &Database) -> Value {
         "last_attempt": state.number("LastAttempt"), "last_verified": state.number("LastVerified"),
         "last_drill": state.number("LastDrill"), "drill": job::to_json(&state.map("LastDrillResult")),
         "damage": state.get::<Vec<job::Damage>>("Damage"), "last_error": error_json(&state.error("LastError")),
-        "caution": state.text("Caution"),
+        "caution": state.text("Caution"), "store_older": state.text("StoreOlder"),
         "next_run": state.number("NextRun"), "pending_bytes": state.number("PendingBytes"),
         "stored_bytes": state.number("RemoteBytes"), "points": state.get::<u32>("RecoveryPoints"),
         "oldest": state.number("Oldest"), "newest": state.number("Newest"),

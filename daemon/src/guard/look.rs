@@ -1,6 +1,5 @@
 //! One look at all vaults of one keyslot: counters compared with what was done here, freezes renewed.
 
-use chatkeep_format::ArchiveId;
 use chatkeep_vault_client::{Counters, KdfFloor, SlotSecret, VaultError, VaultPin, freeze, look as ask};
 use chatkeep_vault_protocol::answer::{self, Answer};
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
@@ -8,11 +7,13 @@ use chatkeep_vault_protocol::limits::FREEZE_MAX_S;
 use chatkeep_vault_protocol::message::{Envelope, Prove, Request};
 use chatkeep_vault_protocol::slot::Slot;
 use rand_core::OsRng;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::{AccountId, Book, Counted, Freeze, VaultSeen, Verdict};
+use crate::archive::Archive;
 use crate::fault::Result;
 use crate::keyring::Keys;
+use crate::witness::Compared;
 
 /// A lock is renewed when it has a day less than it could have: not with every look, because it costs each vault a commit.
 const RENEW_S: u64 = 24 * 3600;
@@ -20,7 +21,7 @@ const RENEW_S: u64 = 24 * 3600;
 /// What is looked at, and how.
 pub struct LookOrder {
     /// The archive, to which the keyslot is bound.
-    pub archive: ArchiveId,
+    pub archive: Archive,
     /// Its keyslot, and the secret behind it.
     pub keys: Keys,
     /// The vaults that this device trusts.
@@ -29,6 +30,8 @@ pub struct LookOrder {
     pub lock_s: Option<u64>,
     /// See [`super::CONFIRM_US`].
     pub confirm_us: u64,
+    /// Ask for the newest entry that the vaults know, too.
+    pub check_store: bool,
 }
 
 /// What was seen.
@@ -40,6 +43,8 @@ pub struct Look {
     pub again: bool,
     /// Some vault answered.
     pub reached: bool,
+    /// The store, compared with what the vaults know.
+    pub store: Compared,
 }
 
 /// Looks once. `None` without a password keyslot whose secret is on this device. Costs no attempt.
@@ -48,12 +53,12 @@ pub async fn look(book: &Book, order: &LookOrder) -> Option<Look> {
     let secret = order.keys.secret.as_ref()?;
     let slot = Slot::decode(slot_bytes, KdfFloor::AllowWeakKdf).ok()?;
     let stamp = book.stamp();
-    let reports = match ask(book, &order.pins, &order.archive.0, slot_bytes, secret, &mut OsRng).await {
+    let reports = match ask(book, &order.pins, &order.archive.id.0, slot_bytes, secret, &mut OsRng).await {
         Ok(reports) => reports,
         Err(error) => {
             let names = slot.header.vaults.iter().map(|vault| vault.name.clone());
             let vaults = names.map(|name| VaultSeen::of(name, Some(&error))).collect();
-            return Some(Look { vaults, again: false, reached: false });
+            return Some(Look { vaults, ..Look::default() });
         }
     };
     let mut found = Look::default();
@@ -75,6 +80,12 @@ pub async fn look(book: &Book, order: &LookOrder) -> Option<Look> {
     }
     if let Some(until_s) = freeze_until_s.filter(|_| !book.is_lifted()) {
         renew(book, order, (slot_bytes, secret), until_s, &mut found).await;
+    }
+    if order.check_store && found.reached {
+        match crate::witness::check(book, &order.pins, &order.archive, &order.keys).await {
+            Ok(compared) => found.store = compared,
+            Err(fault) => debug!(error = %fault.error.text(), "the store is compared with the vaults later"),
+        }
     }
     Some(found)
 }
@@ -175,7 +186,7 @@ async fn renew(
     until_s: u64,
     found: &mut Look,
 ) {
-    let frozen = freeze(book, &order.pins, &order.archive.0, slot, secret, until_s, &mut OsRng).await;
+    let frozen = freeze(book, &order.pins, &order.archive.id.0, slot, secret, until_s, &mut OsRng).await;
     match frozen {
         // The next look sees it, and by how much.
         Ok(()) => {

@@ -1,5 +1,7 @@
 //! Jobs about keys: everything that asks a vault, or changes a keyring.
 
+use std::time::Duration;
+
 use chatkeep_crypto::BackupKey;
 use chatkeep_format::Keyslot;
 use chatkeep_ipc::{Error, Secret};
@@ -14,8 +16,12 @@ use crate::archive::Archive;
 use crate::event::{Opened, Outcome};
 use crate::fault::{Fault, Result};
 use crate::guard::VaultSeen;
-use crate::keyring::{password_slots, pin_of};
+use crate::keyring::{Keys, password_slots, pin_of};
 use crate::secrets::{check_password, compare_digits, is_key, looks_like_digits, typo};
+use crate::witness::Compared;
+
+/// How long an unlocking waits for that: 15 seconds.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Job {
     pub(super) async fn enable_password(
@@ -88,6 +94,7 @@ impl Job {
             keys: Box::new(keys),
             vault: pins[0].name.clone(),
             rotated: false,
+            store: Compared::Not,
             warning: Some(warning.to_owned()),
         })
     }
@@ -130,7 +137,13 @@ impl Job {
             }
             other => other?,
         };
-        Ok(Outcome::Rekeyed { keys: Box::new(keys), vault, rotated: false, warning: None })
+        Ok(Outcome::Rekeyed {
+            keys: Box::new(keys),
+            vault,
+            rotated: false,
+            store: Compared::Not,
+            warning: None,
+        })
     }
 
     pub(super) async fn unlock(
@@ -156,7 +169,13 @@ impl Job {
                 _ => fault,
             })?;
             let keys = Box::new(self.ring(archive, pins).adopt(key, None, found).await?);
-            return Ok(Outcome::Rekeyed { keys, vault: String::new(), rotated: false, warning: None });
+            return Ok(Outcome::Rekeyed {
+                keys,
+                vault: String::new(),
+                rotated: false,
+                store: Compared::Not,
+                warning: None,
+            });
         }
         let newest = candidates.iter().find_map(|(_, keyring)| keyring.as_ref().ok());
         let Some((newest, _)) = newest else {
@@ -176,7 +195,11 @@ impl Job {
                 Ok((key, secret, warning)) => {
                     let found = self.ring(archive, pins).open_newest(&candidates, &key, None)?;
                     let keys = Box::new(self.ring(archive, pins).adopt(key, Some(secret), found).await?);
-                    return Ok(Outcome::Rekeyed { keys, vault, rotated: false, warning });
+                    let store = self.compare_store(archive, pins, &keys).await;
+                    let older = if let Compared::Older(text) = &store { Some(text.clone()) } else { None };
+                    let all: Vec<String> = warning.into_iter().chain(older).collect();
+                    let warning = (!all.is_empty()).then(|| all.join("; "));
+                    return Ok(Outcome::Rekeyed { keys, vault, rotated: false, store, warning });
                 }
                 // A change of password was cut off between its two halves: one of the slots opens.
                 Err(fault @ Fault { error: Error::NotFound(_) | Error::WrongSecret(_), .. }) => {
@@ -186,6 +209,21 @@ impl Job {
             }
         }
         Err(last.unwrap_or_else(|| Fault::internal("no keyslot was tried")))
+    }
+
+    /// What is to be said of the store, on a device that sees it for the first time. The key is here already: what does not
+    /// answer in time is asked later.
+    async fn compare_store(&self, archive: &Archive, pins: &[VaultPin], keys: &Keys) -> Compared {
+        self.phase("comparing the store with what the vault knows");
+        let compared = crate::witness::check(&self.tools.book, pins, archive, keys);
+        match tokio::time::timeout(COMPARE_TIMEOUT, compared).await {
+            Ok(Ok(compared)) => compared,
+            Ok(Err(fault)) => {
+                tracing::info!(error = %fault.error.text(), "the store is compared with the vaults later");
+                Compared::Not
+            }
+            Err(_) => Compared::Not,
+        }
     }
 
     pub(super) async fn check(

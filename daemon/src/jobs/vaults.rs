@@ -43,13 +43,14 @@ impl Job {
         let mut looks = Vec::new();
         for opened in opened {
             let order = LookOrder {
-                archive: opened.archive.id,
+                archive: opened.archive.clone(),
                 keys: opened.keys.clone(),
                 pins: pins.to_vec(),
                 lock_s: None,
                 confirm_us,
+                check_store: true,
             };
-            looks.extend(look(&self.tools.book, &order).await.map(|look| (order.archive, look)));
+            looks.extend(look(&self.tools.book, &order).await.map(|look| (order.archive.id, look)));
         }
         looks
     }

@@ -52,6 +52,7 @@ impl Service {
                 }
                 self.job_ended(&job, result, vault.as_ref());
             }
+            Event::Remembered { source, done } => self.remembered(source, done),
             Event::Guarded { source, look } => self.guarded(source, look),
             Event::Pressed { vault, button } => self.pressed(&vault, button),
             Event::FolderChanged { path } => {
@@ -384,7 +385,8 @@ impl Service {
                 self.show(number);
                 Ok(None)
             }
-            (Outcome::Rekeyed { keys, vault, rotated, warning }, Some(number)) => {
+            (Outcome::Rekeyed { keys, vault, rotated, store, warning }, Some(number)) => {
+                self.compared(number, store);
                 let open = self.sources.get_mut(&number).is_some_and(|source| {
                     source.unconfirmed = None;
                     if let Some(opened) = &source.opened {
@@ -413,7 +415,9 @@ impl Service {
             }
             (Outcome::Restored { seq, warning }, Some(number)) => {
                 self.restored(number, &[seq]);
-                Ok(warning)
+                let older = self.sources.get(&number).and_then(|source| source.older.clone());
+                let all: Vec<String> = warning.into_iter().chain(older).collect();
+                Ok((!all.is_empty()).then(|| all.join("; ")))
             }
             (Outcome::Verified { depth, points, damages }, Some(number)) => {
                 self.verified(number, depth, &points, damages).map(|()| None)

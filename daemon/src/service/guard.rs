@@ -13,11 +13,14 @@ use crate::desktop::{Button, Notice};
 use crate::event::Command;
 use crate::guard::{CONFIRM_US, Look, LookOrder, VaultSeen};
 use crate::source::Phase;
+use crate::witness::Compared;
 
 /// The first look comes so long after an archive was opened, at the latest, in milliseconds: a login has enough to do.
 const FIRST_AFTER_MS: u64 = 60_000;
 /// The first wait after a look that reached no vault, in milliseconds; each is twice as long, up to that between two looks.
 const AGAIN_MS: u64 = 120_000;
+/// Between two comparisons of the store with what the vaults know, in milliseconds: a day. It costs them no commit.
+const COMPARE_MS: u64 = 24 * 3_600_000;
 /// How long a freeze from a notification lasts, in µs: 7 days, enough to come home and change the password.
 const PRESSED_US: u64 = 7 * 86_400 * 1_000_000;
 
@@ -30,6 +33,8 @@ pub(super) struct Guard {
 #[derive(Default)]
 struct Watch {
     due: Millis,
+    /// The store is compared with the vaults with the first look after this.
+    compare: Millis,
     looking: bool,
     failures: u32,
 }
@@ -39,7 +44,8 @@ impl Service {
     pub(super) fn guard_begins(&mut self, number: SourceId) {
         let Some(every_ms) = self.config.vaults.look_every.every_ms() else { return };
         let due = Millis(self.now.0 + about(every_ms.min(FIRST_AFTER_MS)));
-        self.guard.watches.entry(number).or_default().due = due;
+        let watch = self.guard.watches.entry(number).or_default();
+        (watch.due, watch.compare) = (due, Millis(0));
     }
 
     /// Something happened at its vaults: what they count now is looked at.
@@ -81,8 +87,9 @@ impl Service {
                 continue;
             }
             watch.looking = true;
-            let (archive, keys) = (opened.archive.id, opened.keys.clone());
-            let order = LookOrder { archive, keys, pins: self.pins.clone(), lock_s, confirm_us };
+            let (archive, keys) = (opened.archive.clone(), opened.keys.clone());
+            let check_store = watch.compare <= now;
+            let order = LookOrder { archive, keys, pins: self.pins.clone(), lock_s, confirm_us, check_store };
             self.out.push(Command::Guard { source: *number, order: Box::new(order) });
         }
     }
@@ -105,6 +112,10 @@ impl Service {
         if look.again {
             watch.due = watch.due.min(Millis(now.0 + confirm_ms + 1));
         }
+        if look.store != Compared::Not {
+            watch.compare = Millis(now.0 + about(COMPARE_MS));
+        }
+        self.compared(number, look.store);
         for seen in &look.vaults {
             self.saw_vault(Some(number), seen);
         }
@@ -124,7 +135,26 @@ impl Service {
             for seen in &look.vaults {
                 self.saw_vault(number, seen);
             }
+            if let Some(number) = number {
+                self.compared(number, look.store);
+            }
         }
+    }
+
+    /// The store was compared with what the vaults know.
+    pub(super) fn compared(&mut self, number: SourceId, store: Compared) {
+        let older = match store {
+            Compared::Not => return,
+            Compared::Whole => None,
+            Compared::Older(text) => Some(text),
+        };
+        let Some(source) = self.sources.get_mut(&number).filter(|source| source.older != older) else {
+            return;
+        };
+        if let Some(text) = &older {
+            tracing::warn!(database = %source.id, text, "the store shows less than a vault knows");
+        }
+        self.update(number, |source| source.older = older);
     }
 
     /// Tells the user, wherever that is, what he must act on.
