@@ -94,8 +94,9 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Adopt { store, remote_id, to, name, restore } => {
             register::adopt(context, &store, &remote_id, &to, name, restore).await?;
         }
-        Command::Unlock { id, secret } | Command::Encryption(EncryptionCommand::Unlock { id, secret }) => {
-            encryption::unlock(context, &id, &secret).await?;
+        Command::Unlock { id, secret, trust }
+        | Command::Encryption(EncryptionCommand::Unlock { id, secret, trust }) => {
+            encryption::unlock(context, &id, &secret, trust.vaults).await?;
         }
         Command::Encryption(command) => encryption::run(context, command).await?,
         Command::Vault(command) => vault::run(context, command).await?,

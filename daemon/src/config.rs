@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use chatkeep_planner::{CapturePolicy, RetentionPolicy};
+use chatkeep_vault_protocol::limits::VAULTS_MAX;
 use serde::Deserialize;
 
 /// The whole configuration file.
@@ -104,6 +105,8 @@ pub struct Upkeep {
 #[derive(Debug, Clone, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Vaults {
+    /// A new password is entrusted to all vaults, so many of which have to answer; without it, to one.
+    pub threshold: Option<u8>,
     /// How often every vault is asked whether somebody tried the password.
     pub look_every: Period,
     /// The vaults are kept frozen for so long from the last look of this device on.
@@ -138,6 +141,12 @@ pub struct Vault {
     pub url: String,
     /// The vault's identity key as printed by `chatkeep-vault fingerprint`: it is pinned.
     pub identity: String,
+    /// Who runs it: two vaults of one operator are as one.
+    #[serde(default)]
+    pub operator: String,
+    /// Whose courts can order the operator about.
+    #[serde(default)]
+    pub jurisdiction: String,
 }
 
 /// `[[source]]`
@@ -255,7 +264,7 @@ impl Default for Upkeep {
 impl Default for Vaults {
     fn default() -> Self {
         let hour = Period(Some(Span(3_600_000)));
-        Self { look_every: hour, guard_lock: Period(None), remember_every: Period::days(1) }
+        Self { threshold: None, look_every: hour, guard_lock: Period(None), remember_every: Period::days(1) }
     }
 }
 
@@ -412,6 +421,7 @@ impl Config {
                 return Err(format!("store `{}`: `{}` is not a URL", store.name, store.url));
             }
         }
+        self.check_threshold()?;
         let lock_ms = self.vaults.guard_lock.every_ms();
         if lock_ms.is_some_and(|ms| !(3_600_000..=30 * 86_400_000).contains(&ms)) {
             return Err(
@@ -426,6 +436,26 @@ impl Config {
         }
         if self.capture.quiet.0 > self.capture.max_age.0 {
             return Err("`capture.quiet` is longer than `capture.max_age`".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// The rule of the protocol, told before anybody is asked for a password.
+    fn check_threshold(&self) -> Result<(), String> {
+        let Some(t) = self.vaults.threshold else { return Ok(()) };
+        let (t, n) = (usize::from(t), self.vault.len());
+        if t == 0 || t > n {
+            return Err(format!("`vaults.threshold` is {t}, and there are {n} vaults"));
+        }
+        if 2 * t <= n {
+            return Err(format!(
+                "`vaults.threshold` is {t} of {n}: it must be more than half, or two groups of vaults could each be guessed at"
+            ));
+        }
+        if n > VAULTS_MAX {
+            return Err(format!("a password can be entrusted to at most {VAULTS_MAX} vaults"));
         }
         Ok(())
     }
@@ -593,6 +623,23 @@ mod tests {
     #[test]
     fn what_stays_by_default_is_what_the_planner_thinks() {
         assert_eq!(Retention::default().policy(), RetentionPolicy::default());
+    }
+
+    #[test]
+    fn more_than_half_of_the_vaults_have_to_answer() {
+        let vaults = |n: usize, t: u8| {
+            let vault =
+                |i| format!("[[vault]]\nname='v{i}'\nurl='https://{i}.example'\nidentity='{i:064}'\n");
+            let all: String = (0..n).map(vault).collect();
+            parse(&format!("{all}[vaults]\nthreshold={t}\n"))
+        };
+        for (n, t) in [(1, 1), (2, 2), (3, 2), (3, 3), (5, 3), (15, 8)] {
+            assert!(vaults(n, t).is_ok(), "{t} of {n}");
+        }
+        for (n, t) in [(0, 1), (1, 0), (1, 2), (2, 1), (3, 1), (4, 2), (16, 9)] {
+            assert!(vaults(n, t).is_err(), "{t} of {n}");
+        }
+        assert!(vaults(3, 1).unwrap_err().to_string().contains("more than half"));
     }
 
     #[test]

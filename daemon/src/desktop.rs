@@ -22,7 +22,9 @@ const STAYS: i32 = 0;
 /// Something to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// The vault that it is about. A newer notice about it takes its place.
+    /// What it is about: a newer notice about the same takes its place.
+    pub about: String,
+    /// The vault that the buttons are for.
     pub vault: String,
     /// One line.
     pub summary: String,
@@ -121,21 +123,21 @@ async fn serve(mut notices: mpsc::Receiver<Notice>, events: mpsc::Sender<Event>)
     let bus = Connection::session().await?;
     let desktop = NotificationsProxy::new(&bus).await?;
     let mut pressed = desktop.receive_action_invoked().await?;
-    // The vault of each notification that is shown.
-    let mut shown: HashMap<String, u32> = HashMap::new();
+    // The notification about each thing, and the vault that its buttons are for.
+    let mut shown: HashMap<String, (u32, String)> = HashMap::new();
     loop {
         tokio::select! {
             notice = notices.recv() => {
                 let Some(notice) = notice else { return Ok(()) };
-                match show(&desktop, &notice, shown.get(&notice.vault).copied()).await {
-                    Ok(id) => drop(shown.insert(notice.vault, id)),
+                match show(&desktop, &notice, shown.get(&notice.about).map(|shown| shown.0)).await {
+                    Ok(id) => drop(shown.insert(notice.about, (id, notice.vault))),
                     Err(error) => info!(%error, "a notification cannot be shown"),
                 }
             }
             signal = pressed.next() => {
                 let Some(signal) = signal else { return Ok(()) };
                 let Ok(said) = signal.args() else { continue };
-                let vault = shown.iter().find(|(_, id)| **id == said.id).map(|(vault, _)| vault.clone());
+                let vault = shown.values().find(|(id, _)| *id == said.id).map(|(_, vault)| vault.clone());
                 let button = Button::ALL.into_iter().find(|button| button.key() == said.action_key);
                 let (Some(vault), Some(button)) = (vault, button) else { continue };
                 if events.send(Event::Pressed { vault, button }).await.is_err() {

@@ -12,7 +12,7 @@ use chatkeep_crypto::BackupKey;
 use chatkeep_format::{ArchiveId, ObjectName};
 use chatkeep_ipc::{Call, JobId, KeyOut, Reply, Secret, VerifyDepth};
 use chatkeep_planner::{RetentionPolicy, SourceId, UploadId};
-use chatkeep_vault_client::VaultPin;
+use chatkeep_vault_client::{Identity, VaultPin};
 
 use crate::archive::Archive;
 use crate::catalogue::Head;
@@ -324,8 +324,12 @@ pub enum Work {
     EnablePassword {
         /// The new archive.
         archive: Archive,
-        /// Which vault.
-        pin: VaultPin,
+        /// To which vaults.
+        pins: Vec<VaultPin>,
+        /// How many of them have to answer.
+        threshold: u8,
+        /// What the user should know of that choice.
+        caution: Option<String>,
         /// The password.
         password: Secret,
     },
@@ -364,6 +368,8 @@ pub enum Work {
         pins: Vec<VaultPin>,
         /// Password or digits.
         secret: Secret,
+        /// Vaults that the user confirmed for this, though they are not configured.
+        trust: Vec<Identity>,
     },
     /// Does the user still know it?
     Check {
@@ -459,8 +465,10 @@ pub enum Outcome {
     Enabled {
         /// Which.
         archive: ArchiveId,
-        /// Its vault, if there is one.
+        /// Its vault, or the first of them, if there is one.
         vault: String,
+        /// What the user should know.
+        warning: Option<String>,
     },
     /// The keys of an archive changed, or came to this device.
     Rekeyed {
@@ -472,6 +480,8 @@ pub enum Outcome {
         rotated: bool,
         /// The store, compared with what the vaults know.
         store: Compared,
+        /// Vaults that the user confirmed: they guard the archive that just opened.
+        confirmed: Vec<VaultPin>,
         /// What the user should know.
         warning: Option<String>,
     },

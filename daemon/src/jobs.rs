@@ -85,14 +85,14 @@ impl Job {
             Work::Verify { opened, depth: VerifyDepth::Restore } => self.drill(&opened).await,
             Work::Verify { opened, depth } => self.verify(&opened, depth).await,
             Work::Repair { opened, packs } => self.repair(&opened, packs).await,
-            Work::EnablePassword { archive, pin, password } => {
-                self.enable_password(&archive, pin, &password).await
+            Work::EnablePassword { archive, pins, threshold, caution, password } => {
+                self.enable_password(&archive, (&pins, threshold), caution, &password).await
             }
             Work::EnableKey { archive, key } => {
                 self.phase("writing the keyring");
                 let keys = self.ring(&archive, &[]).create(key, vec![Keyslot::Raw], None).await?;
                 drop(keys);
-                Ok(Outcome::Enabled { archive: archive.id, vault: String::new() })
+                Ok(Outcome::Enabled { archive: archive.id, vault: String::new(), warning: None })
             }
             Work::ChangePassword { opened, pins, current, new } => {
                 self.change_password(&opened, &pins, &current, &new).await
@@ -106,9 +106,18 @@ impl Job {
                 let warning = "what was stored before is still sealed under the old data key; somebody who knows the \
                                old key and has a copy of the store can read it";
                 let warning = Some(warning.to_owned());
-                Ok(Outcome::Rekeyed { keys, vault, rotated: true, store: Compared::Not, warning })
+                Ok(Outcome::Rekeyed {
+                    keys,
+                    vault,
+                    rotated: true,
+                    store: Compared::Not,
+                    confirmed: Vec::new(),
+                    warning,
+                })
             }
-            Work::Unlock { archive, pins, secret } => self.unlock(&archive, &pins, &secret).await,
+            Work::Unlock { archive, pins, secret, trust } => {
+                self.unlock(&archive, &pins, &secret, &trust).await
+            }
             Work::Check { opened, pins, secret, ask_vault } => {
                 self.check(&opened, &pins, &secret, ask_vault).await
             }

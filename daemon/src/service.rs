@@ -5,6 +5,7 @@ mod damage;
 mod encryption;
 mod events;
 mod guard;
+mod overlap;
 mod pins;
 mod register;
 mod shown;
@@ -119,7 +120,8 @@ impl Service {
         let with_archives = self.registry.database.values().filter(|known| known.archive.is_some());
         let used = with_archives.map(|known| known.store.clone()).collect();
         let stores = crate::stores::open_all(&self.config.store, &used)?;
-        self.pins = crate::stores::pins(&self.config.vault)?;
+        let pins = crate::stores::pins(&self.config.vault)?;
+        self.pins = crate::stores::with_confirmed(pins, &self.registry.vault);
         self.stores = stores;
         Ok(())
     }

@@ -332,6 +332,8 @@ impl Source {
             key_id: keys.map(crate::keyring::Keys::key_id).unwrap_or_default(),
             key_created: self.facts.key_created_us,
             vault: self.registration.vault.clone(),
+            vaults: Vec::new(),
+            threshold: 0,
             key_on_device: keys.is_some(),
             last_checked: self.facts.secret_checked_us,
         }

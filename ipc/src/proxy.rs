@@ -284,6 +284,12 @@ pub trait Encryption {
     /// `Vault`
     #[zbus(property)]
     fn vault(&self) -> zbus::Result<OwnedObjectPath>;
+    /// `Vaults`
+    #[zbus(property)]
+    fn vaults(&self) -> zbus::Result<Vec<OwnedObjectPath>>;
+    /// `Threshold`
+    #[zbus(property)]
+    fn threshold(&self) -> zbus::Result<u32>;
     /// `KeyOnDevice`
     #[zbus(property)]
     fn key_on_device(&self) -> zbus::Result<bool>;
@@ -326,6 +332,15 @@ pub trait Vault {
     /// `Fingerprint`
     #[zbus(property)]
     fn fingerprint(&self) -> zbus::Result<String>;
+    /// `Operator`
+    #[zbus(property)]
+    fn operator(&self) -> zbus::Result<String>;
+    /// `Jurisdiction`
+    #[zbus(property)]
+    fn jurisdiction(&self) -> zbus::Result<String>;
+    /// `Warnings`
+    #[zbus(property)]
+    fn warnings(&self) -> zbus::Result<Vec<String>>;
     /// `FrozenUntil`
     #[zbus(property)]
     fn frozen_until(&self) -> zbus::Result<u64>;

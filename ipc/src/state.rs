@@ -111,8 +111,12 @@ pub struct EncryptionState {
     pub key_id: String,
     /// When the key was made.
     pub key_created: u64,
-    /// Identifier of the vault, empty for none.
+    /// Identifier of the vault, or of the first of several; empty for none.
     pub vault: String,
+    /// Identifiers of all vaults of the keyslot.
+    pub vaults: Vec<String>,
+    /// How many of them have to answer; 0 if that is not known here.
+    pub threshold: u32,
     /// Backups can be sealed and opened without asking.
     pub key_on_device: bool,
     /// When the user last proved to know the secret.
@@ -148,6 +152,12 @@ pub struct VaultState {
     pub unacknowledged: u32,
     /// When the newest of these was noticed.
     pub elsewhere_seen: u64,
+    /// Who runs it, as the configuration says.
+    pub operator: String,
+    /// Whose courts can order the operator about, as the configuration says.
+    pub jurisdiction: String,
+    /// What it has in common with others that guard the same, one sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// Properties of one store.

@@ -1,6 +1,7 @@
 //! How current and how safe the backups are: the command that scripts and people run most.
 
 use serde_json::{Value, json};
+use zbus::zvariant::OwnedObjectPath;
 
 use super::{Context, vault, verify};
 use crate::explain::Result;
@@ -302,6 +303,9 @@ fn to_json(view: &View, verdict: Verdict, reasons: &[(Verdict, String)]) -> Valu
 fn database_json(view: &View, database: &Database) -> Value {
     let (state, encryption) = (&database.state, &database.encryption);
     let vault = view.vault_of(database);
+    let vaults: Vec<OwnedObjectPath> = encryption.get("Vaults");
+    let named = |path: &OwnedObjectPath| chatkeep_ipc::names::id_of_path("vault", path.as_str());
+    let vaults: Vec<String> = vaults.iter().filter_map(named).collect();
     json!({
         "id": database.id(), "name": state.text("DisplayName"), "app": state.text("AppId"), "path": state.text("Path"),
         "state": state.text("State"), "overdue": state.flag("Overdue"),
@@ -319,6 +323,7 @@ fn database_json(view: &View, database: &Database) -> Value {
         "encryption": {
             "mode": encryption.text("Mode"), "state": encryption.text("State"), "key_id": encryption.text("KeyId"),
             "key_on_device": encryption.flag("KeyOnDevice"), "last_checked": encryption.number("LastChecked"),
+            "vaults": vaults, "threshold": encryption.get::<u32>("Threshold"),
             "vault": vault.map(vault::id), "attempts_left": vault.map(|vault| vault.get::<u32>("AttemptsLeft")),
         },
     })

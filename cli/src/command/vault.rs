@@ -7,7 +7,7 @@ use super::Context;
 use crate::args::VaultCommand;
 use crate::explain::{Failure, Result};
 use crate::output::{self, Colour, paint, plain};
-use crate::view::Object;
+use crate::view::{Database, Object, View};
 use crate::{job, time};
 
 /// From here on the user is warned.
@@ -56,7 +56,17 @@ async fn status(context: &Context) -> Result<()> {
         return Ok(());
     }
     output::print(&output::table(&rows(&view.vaults)));
-    view.vaults.iter().flat_map(notes).for_each(|note| output::line(&note));
+    let mut said: Vec<String> = Vec::new();
+    for note in view.vaults.iter().flat_map(notes) {
+        if !said.contains(&note) {
+            output::line(&note);
+            said.push(note);
+        }
+    }
+    view.databases
+        .iter()
+        .filter_map(|database| guarded(&view, database))
+        .for_each(|line| output::line(&line));
     Ok(())
 }
 
@@ -120,6 +130,8 @@ pub(super) fn to_json(vault: &Object) -> serde_json::Value {
         "fingerprint": vault.text("Fingerprint"), "frozen_until": vault.number("FrozenUntil"),
         "failed_attempts": vault.get::<u32>("FailedAttempts"), "failed_here": vault.get::<u32>("FailedHere"),
         "failed_elsewhere": vault.get::<u32>("FailedElsewhere"),
+        "operator": vault.text("Operator"), "jurisdiction": vault.text("Jurisdiction"),
+        "warnings": vault.list("Warnings"),
         "unacknowledged": vault.get::<u32>("Unacknowledged"), "elsewhere_seen": vault.number("ElsewhereSeen"),
     })
 }
@@ -131,11 +143,33 @@ pub(super) fn notes(vault: &Object) -> Vec<String> {
     if let Some(alarm) = alarm(vault) {
         notes.push(paint(&alarm, Colour::Red));
     }
+    notes.extend(
+        vault.list("Warnings").iter().map(|text| paint(&plain(&format!("warning: {text}")), Colour::Yellow)),
+    );
     let frozen = vault.number("FrozenUntil");
     if frozen > time::now() {
         notes.push(format!("{name}: frozen until {} UTC: no password is tried", time::date_time(frozen)));
     }
     notes
+}
+
+/// `notes: 2 of 3 vaults have to answer (a, b, c); each gives 6 attempts …`
+fn guarded(view: &View, database: &Database) -> Option<String> {
+    let paths: Vec<zbus::zvariant::OwnedObjectPath> = database.encryption.get("Vaults");
+    let threshold = database.encryption.get::<u32>("Threshold");
+    if paths.len() < 2 || threshold == 0 {
+        return None;
+    }
+    let vaults: Vec<&Object> = view.vaults.iter().filter(|vault| paths.contains(&vault.path)).collect();
+    let names: Vec<String> = vaults.iter().map(|vault| plain(&id(vault))).collect();
+    let (n, each) = (paths.len(), vaults.iter().map(|vault| vault.get::<u32>("AttemptsMax")).max()?);
+    let all = u64::from(each) * n as u64 / u64::from(threshold);
+    Some(format!(
+        "{}: {threshold} of {n} vaults have to answer ({}); each gives {each} attempts, so that somebody who spreads \
+         guesses over them gets {all} in all",
+        plain(&database.id()),
+        names.join(", ")
+    ))
 }
 
 /// Attempts of somebody else that nobody acknowledged.

@@ -18,6 +18,14 @@ impl Catalogue {
         Ok(())
     }
 
+    /// What is known of the other registrations of the account.
+    pub fn accounts_beside(&self, id: &AccountId) -> Vec<Account> {
+        let Ok(tree) = self.db.open_tree("accounts") else { return Vec::new() };
+        let all = tree.scan_prefix(id.of_all_registrations()).filter_map(Result::ok);
+        let others = all.filter(|(key, _)| key != &id.0);
+        others.filter_map(|(_, value)| serde_json::from_slice(&value).ok()).collect()
+    }
+
     /// Forgets all registrations of the account but this one.
     pub fn keep_account(&self, id: &AccountId) -> anyhow::Result<()> {
         let tree = self.db.open_tree("accounts")?;

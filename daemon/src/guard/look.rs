@@ -101,10 +101,13 @@ async fn compare(
     let failed = counters.failed_since_change;
     let mut account = book.account(id).unwrap_or_default();
     let mut again = false;
-    // A question of ours is on its way; or, while a change is pending, two registrations share one count.
+    // While a change is pending, two registrations share one count.
+    let others = if counters.change_pending { book.charged_under_others(id) } else { 0 };
+    let failed = failed.saturating_sub(others);
+    // A question of ours may be on its way.
     if book.is_busy(id) && account.uncertain().next().is_some() {
         again = true;
-    } else if !counters.change_pending {
+    } else {
         let mut probed = Vec::new();
         if account.needs_probe(failed) {
             for attempt in account.uncertain() {
@@ -132,8 +135,8 @@ async fn compare(
         again |= account.suspicion.is_some();
     }
     seen.counted = Some(Counted {
-        failed,
-        here: account.charged().min(failed),
+        failed: failed + others,
+        here: account.charged().min(failed) + others,
         elsewhere: account.elsewhere,
         unacknowledged: account.unacknowledged(),
         seen_us: account.seen_us,

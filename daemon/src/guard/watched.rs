@@ -113,6 +113,12 @@ impl Book {
         self.memory().get(id).is_some_and(|at| at.elapsed() < UNDER_WAY)
     }
 
+    /// Attempts of this device at the same account, under other registrations than this.
+    pub fn charged_under_others(&self, id: &AccountId) -> u32 {
+        let others = self.catalogue.accounts_beside(id);
+        others.iter().fold(0, |sum, account| sum.saturating_add(account.charged()))
+    }
+
     fn memory(&self) -> MutexGuard<'_, HashMap<AccountId, Instant>> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }

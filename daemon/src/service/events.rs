@@ -371,7 +371,7 @@ impl Service {
     fn finish(&mut self, number: Option<SourceId>, outcome: Outcome) -> Result<Option<String>> {
         match (outcome, number) {
             (Outcome::Nothing { warning }, _) => Ok(warning),
-            (Outcome::Enabled { archive, vault }, Some(number)) => {
+            (Outcome::Enabled { archive, vault, warning }, Some(number)) => {
                 self.change_registration(number, |registration| {
                     registration.archive = Some(archive);
                     registration.vault = vault;
@@ -383,9 +383,10 @@ impl Service {
                 self.update(number, |source| source.unconfirmed = None);
                 self.open(number);
                 self.show(number);
-                Ok(None)
+                Ok(warning)
             }
-            (Outcome::Rekeyed { keys, vault, rotated, store, warning }, Some(number)) => {
+            (Outcome::Rekeyed { keys, vault, rotated, store, confirmed, warning }, Some(number)) => {
+                self.confirm_vaults(confirmed)?;
                 self.compared(number, store);
                 let open = self.sources.get_mut(&number).is_some_and(|source| {
                     source.unconfirmed = None;

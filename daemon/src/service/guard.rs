@@ -159,7 +159,16 @@ impl Service {
 
     /// Tells the user, wherever that is, what he must act on.
     /// With `remind`, also of what nobody acknowledged before the service was started.
-    pub(super) fn tell_user(&mut self, vault: &str, seen: &VaultSeen, remind: bool) {
+    pub(super) fn tell_user(
+        &mut self,
+        source: Option<SourceId>,
+        vault: &str,
+        seen: &VaultSeen,
+        remind: bool,
+    ) {
+        // One attempt at a password shows at several vaults, one after the other: it is told once.
+        let source = source.and_then(|number| self.sources.get(&number));
+        let about = source.map_or_else(|| vault.to_owned(), |source| source.id.clone());
         let left = seen.attempts_left.unwrap_or(0);
         let unacknowledged = seen.counted.map_or(0, |counted| counted.unacknowledged);
         if seen.new_elsewhere > 0 {
@@ -180,27 +189,33 @@ impl Service {
                 "The vault {vault} counted {tried}. {left} attempts are left. If it was not you elsewhere, somebody has \
                  a copy of your keyslot: freeze the vault, then change the password."
             );
-            self.notify(vault, "Somebody tries the password of your backups", body, &Button::ALL);
+            self.notify((&about, vault), "Somebody tries the password of your backups", body, &Button::ALL);
         }
         if seen.news && seen.state == "destroyed" {
             let body = format!(
                 "After the last attempt the vault {vault} erased its part of the key. Set a new password \
                  (chatkeep encryption change-password), while this device has the key."
             );
-            self.notify(vault, "The password of your backups opens nothing any more", body, &[]);
+            self.notify((&about, vault), "The password of your backups opens nothing any more", body, &[]);
         }
         if seen.news && seen.state == "superseded" {
             let body = format!(
                 "The vault {vault} knows another password of your backups. If it was not you who changed it on another \
                  device, look there. Unlock here with the new one."
             );
-            self.notify(vault, "The password of your backups was changed on another device", body, &[]);
+            self.notify(
+                (&about, vault),
+                "The password of your backups was changed on another device",
+                body,
+                &[],
+            );
         }
     }
 
-    fn notify(&mut self, vault: &str, summary: &str, body: String, buttons: &[Button]) {
-        let (vault, summary, buttons) = (vault.to_owned(), summary.to_owned(), buttons.to_vec());
-        self.out.push(Command::Notify(Box::new(Notice { vault, summary, body, buttons })));
+    fn notify(&mut self, (about, vault): (&str, &str), summary: &str, body: String, buttons: &[Button]) {
+        let (about, vault) = (about.to_owned(), vault.to_owned());
+        let (summary, buttons) = (summary.to_owned(), buttons.to_vec());
+        self.out.push(Command::Notify(Box::new(Notice { about, vault, summary, body, buttons })));
     }
 
     /// Somebody pressed a button of a notification.

@@ -14,7 +14,9 @@ impl Service {
         let next = self.scheduler.state(number).and_then(|view| view.next_attempt);
         let next_run = next.map_or(0, |at| now_us + at.0.saturating_sub(self.now.0) * 1000);
         let state = source.database_state(self.pause.is_some(), next_run, now_us);
-        self.tools.server.upsert_database(&source.id, state, source.encryption_state());
+        let mut encryption = source.encryption_state();
+        (encryption.vaults, encryption.threshold) = self.vaults_of(source);
+        self.tools.server.upsert_database(&source.id, state, encryption);
     }
 
     pub(super) fn show_manager(&self) {

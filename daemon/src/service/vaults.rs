@@ -6,11 +6,17 @@ use std::sync::Arc;
 use chatkeep_ipc::{Error, JobId, NewJob, VaultState};
 use chatkeep_planner::SourceId;
 use chatkeep_vault_client::VaultPin;
+use chatkeep_vault_protocol::KdfFloor;
 use chatkeep_vault_protocol::limits::FREEZE_MAX_S;
+use chatkeep_vault_protocol::slot::Slot;
 
 use super::Service;
+use super::overlap::{Known, overlaps};
+use crate::config;
 use crate::event::{Opened, Work};
 use crate::guard::{VaultSeen, acknowledge};
+use crate::registry::ConfirmedVault;
+use crate::source::Source;
 
 /// What the vaults said last.
 #[derive(Default)]
@@ -60,7 +66,7 @@ impl Said {
     }
 
     /// What matters most, of all archives.
-    fn shown(&self, pin: &VaultPin) -> VaultState {
+    fn shown(&self, pin: &VaultPin, config: Option<&config::Vault>, warnings: Vec<String>) -> VaultState {
         const WORST: [&str; 7] =
             ["destroyed", "superseded", "untrusted", "unreachable", "frozen", "backoff", "ok"];
         let said = |word: &&&str| self.of.values().any(|seen| seen.state == **word);
@@ -83,6 +89,9 @@ impl Said {
             failed_elsewhere: counted().map(|counted| counted.elsewhere).sum(),
             unacknowledged: counted().map(|counted| counted.unacknowledged).sum(),
             elsewhere_seen: counted().map(|counted| counted.seen_us).max().unwrap_or(0),
+            operator: config.map(|vault| vault.operator.clone()).unwrap_or_default(),
+            jurisdiction: config.map(|vault| vault.jurisdiction.clone()).unwrap_or_default(),
+            warnings,
         }
     }
 }
@@ -95,7 +104,9 @@ impl Service {
     fn show_vault(&self, pin: &VaultPin) {
         let silent = Said::default();
         let said = self.vaults.said.get(&pin.name).unwrap_or(&silent);
-        self.tools.server.upsert_vault(&pin.name, said.shown(pin));
+        let config = self.config.vault.iter().find(|vault| vault.name == pin.name);
+        let warnings = self.warnings_about(&pin.name);
+        self.tools.server.upsert_vault(&pin.name, said.shown(pin, config, warnings));
     }
 
     /// Shows what a vault just said of the archive of a source, or of none.
@@ -120,7 +131,90 @@ impl Service {
         let remind = unacknowledged && !said.reminded;
         said.reminded = unacknowledged || (said.reminded && seen.counted.is_none());
         self.show_vault(pin);
-        self.tell_user(&name, seen, remind);
+        self.tell_user(source, &name, seen, remind);
+    }
+
+    /// The vaults that a new password is entrusted to, and how many of them have to answer.
+    pub(super) fn chosen_vaults(&self, name: Option<&str>) -> Result<(Vec<VaultPin>, u8), Error> {
+        match (name, self.config.vaults.threshold) {
+            (None, Some(threshold)) => {
+                let configured =
+                    |pin: &&VaultPin| self.config.vault.iter().any(|vault| vault.name == pin.name);
+                Ok((self.pins.iter().filter(configured).cloned().collect(), threshold))
+            }
+            _ => Ok((vec![self.pin(name)?], 1)),
+        }
+    }
+
+    /// What several vaults have in common.
+    pub(super) fn caution_about(&self, pins: &[VaultPin]) -> Option<String> {
+        let found = self.overlaps_of(pins);
+        let text = || format!("{}: who can open or lose one can open or lose the other", found.join("; "));
+        (!found.is_empty()).then(text)
+    }
+
+    fn overlaps_of(&self, pins: &[VaultPin]) -> Vec<String> {
+        let known: Vec<Known<'_>> = pins
+            .iter()
+            .map(|pin| {
+                let config = self.config.vault.iter().find(|vault| vault.name == pin.name);
+                let operator = config.map_or("", |vault| vault.operator.as_str());
+                Known { name: &pin.name, url: &pin.url, operator }
+            })
+            .collect();
+        overlaps(&known)
+    }
+
+    /// What this vault has in common with others that guard the same archive, or that a new password would go to.
+    fn warnings_about(&self, name: &str) -> Vec<String> {
+        let opened = self.sources.values().filter_map(|source| source.opened.as_ref());
+        let slots = opened.filter_map(|opened| opened.keys.password_slot());
+        let of_slot = |slot: &[u8]| -> Vec<VaultPin> {
+            let guards = |pin: &&VaultPin| crate::keyring::pin_of(std::slice::from_ref(*pin), slot).is_some();
+            self.pins.iter().filter(guards).cloned().collect()
+        };
+        let mut groups: Vec<Vec<VaultPin>> = slots.map(of_slot).collect();
+        groups.extend(self.config.vaults.threshold.and_then(|_| Some(self.chosen_vaults(None).ok()?.0)));
+        let groups = groups.into_iter().filter(|group| group.iter().any(|pin| pin.name == name));
+        let mut found: Vec<String> = groups.flat_map(|group| self.overlaps_of(&group)).collect();
+        let this = format!(" {name} ");
+        found.retain(|text| text.contains(&this));
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// The vaults of its keyslot by name, and how many of them have to answer: as far as that is known here.
+    pub(super) fn vaults_of(&self, source: &Source) -> (Vec<String>, u32) {
+        let slot = source
+            .opened
+            .as_ref()
+            .and_then(|opened| Slot::decode(opened.keys.password_slot()?, KdfFloor::AllowWeakKdf).ok());
+        let Some(slot) = slot else {
+            let known = &source.registration.vault;
+            return ((!known.is_empty()).then(|| known.clone()).into_iter().collect(), 0);
+        };
+        let named = |vault: &VaultPin| {
+            let pin = self.pins.iter().find(|pin| pin.identity == vault.identity);
+            pin.map(|pin| pin.name.clone())
+        };
+        (slot.header.vaults.iter().filter_map(named).collect(), u32::from(slot.header.threshold))
+    }
+
+    /// Remembers vaults that the user confirmed for an archive that they just opened.
+    pub(super) fn confirm_vaults(&mut self, confirmed: Vec<VaultPin>) -> crate::fault::Result<()> {
+        if confirmed.is_empty() {
+            return Ok(());
+        }
+        self.change_registry(|registry| {
+            for pin in &confirmed {
+                let vault = ConfirmedVault { url: pin.url.clone(), identity: pin.identity().to_string() };
+                registry.vault.insert(pin.name.clone(), vault);
+            }
+        })?;
+        self.pins.extend(confirmed);
+        self.show_vaults();
+        Ok(())
     }
 
     /// What is open here and guarded by this vault.

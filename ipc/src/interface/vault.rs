@@ -136,6 +136,21 @@ impl VaultInterface {
     }
 
     #[zbus(property)]
+    fn operator(&self) -> String {
+        self.read(|state| state.operator.clone())
+    }
+
+    #[zbus(property)]
+    fn jurisdiction(&self) -> String {
+        self.read(|state| state.jurisdiction.clone())
+    }
+
+    #[zbus(property)]
+    fn warnings(&self) -> Vec<String> {
+        self.read(|state| state.warnings.clone())
+    }
+
+    #[zbus(property)]
     fn frozen_until(&self) -> u64 {
         self.read(|state| state.frozen_until)
     }
