@@ -134,12 +134,12 @@ fn seen() -> VaultSeen {
     VaultSeen { name: "home".to_owned(), state: "ok", attempts_left: Some(9), ..VaultSeen::default() }
 }
 
-fn look(seen: VaultSeen, reached: bool) -> Option<Look> {
-    Some(Look { vaults: vec![seen], again: false, reached, store: Compared::Not })
+fn look(seen: VaultSeen, reached: bool) -> Look {
+    Look { vaults: vec![seen], again: false, reached, store: Compared::Not }
 }
 
-fn end(service: &mut Service, look: Option<Look>, now: u64) -> Vec<Command> {
-    service.handle(Event::Guarded { source: SOURCE, look }, Millis(now))
+fn end(service: &mut Service, look: Look, now: u64) -> Vec<Command> {
+    service.handle(Event::Guarded { source: SOURCE, look: Some(look) }, Millis(now))
 }
 
 #[tokio::test]
@@ -151,7 +151,7 @@ async fn a_vault_is_looked_at_soon_then_hourly_and_less_often_while_it_is_away()
     assert!(order.check_store && order.lock_s.is_none());
     assert!(look_at(&mut service, first + 2 * HOUR).is_none(), "one at a time");
     let store = Compared::Whole;
-    end(&mut service, Some(Look { store, ..look(seen(), true).unwrap() }), first);
+    end(&mut service, Look { store, ..look(seen(), true) }, first);
     let (second, order) = next_look(&mut service, first + 1);
     assert!(
         (48 * MINUTE..=2 * HOUR + 1).contains(&(second - first)),
@@ -177,7 +177,7 @@ async fn what_is_not_certain_is_looked_at_again_soon() {
     let mut world = World::new();
     let mut service = service(&mut world, "", true).await;
     let (first, _) = next_look(&mut service, 1);
-    end(&mut service, Some(Look { again: true, ..look(seen(), true).unwrap() }), first);
+    end(&mut service, Look { again: true, ..look(seen(), true) }, first);
     let (second, _) = next_look(&mut service, first + 1);
     assert!(second - first <= 4 * MINUTE, "{second}");
 }

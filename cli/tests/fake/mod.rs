@@ -212,8 +212,10 @@ async fn answer(mut incoming: mpsc::Receiver<Call>, server: Server, log: Arc<Mut
                 server.job_completed(&id, JobOutcome::Done(Details::new()), NOW);
             }
             Call::Unlock { secret, trust, job, reply, .. } => {
-                let trusting: String = trust.iter().map(|print| format!(" trusting {print}")).collect();
-                note(format!("unlock {}{trusting}", secret.as_str().unwrap()));
+                let said: Vec<&str> = std::iter::once(secret.as_str().unwrap())
+                    .chain(trust.iter().map(String::as_str))
+                    .collect();
+                note(format!("unlock {}", said.join(" trusting ")));
                 let id = begin(&server, &job, "unlock");
                 reply.send(Ok(job.id)).unwrap();
                 let outcome = if secret.as_bytes() == b"right" {
