@@ -2,12 +2,15 @@
 //!
 //! `config.example.toml` in the repository shows every key with its unit and default; a test parses it.
 
+mod vaults;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use chatkeep_planner::{CapturePolicy, RetentionPolicy};
-use chatkeep_vault_protocol::limits::VAULTS_MAX;
 use serde::Deserialize;
+
+pub use vaults::{Vault, Vaults};
 
 /// The whole configuration file.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq)]
@@ -101,20 +104,6 @@ pub struct Upkeep {
     pub drill_every: Period,
 }
 
-/// `[vaults]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields, default)]
-pub struct Vaults {
-    /// A new password is entrusted to all vaults, so many of which have to answer; without it, to one.
-    pub threshold: Option<u8>,
-    /// How often every vault is asked whether somebody tried the password.
-    pub look_every: Period,
-    /// The vaults are kept frozen for so long from the last look of this device on.
-    pub guard_lock: Period,
-    /// How often the vaults are told the newest entry, at most.
-    pub remember_every: Period,
-}
-
 /// `[[store]]`
 #[derive(Debug, Clone, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
@@ -129,24 +118,6 @@ pub struct Store {
     /// Where each secret of the store lives: `"keyring"`, `"credential:NAME"` or `"env:NAME"`. Never the secret.
     #[serde(default)]
     pub secrets: BTreeMap<String, String>,
-}
-
-/// `[[vault]]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
-pub struct Vault {
-    /// Its name on D-Bus and in logs.
-    pub name: String,
-    /// `https://` address.
-    pub url: String,
-    /// The vault's identity key as printed by `chatkeep-vault fingerprint`: it is pinned.
-    pub identity: String,
-    /// Who runs it: two vaults of one operator are as one.
-    #[serde(default)]
-    pub operator: String,
-    /// Whose courts can order the operator about.
-    #[serde(default)]
-    pub jurisdiction: String,
 }
 
 /// `[[source]]`
@@ -258,13 +229,6 @@ impl Default for Retention {
 impl Default for Upkeep {
     fn default() -> Self {
         Self { prune_every: Period::days(1), verify_every: Period::days(7), drill_every: Period::days(30) }
-    }
-}
-
-impl Default for Vaults {
-    fn default() -> Self {
-        let hour = Period(Some(Span(3_600_000)));
-        Self { threshold: None, look_every: hour, guard_lock: Period(None), remember_every: Period::days(1) }
     }
 }
 
@@ -421,41 +385,12 @@ impl Config {
                 return Err(format!("store `{}`: `{}` is not a URL", store.name, store.url));
             }
         }
-        self.check_threshold()?;
-        let lock_ms = self.vaults.guard_lock.every_ms();
-        if lock_ms.is_some_and(|ms| !(3_600_000..=30 * 86_400_000).contains(&ms)) {
-            return Err(
-                "`vaults.guard_lock` must be \"1h\" to \"30d\": no vault stays frozen longer".to_owned()
-            );
-        }
-        if lock_ms.is_some() && self.vaults.look_every.every_ms().is_none() {
-            return Err("`vaults.guard_lock` needs `vaults.look_every`".to_owned());
-        }
+        self.vaults.check(self.vault.len())?;
         if !(1..=19).contains(&self.capture.compression_level) {
             return Err("`capture.compression_level` must be 1 to 19".to_owned());
         }
         if self.capture.quiet.0 > self.capture.max_age.0 {
             return Err("`capture.quiet` is longer than `capture.max_age`".to_owned());
-        }
-        Ok(())
-    }
-}
-
-impl Config {
-    /// The rule of the protocol, told before anybody is asked for a password.
-    fn check_threshold(&self) -> Result<(), String> {
-        let Some(t) = self.vaults.threshold else { return Ok(()) };
-        let (t, n) = (usize::from(t), self.vault.len());
-        if t == 0 || t > n {
-            return Err(format!("`vaults.threshold` is {t}, and there are {n} vaults"));
-        }
-        if 2 * t <= n {
-            return Err(format!(
-                "`vaults.threshold` is {t} of {n}: it must be more than half, or two groups of vaults could each be guessed at"
-            ));
-        }
-        if n > VAULTS_MAX {
-            return Err(format!("a password can be entrusted to at most {VAULTS_MAX} vaults"));
         }
         Ok(())
     }
@@ -626,23 +561,6 @@ mod tests {
     }
 
     #[test]
-    fn more_than_half_of_the_vaults_have_to_answer() {
-        let vaults = |n: usize, t: u8| {
-            let vault =
-                |i| format!("[[vault]]\nname='v{i}'\nurl='https://{i}.example'\nidentity='{i:064}'\n");
-            let all: String = (0..n).map(vault).collect();
-            parse(&format!("{all}[vaults]\nthreshold={t}\n"))
-        };
-        for (n, t) in [(1, 1), (2, 2), (3, 2), (3, 3), (5, 3), (15, 8)] {
-            assert!(vaults(n, t).is_ok(), "{t} of {n}");
-        }
-        for (n, t) in [(0, 1), (1, 0), (1, 2), (2, 1), (3, 1), (4, 2), (16, 9)] {
-            assert!(vaults(n, t).is_err(), "{t} of {n}");
-        }
-        assert!(vaults(3, 1).unwrap_err().to_string().contains("more than half"));
-    }
-
-    #[test]
     fn contradictions_are_found() {
         for bad in [
             "[[source]]\nname='a'\npath='/x'\n",
@@ -653,9 +571,6 @@ mod tests {
             "[[store]]\nname='a'\nurl='file:///x'\n[[store]]\nname='a'\nurl='file:///y'\n",
             "[[store]]\nname='a'\nurl='file:///x'\n[[source]]\nname='a'\npath='x'\n",
             "[capture]\nquiet='1m'\n",
-            "[vaults]\nguard_lock='31d'\n",
-            "[vaults]\nguard_lock='1m'\n",
-            "[vaults]\nguard_lock='7d'\nlook_every='never'\n",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

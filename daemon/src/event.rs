@@ -435,6 +435,8 @@ pub enum Work {
         opened: Vec<Arc<Opened>>,
         /// Until when, in seconds since 1970; `None` lifts a freeze.
         until_s: Option<u64>,
+        /// What the user should know of it.
+        caution: Option<String>,
         /// See [`crate::guard::CONFIRM_US`].
         confirm_us: u64,
     },

@@ -23,7 +23,7 @@ use crate::fault::{Fault, Result};
 use crate::follower::{Attachments, Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
 use crate::guard::{LookOrder, look};
 use crate::jobs::{Job, Tools, list_remote};
-use crate::keyring::Ring;
+use crate::keyring::{Keys, Ring};
 use crate::pack_pages::PackPages;
 use crate::service::Service;
 use crate::spool::{Holds, Spool};
@@ -217,18 +217,8 @@ impl Hands {
                 let tools = self.tools.clone();
                 let patience = if at_last { REMEMBER_AT_LAST } else { REMEMBER_TIMEOUT };
                 self.spawn(async move {
-                    let told = crate::witness::remember(&tools.book, &pins, &archive, &keys, head);
-                    let told = tokio::time::timeout(patience, told).await;
-                    let done = matches!(told, Ok(Ok(())));
-                    match told {
-                        Ok(Err(error)) => debug!(%error, "no vault remembers the newest entry"),
-                        Err(_) => debug!("no vault answers"),
-                        // Noted here: at the end nobody takes events any more.
-                        Ok(Ok(())) => drop(tools.catalogue.update_facts(&archive.id, |facts| {
-                            facts.witnessed_us = crate::clock::now_us();
-                            facts.witnessed_seq = head.0;
-                        })),
-                    }
+                    let told = remember(&tools, &pins, &archive, &keys, head);
+                    let done = tokio::time::timeout(patience, told).await.unwrap_or(false);
                     Event::Remembered { source, done }
                 });
             }
@@ -333,6 +323,25 @@ async fn open(
     let looked = tokio::time::timeout(Duration::from_secs(3), look(&tools.book, &order)).await;
     let vaults = looked.ok().flatten().map(|look| look.vaults).unwrap_or_default();
     Ok(Some(Opened { archive, keys, spool, log, vaults }))
+}
+
+/// Lets the vaults remember the newest entry, and notes that here: at the end nobody takes events any more.
+async fn remember(
+    tools: &Tools,
+    pins: &[chatkeep_vault_client::VaultPin],
+    archive: &Archive,
+    keys: &Keys,
+    head: (u64, [u8; 32]),
+) -> bool {
+    if let Err(error) = crate::witness::remember(&tools.book, pins, archive, keys, head).await {
+        debug!(%error, "no vault remembers the newest entry");
+        return false;
+    }
+    tools.catalogue.update_facts(&archive.id, |facts| {
+        facts.witnessed_us = crate::clock::now_us();
+        facts.witnessed_seq = head.0;
+    });
+    true
 }
 
 /// Puts one object into the store. With the entry, the point is announced: first the store has it, then we say so.

@@ -142,8 +142,8 @@ impl Job {
             Work::VaultRefresh { pin, pins, opened, confirm_us } => {
                 self.vault_refresh(&pin, &pins, &opened, confirm_us).await
             }
-            Work::Freeze { pins, opened, until_s, confirm_us } => {
-                self.freeze(&pins, &opened, until_s, confirm_us).await
+            Work::Freeze { pins, opened, until_s, caution, confirm_us } => {
+                self.freeze(&pins, &opened, until_s, (caution, confirm_us)).await
             }
             Work::Prune { opened, pins, policy, now_us, dry_run } => {
                 self.phase("looking for what nobody needs");

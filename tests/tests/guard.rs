@@ -176,6 +176,9 @@ fn a_locked_vault_gives_nobody_an_attempt_and_its_owner_all() {
     check(&machine, &id, PASSWORD).success().unwrap();
     assert_eq!(other.unlock(&theirs, PASSWORD).unwrap().error(), "VaultBackoff");
 
+    let lifted = machine.run(&["vault", "unfreeze"], None).unwrap().success().unwrap();
+    assert!(lifted.result()["warning"].to_string().contains("guard_lock"), "{lifted:?}");
+    wait_for_vault(&machine, "the lock again", |vault| vault["state"] == "frozen");
     machine.stop().unwrap();
     let config = std::fs::read_to_string(machine.config_file()).unwrap();
     machine.configure(&config.replace("guard_lock = \"2d\"", "")).unwrap();

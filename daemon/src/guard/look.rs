@@ -1,5 +1,7 @@
 //! One look at all vaults of one keyslot: counters compared with what was done here, freezes renewed.
 
+use std::time::Duration;
+
 use chatkeep_vault_client::{Counters, KdfFloor, SlotSecret, VaultError, VaultPin, freeze, look as ask};
 use chatkeep_vault_protocol::answer::{self, Answer};
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
@@ -17,6 +19,9 @@ use crate::witness::Compared;
 
 /// A lock is renewed when it has a day less than it could have: not with every look, because it costs each vault a commit.
 const RENEW_S: u64 = 24 * 3600;
+
+/// A store that does not answer for so long (a mount that hangs) holds up no look.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What is looked at, and how.
 pub struct LookOrder {
@@ -82,9 +87,13 @@ pub async fn look(book: &Book, order: &LookOrder) -> Option<Look> {
         renew(book, order, (slot_bytes, secret), until_s, &mut found).await;
     }
     if order.check_store && found.reached {
-        match crate::witness::check(book, &order.pins, &order.archive, &order.keys).await {
-            Ok(compared) => found.store = compared,
-            Err(fault) => debug!(error = %fault.error.text(), "the store is compared with the vaults later"),
+        let compared = crate::witness::check(book, &order.pins, &order.archive, &order.keys);
+        match tokio::time::timeout(COMPARE_TIMEOUT, compared).await {
+            Ok(Ok(compared)) => found.store = compared,
+            Ok(Err(fault)) => {
+                debug!(error = %fault.error.text(), "the store is compared with the vaults later");
+            }
+            Err(_) => debug!("the store does not answer; it is compared with the vaults later"),
         }
     }
     Some(found)

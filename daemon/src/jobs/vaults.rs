@@ -61,7 +61,7 @@ impl Job {
         pins: &[VaultPin],
         opened: &[Arc<Opened>],
         until_s: Option<u64>,
-        confirm_us: u64,
+        (caution, confirm_us): (Option<String>, u64),
     ) -> Result<Outcome> {
         let mut failure = None;
         let mut frozen = 0;
@@ -87,7 +87,10 @@ impl Job {
                 let text = "no archive here is guarded by this vault with a password this device has seen";
                 Err(Error::NotEnabled(text.to_owned()).into())
             }
-            failure => Ok(Outcome::Looked { looks, warning: failure.map(|fault| fault.error.text()) }),
+            failure => {
+                let warning = failure.map(|fault| fault.error.text()).or(caution);
+                Ok(Outcome::Looked { looks, warning })
+            }
         }
     }
 

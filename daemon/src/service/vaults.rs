@@ -252,7 +252,10 @@ impl Service {
         }
         let (pins, opened, confirm_us) = (self.pins.clone(), self.guarded_by(name), self.confirm_us());
         let operation = if until_s.is_some() { "freeze" } else { "unfreeze" };
-        let work = Work::Freeze { pins, opened, until_s, confirm_us };
+        let locked = until_s.is_none() && self.config.vaults.guard_lock.every_ms().is_some();
+        let text = "`vaults.guard_lock` is on: the next look freezes the vaults again";
+        let caution = locked.then(|| text.to_owned());
+        let work = Work::Freeze { pins, opened, until_s, caution, confirm_us };
         Ok(self.run(job, operation, None, false, work))
     }
 
