@@ -152,6 +152,8 @@ pub(crate) enum Command {
         id: String,
         #[command(flatten)]
         secret: SecretArgs,
+        #[command(flatten)]
+        trust: TrustArgs,
     },
     /// Backup key vaults
     #[command(subcommand)]
@@ -206,7 +208,7 @@ pub(crate) enum EncryptionCommand {
     EnablePassword {
         /// The database
         id: String,
-        /// Which vault [default: the configured one]
+        /// One vault only [default: the first, or all of them with `vaults.threshold` in the configuration]
         #[arg(long)]
         vault: Option<String>,
         #[command(flatten)]
@@ -270,6 +272,8 @@ pub(crate) enum EncryptionCommand {
         id: String,
         #[command(flatten)]
         secret: SecretArgs,
+        #[command(flatten)]
+        trust: TrustArgs,
     },
     /// Do you still know the password or the digits?
     Check {
@@ -281,6 +285,14 @@ pub(crate) enum EncryptionCommand {
         #[command(flatten)]
         secret: SecretArgs,
     },
+}
+
+/// Vaults that are not configured here.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct TrustArgs {
+    /// Ask this vault, too, though it is not configured: its fingerprint, as its operator says it; may be given several times
+    #[arg(long = "trust-vault", value_name = "FINGERPRINT")]
+    pub(crate) vaults: Vec<String>,
 }
 
 /// Where a secret comes from, when not from the terminal or standard input.
@@ -307,8 +319,28 @@ pub(crate) struct NewKeyArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VaultCommand {
-    /// Ask the vaults, and show the attempts left
+    /// Ask the vaults, and show the attempts left and who made the others
     Status,
+    /// Ask the vaults whether somebody tried the password
+    Refresh,
+    /// Let nobody try the password for a while, not even with the right one
+    Freeze {
+        /// The vault, and those that guard the same backups [default: all]
+        vault: Option<String>,
+        /// For how long, 30d at most: 12h, 7d
+        #[arg(long = "for", value_name = "DURATION", default_value = "7d")]
+        duration: String,
+    },
+    /// End a freeze
+    Unfreeze {
+        /// The vault, and those that guard the same backups [default: all]
+        vault: Option<String>,
+    },
+    /// The attempts that were noticed were yours: show them no longer
+    Acknowledge {
+        /// The vault, and those that guard the same backups [default: all]
+        vault: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

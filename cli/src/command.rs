@@ -14,7 +14,7 @@ mod verify;
 use clap::CommandFactory as _;
 use serde_json::json;
 
-use crate::args::{Cli, Command, EncryptionCommand, StoreCommand, VaultCommand};
+use crate::args::{Cli, Command, EncryptionCommand, StoreCommand};
 use crate::connect::{self, Service};
 use crate::explain::{Failure, Result};
 use crate::view::View;
@@ -94,11 +94,12 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Adopt { store, remote_id, to, name, restore } => {
             register::adopt(context, &store, &remote_id, &to, name, restore).await?;
         }
-        Command::Unlock { id, secret } | Command::Encryption(EncryptionCommand::Unlock { id, secret }) => {
-            encryption::unlock(context, &id, &secret).await?;
+        Command::Unlock { id, secret, trust }
+        | Command::Encryption(EncryptionCommand::Unlock { id, secret, trust }) => {
+            encryption::unlock(context, &id, &secret, trust.vaults).await?;
         }
         Command::Encryption(command) => encryption::run(context, command).await?,
-        Command::Vault(VaultCommand::Status) => vault::status(context).await?,
+        Command::Vault(command) => vault::run(context, command).await?,
         Command::Store(StoreCommand::Test { store }) => vault::test_store(context, &store).await?,
         Command::Pause { duration, reason } => backup::pause(context, duration.as_deref(), &reason).await?,
         Command::Resume => backup::resume(context).await?,

@@ -132,7 +132,7 @@ fn sentences(error: &Error) -> (&'static str, &'static str) {
             ("the new digits were not confirmed yet", "type them back with `chatkeep encryption confirm`")
         }
         Error::VaultBackoff(_) => {
-            ("too many attempts in a short time", "wait, then try again; nothing is lost")
+            ("the vault takes no attempt just now", "wait, then try again; nothing is lost")
         }
         Error::VaultDestroyed(_) => (
             "the vault has destroyed the key for this password, for good",

@@ -22,6 +22,9 @@ type Properties = HashMap<String, OwnedValue>;
 /// An object that is damaged: its key, how, what it holds, points that it costs.
 pub(crate) type Damage = (String, String, String, Vec<String>);
 
+/// A vault that is not configured: name, address, fingerprint.
+pub(crate) type UnknownVault = (String, String, String);
+
 /// How a job that did not fail ended.
 pub(crate) struct Outcome {
     result: Properties,
@@ -57,6 +60,8 @@ pub(crate) struct Ended {
     pub(crate) retry_after: Option<u64>,
     /// What a verification found.
     pub(crate) damage: Vec<Damage>,
+    /// Vaults that the user would have to confirm.
+    pub(crate) unknown_vaults: Vec<UnknownVault>,
 }
 
 impl From<Ended> for Failure {
@@ -67,7 +72,13 @@ impl From<Ended> for Failure {
 
 impl From<Failure> for Ended {
     fn from(failure: Failure) -> Self {
-        Self { failure, attempts_left: None, retry_after: None, damage: Vec::new() }
+        Self {
+            failure,
+            attempts_left: None,
+            retry_after: None,
+            damage: Vec::new(),
+            unknown_vaults: Vec::new(),
+        }
     }
 }
 
@@ -161,6 +172,7 @@ fn ending(state: &Properties) -> Option<Result<Outcome, Ended>> {
                     .and_then(|at| u64::try_from(at).ok())
                     .filter(|at| *at != 0),
                 damage: get(&result, "damage"),
+                unknown_vaults: get(&result, "unknown-vaults"),
             }))
         }
         _ => None,

@@ -45,6 +45,52 @@ fn status_says_what_is_wrong_and_exits_accordingly() {
 }
 
 #[test]
+fn attempts_elsewhere_are_a_reason_to_look_until_they_are_acknowledged() {
+    let fake = Fake::start();
+    let vault = chatkeep_ipc::VaultState {
+        state: "ok".into(),
+        attempts_left: 9,
+        attempts_max: 10,
+        failed_elsewhere: 2,
+        unacknowledged: 1,
+        elsewhere_seen: fake::NOW,
+        ..Default::default()
+    };
+    fake.server.upsert_vault("one", vault.clone());
+    let ran = fake.run(&["status"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.out.contains("vault one: 1 wrong passwords were not tried on this machine"), "{}", ran.out);
+    assert!(ran.out.contains("noticed 2026-11-24 08:30:00 UTC"), "{}", ran.out);
+    assert_eq!(fake.run(&["vault", "acknowledge"]).code, 0);
+    fake.server.upsert_vault("one", chatkeep_ipc::VaultState { unacknowledged: 0, ..vault });
+    assert_eq!(fake.run(&["status"]).code, 0);
+    assert_eq!(fake.log(), ["acknowledge one"]);
+}
+
+#[test]
+fn a_freeze_has_an_end_and_is_lifted() {
+    let fake = Fake::start();
+    let ran = fake.run(&["vault", "freeze", "--for", "soon"]);
+    assert_eq!((ran.code, fake.log().len()), (1, 0), "{ran:?}");
+    let ran = fake.run(&["vault", "freeze", "--for", "3d"]);
+    assert!(ran.code == 0 && ran.out.contains("nobody can try the password until 20"), "{ran:?}");
+    assert_eq!(fake.run(&["vault", "unfreeze", "one"]).code, 0);
+    assert_eq!(fake.run(&["vault", "unfreeze", "none"]).code, 1);
+    assert_eq!(fake.log(), ["freeze one true", "freeze one false"]);
+}
+
+#[test]
+fn vaults_that_nobody_chose_are_confirmed_by_their_fingerprints_only() {
+    let fake = Fake::start();
+    let print = "ab".repeat(32);
+    let ran = fake.run_with(&["unlock", "notes"], "right\n");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let ran = fake.run_with(&["unlock", "notes", "--trust-vault", &print], "right\n");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(fake.log(), ["unlock right".to_owned(), format!("unlock right trusting {print}")]);
+}
+
+#[test]
 fn few_attempts_are_a_reason_to_look() {
     let fake = Fake::start();
     let vault = chatkeep_ipc::VaultState {

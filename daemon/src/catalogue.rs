@@ -3,6 +3,7 @@
 //! It may be deleted at any time, and is thrown away when it cannot be read: the store has the truth. The one thing
 //! it adds is memory: a store that shows less than was once seen is noticed.
 
+mod accounts;
 mod forgotten;
 
 use std::num::NonZeroU64;
@@ -175,6 +176,7 @@ impl DatabaseFacts {
 
 /// Ages of the three different successes, in µs since 1970; 0 for never.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Facts {
     /// The database was looked at and everything new was captured.
     pub captured_us: u64,
@@ -188,6 +190,10 @@ pub struct Facts {
     pub secret_checked_us: u64,
     /// When the key was made, or last rotated.
     pub key_created_us: u64,
+    /// When a vault was last told the newest entry.
+    pub witnessed_us: u64,
+    /// The number of that entry.
+    pub witnessed_seq: u64,
 }
 
 /// How late the library's threads may look for work that they are not woken for, in ns: a minute. There are seven of them,

@@ -2,11 +2,15 @@
 //!
 //! `config.example.toml` in the repository shows every key with its unit and default; a test parses it.
 
+mod vaults;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use chatkeep_planner::{CapturePolicy, RetentionPolicy};
 use serde::Deserialize;
+
+pub use vaults::{Vault, Vaults};
 
 /// The whole configuration file.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq)]
@@ -22,6 +26,8 @@ pub struct Config {
     pub upkeep: Upkeep,
     /// Where sealed objects go.
     pub store: Vec<Store>,
+    /// How vaults are used, and how they are watched.
+    pub vaults: Vaults,
     /// Backup Key Vaults a password may be entrusted to.
     pub vault: Vec<Vault>,
     /// Databases to watch, beside those that apps register over D-Bus.
@@ -112,20 +118,6 @@ pub struct Store {
     /// Where each secret of the store lives: `"keyring"`, `"credential:NAME"` or `"env:NAME"`. Never the secret.
     #[serde(default)]
     pub secrets: BTreeMap<String, String>,
-}
-
-/// `[[vault]]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
-pub struct Vault {
-    /// Its name on D-Bus and in logs.
-    pub name: String,
-    /// `https://` address.
-    pub url: String,
-    /// The vault's identity key as printed by `chatkeep-vault fingerprint`: it is pinned.
-    pub identity: String,
-    /// A file with an invitation, if the vault wants one to make an account.
-    pub invite_file: Option<PathBuf>,
 }
 
 /// `[[source]]`
@@ -393,6 +385,7 @@ impl Config {
                 return Err(format!("store `{}`: `{}` is not a URL", store.name, store.url));
             }
         }
+        self.vaults.check(self.vault.len())?;
         if !(1..=19).contains(&self.capture.compression_level) {
             return Err("`capture.compression_level` must be 1 to 19".to_owned());
         }

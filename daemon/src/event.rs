@@ -12,17 +12,19 @@ use chatkeep_crypto::BackupKey;
 use chatkeep_format::{ArchiveId, ObjectName};
 use chatkeep_ipc::{Call, JobId, KeyOut, Reply, Secret, VerifyDepth};
 use chatkeep_planner::{RetentionPolicy, SourceId, UploadId};
-use chatkeep_vault_client::VaultPin;
+use chatkeep_vault_client::{Identity, VaultPin};
 
 use crate::archive::Archive;
 use crate::catalogue::Head;
 use crate::damage::Damage;
 use crate::fault::Fault;
 use crate::follower::{CaptureOrder, Captured, LostPack};
+use crate::guard::{Look, LookOrder, VaultSeen};
 use crate::jobs::prune::PruneReport;
 use crate::keyring::Keys;
 use crate::log::Log;
 use crate::spool::{Spool, Spooled};
+use crate::witness::Compared;
 use crate::writer::Written;
 
 /// Everything that can happen.
@@ -103,6 +105,27 @@ pub enum Event {
         vault: Option<VaultSeen>,
         /// The keys as a change that failed left them.
         keys: Option<Box<Keys>>,
+    },
+    /// The vaults of a source were looked at; nothing if there are none to look at.
+    Guarded {
+        /// Which source.
+        source: SourceId,
+        /// What was seen.
+        look: Option<Look>,
+    },
+    /// The vaults were told the newest entry, or could not be.
+    Remembered {
+        /// Which source.
+        source: SourceId,
+        /// One of them knows it now.
+        done: bool,
+    },
+    /// Somebody pressed a button of a notification about a vault.
+    Pressed {
+        /// The vault.
+        vault: String,
+        /// Which button.
+        button: crate::desktop::Button,
     },
     /// Something appeared in a folder where a database is missing, or the configuration changed.
     FolderChanged {
@@ -187,6 +210,30 @@ pub enum Command {
         /// Set to stop it.
         cancelled: Arc<AtomicBool>,
     },
+    /// Look at the vaults of a source; the answer is [`Event::Guarded`].
+    Guard {
+        /// Which source.
+        source: SourceId,
+        /// What to look at.
+        order: Box<LookOrder>,
+    },
+    /// Let the vaults remember the newest entry; the answer is [`Event::Remembered`].
+    Remember {
+        /// Which source.
+        source: SourceId,
+        /// Its archive.
+        archive: Archive,
+        /// Its keyslot, and the secret behind it.
+        keys: Box<Keys>,
+        /// The vaults this device trusts.
+        pins: Vec<VaultPin>,
+        /// Number and digest of the entry.
+        head: (u64, [u8; 32]),
+        /// The service leaves: not for long.
+        at_last: bool,
+    },
+    /// Show something on the desktop that the user must act on.
+    Notify(Box<crate::desktop::Notice>),
     /// Answer a question that waits for a store.
     ListRemote {
         /// The store.
@@ -213,8 +260,8 @@ pub struct Opened {
     pub spool: Spool,
     /// Where its log stands.
     pub log: Log,
-    /// Attempts left at the vault, when it was asked.
-    pub vault: Option<VaultSeen>,
+    /// What its vaults said, when they were asked.
+    pub vaults: Vec<VaultSeen>,
 }
 
 /// How an upload ended.
@@ -277,8 +324,12 @@ pub enum Work {
     EnablePassword {
         /// The new archive.
         archive: Archive,
-        /// Which vault.
-        pin: VaultPin,
+        /// To which vaults.
+        pins: Vec<VaultPin>,
+        /// How many of them have to answer.
+        threshold: u8,
+        /// What the user should know of that choice.
+        caution: Option<String>,
         /// The password.
         password: Secret,
     },
@@ -317,6 +368,8 @@ pub enum Work {
         pins: Vec<VaultPin>,
         /// Password or digits.
         secret: Secret,
+        /// Vaults that the user confirmed for this, though they are not configured.
+        trust: Vec<Identity>,
     },
     /// Does the user still know it?
     Check {
@@ -367,8 +420,25 @@ pub enum Work {
     VaultRefresh {
         /// Which.
         pin: VaultPin,
+        /// The vaults this device trusts.
+        pins: Vec<VaultPin>,
         /// Its accounts, by what this device has open.
         opened: Vec<Arc<Opened>>,
+        /// See [`crate::guard::CONFIRM_US`].
+        confirm_us: u64,
+    },
+    /// Let vaults refuse all attempts until a time, or no longer.
+    Freeze {
+        /// The vaults this device trusts.
+        pins: Vec<VaultPin>,
+        /// Whose keyslots.
+        opened: Vec<Arc<Opened>>,
+        /// Until when, in seconds since 1970; `None` lifts a freeze.
+        until_s: Option<u64>,
+        /// What the user should know of it.
+        caution: Option<String>,
+        /// See [`crate::guard::CONFIRM_US`].
+        confirm_us: u64,
     },
     /// Forget what the policy lets go, and delete what was forgotten long enough ago.
     Prune {
@@ -397,8 +467,10 @@ pub enum Outcome {
     Enabled {
         /// Which.
         archive: ArchiveId,
-        /// Its vault, if there is one.
+        /// Its vault, or the first of them, if there is one.
         vault: String,
+        /// What the user should know.
+        warning: Option<String>,
     },
     /// The keys of an archive changed, or came to this device.
     Rekeyed {
@@ -408,6 +480,10 @@ pub enum Outcome {
         vault: String,
         /// The key is a new one.
         rotated: bool,
+        /// The store, compared with what the vaults know.
+        store: Compared,
+        /// Vaults that the user confirmed: they guard the archive that just opened.
+        confirmed: Vec<VaultPin>,
         /// What the user should know.
         warning: Option<String>,
     },
@@ -459,25 +535,15 @@ pub enum Outcome {
         /// How full it is, if it says.
         usage: Option<chatkeep_store::Usage>,
     },
+    /// Vaults were looked at.
+    Looked {
+        /// By archive.
+        looks: Vec<(ArchiveId, Look)>,
+        /// What the user should know.
+        warning: Option<String>,
+    },
     /// Points were forgotten, and objects deleted.
     Pruned(Box<PruneReport>),
-}
-
-/// What a vault said of an account.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VaultSeen {
-    /// Its name.
-    pub name: String,
-    /// `ok unreachable backoff destroyed untrusted`
-    pub state: &'static str,
-    /// Attempts left, if it said so.
-    pub attempts_left: Option<u32>,
-    /// What that number was at first.
-    pub attempts_max: Option<u32>,
-    /// When the next attempt is possible, µs since 1970; 0 for now.
-    pub retry_after: u64,
-    /// A wrong password was just counted.
-    pub failed: bool,
 }
 
 impl Opened {

@@ -31,6 +31,14 @@ struct Extra {
     retry: Retry,
     /// Objects in the store that are not what was written.
     damage: Vec<Damage>,
+    /// Vaults that the user has to confirm: name, address, fingerprint.
+    unknown_vaults: Vec<(String, String, String)>,
+}
+
+impl Default for Extra {
+    fn default() -> Self {
+        Self { details: Vec::new(), retry: Retry::Never, damage: Vec::new(), unknown_vaults: Vec::new() }
+    }
 }
 
 /// What parts of the daemon return.
@@ -39,7 +47,7 @@ pub type Result<T, E = Fault> = std::result::Result<T, E>;
 impl Fault {
     /// A fault with a time to try again.
     pub fn new(error: Error, retry: Retry) -> Self {
-        Self { error, extra: Box::new(Extra { details: Vec::new(), retry, damage: Vec::new() }) }
+        Self { error, extra: Box::new(Extra { retry, ..Extra::default() }) }
     }
 
     /// When trying again makes sense.
@@ -83,6 +91,13 @@ impl Fault {
         self
     }
 
+    /// Says which vaults the user has to confirm.
+    #[must_use]
+    pub fn with_unknown_vaults(mut self, vaults: Vec<(String, String, String)>) -> Self {
+        self.extra.unknown_vaults = vaults;
+        self
+    }
+
     /// Objects in the store that are not what was written, when they are the reason.
     pub fn damage(&self) -> &[Damage] {
         &self.extra.damage
@@ -102,6 +117,10 @@ impl Fault {
             let report = DamageReport::of(self.extra.damage.clone());
             let damage = OwnedValue::try_from(Value::from(report.wire()));
             details.extend(damage.ok().map(|damage| ("damage".to_owned(), damage)));
+        }
+        if !self.extra.unknown_vaults.is_empty() {
+            let vaults = OwnedValue::try_from(Value::from(self.extra.unknown_vaults.clone()));
+            details.extend(vaults.ok().map(|vaults| ("unknown-vaults".to_owned(), vaults)));
         }
         details
     }

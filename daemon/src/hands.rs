@@ -12,16 +12,18 @@ use chatkeep_sqlite::LiveConfig;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
+use crate::desktop::Desktop;
 use crate::event::{Command, Event, Opened, Stored, UploadOrder, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::{Attachments, Follower, Start, sweep_tables, table_folder, table_name, table_name_of};
-use crate::jobs::{Job, Tools, list_remote, vault_status};
-use crate::keyring::Ring;
+use crate::guard::{LookOrder, look};
+use crate::jobs::{Job, Tools, list_remote};
+use crate::keyring::{Keys, Ring};
 use crate::pack_pages::PackPages;
 use crate::service::Service;
 use crate::spool::{Holds, Spool};
@@ -31,6 +33,9 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// A store that does not answer for so long (a mount that hangs) is not waited for: one object, and a whole log.
 const UPLOAD_TIMEOUT: Duration = Duration::from_mins(10);
 const OPEN_TIMEOUT: Duration = Duration::from_mins(30);
+/// The vaults are told the newest entry within this time, or not now; and when the service leaves, within this.
+const REMEMBER_TIMEOUT: Duration = Duration::from_mins(2);
+const REMEMBER_AT_LAST: Duration = Duration::from_secs(3);
 /// Between two looks whether a pack that is being deleted is gone, so that it can be put anew.
 const DELETE_PAUSE: Duration = Duration::from_millis(50);
 /// The longest sleep of the loop.
@@ -44,6 +49,7 @@ pub struct Hands {
     tasks: JoinSet<()>,
     watcher: Option<notify::RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
+    desktop: Desktop,
 }
 
 /// Runs until there is nothing left to do; returns the exit status.
@@ -82,6 +88,7 @@ pub async fn run(
 impl Hands {
     fn new(tools: Tools, events: Sender<Event>) -> Self {
         Self {
+            desktop: Desktop::new(tools.notify, events.clone()),
             tools,
             events,
             followers: BTreeMap::new(),
@@ -202,6 +209,20 @@ impl Hands {
                 });
             }
             Command::WatchFolders(folders) => self.watch(folders),
+            Command::Guard { source, order } => {
+                let book = self.tools.book.clone();
+                self.spawn(async move { Event::Guarded { source, look: look(&book, &order).await } });
+            }
+            Command::Remember { source, archive, keys, pins, head, at_last } => {
+                let tools = self.tools.clone();
+                let patience = if at_last { REMEMBER_AT_LAST } else { REMEMBER_TIMEOUT };
+                self.spawn(async move {
+                    let told = remember(&tools, &pins, &archive, &keys, head);
+                    let done = tokio::time::timeout(patience, told).await.unwrap_or(false);
+                    Event::Remembered { source, done }
+                });
+            }
+            Command::Notify(notice) => self.desktop.notify(*notice),
             Command::Exit(_) => {}
         }
     }
@@ -277,7 +298,7 @@ async fn open(
         archive: &archive,
         key_store: &*tools.key_store,
         catalogue: &tools.catalogue,
-        transport: &*tools.transport,
+        transport: &tools.book,
         pins,
     };
     let Some(mut keys) = ring.open_on_device().await? else { return Ok(None) };
@@ -289,15 +310,38 @@ async fn open(
     let known = tools.catalogue.known_files(&archive.id).map_err(Fault::internal)?;
     let queue = (&log, spool.list()?);
     crate::known::bring_up_to_date(&known, &archive, &keys.roots, &tools.catalogue, queue).await?;
-    let vault = match keys.password_slot().and_then(|slot| crate::keyring::pin_of(pins, slot)) {
-        Some(pin) => {
-            // The number of attempts left is nice to know; an archive does not wait for a vault.
-            let asked = vault_status(&*tools.transport, pin, archive.id, &keys);
-            tokio::time::timeout(Duration::from_secs(3), asked).await.ok().flatten()
-        }
-        None => None,
+    // The number of attempts left is nice to know; an archive does not wait for a vault. What comes of the count is for the
+    // guard to say: this look may be given up half way.
+    let order = LookOrder {
+        archive: archive.clone(),
+        keys: keys.clone(),
+        pins: pins.to_vec(),
+        lock_s: None,
+        confirm_us: u64::MAX,
+        check_store: false,
     };
-    Ok(Some(Opened { archive, keys, spool, log, vault }))
+    let looked = tokio::time::timeout(Duration::from_secs(3), look(&tools.book, &order)).await;
+    let vaults = looked.ok().flatten().map(|look| look.vaults).unwrap_or_default();
+    Ok(Some(Opened { archive, keys, spool, log, vaults }))
+}
+
+/// Lets the vaults remember the newest entry, and notes that here: at the end nobody takes events any more.
+async fn remember(
+    tools: &Tools,
+    pins: &[chatkeep_vault_client::VaultPin],
+    archive: &Archive,
+    keys: &Keys,
+    head: (u64, [u8; 32]),
+) -> bool {
+    if let Err(error) = crate::witness::remember(&tools.book, pins, archive, keys, head).await {
+        debug!(%error, "no vault remembers the newest entry");
+        return false;
+    }
+    tools.catalogue.update_facts(&archive.id, |facts| {
+        facts.witnessed_us = crate::clock::now_us();
+        facts.witnessed_seq = head.0;
+    });
+    true
 }
 
 /// Puts one object into the store. With the entry, the point is announced: first the store has it, then we say so.

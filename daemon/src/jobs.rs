@@ -5,6 +5,7 @@ mod keys;
 pub mod prune;
 mod repair;
 mod stores;
+mod vaults;
 mod verify;
 
 use std::sync::Arc;
@@ -12,20 +13,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use chatkeep_format::Keyslot;
 use chatkeep_ipc::{Error, JobId, Server, VerifyDepth};
-use chatkeep_vault_client::{Transport, VaultPin};
+use chatkeep_vault_client::VaultPin;
 use tokio::runtime::Handle;
 
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
-use crate::event::{Opened, Outcome, VaultSeen, Work};
+use crate::event::{Opened, Outcome, Work};
 use crate::fault::{Fault, Result};
+use crate::guard::{Book, VaultSeen};
 use crate::keyring::{Keys, Ring, mode_of};
 use crate::keys::KeyStore;
 use crate::paths::Paths;
 use crate::restore::{Destination, Source};
+use crate::witness::Compared;
 
 pub use drill::rehearse_in;
-pub use keys::vault_status;
 pub use stores::list_remote;
 
 /// What jobs work with. Cheap to clone.
@@ -37,10 +39,12 @@ pub struct Tools {
     pub key_store: Arc<dyn KeyStore>,
     /// The cache.
     pub catalogue: Catalogue,
-    /// The way to the vaults.
-    pub transport: Arc<dyn Transport>,
+    /// The way to the vaults, and what this device did there.
+    pub book: Book,
     /// Where progress is shown.
     pub server: Server,
+    /// Tell the desktop what the user must act on; not without a session bus.
+    pub notify: bool,
 }
 
 /// One job at work.
@@ -81,14 +85,14 @@ impl Job {
             Work::Verify { opened, depth: VerifyDepth::Restore } => self.drill(&opened).await,
             Work::Verify { opened, depth } => self.verify(&opened, depth).await,
             Work::Repair { opened, packs } => self.repair(&opened, packs).await,
-            Work::EnablePassword { archive, pin, password } => {
-                self.enable_password(&archive, pin, &password).await
+            Work::EnablePassword { archive, pins, threshold, caution, password } => {
+                self.enable_password(&archive, (&pins, threshold), caution, &password).await
             }
             Work::EnableKey { archive, key } => {
                 self.phase("writing the keyring");
                 let keys = self.ring(&archive, &[]).create(key, vec![Keyslot::Raw], None).await?;
                 drop(keys);
-                Ok(Outcome::Enabled { archive: archive.id, vault: String::new() })
+                Ok(Outcome::Enabled { archive: archive.id, vault: String::new(), warning: None })
             }
             Work::ChangePassword { opened, pins, current, new } => {
                 self.change_password(&opened, &pins, &current, &new).await
@@ -101,9 +105,19 @@ impl Job {
                 let keys = Box::new(keys);
                 let warning = "what was stored before is still sealed under the old data key; somebody who knows the \
                                old key and has a copy of the store can read it";
-                Ok(Outcome::Rekeyed { keys, vault, rotated: true, warning: Some(warning.to_owned()) })
+                let warning = Some(warning.to_owned());
+                Ok(Outcome::Rekeyed {
+                    keys,
+                    vault,
+                    rotated: true,
+                    store: Compared::Not,
+                    confirmed: Vec::new(),
+                    warning,
+                })
             }
-            Work::Unlock { archive, pins, secret } => self.unlock(&archive, &pins, &secret).await,
+            Work::Unlock { archive, pins, secret, trust } => {
+                self.unlock(&archive, &pins, &secret, &trust).await
+            }
             Work::Check { opened, pins, secret, ask_vault } => {
                 self.check(&opened, &pins, &secret, ask_vault).await
             }
@@ -125,7 +139,12 @@ impl Job {
                 let usage = store.usage().await?;
                 Ok(Outcome::StoreSeen { name, usage: Some(usage) })
             }
-            Work::VaultRefresh { pin, opened } => self.vault_refresh(&pin, &opened).await,
+            Work::VaultRefresh { pin, pins, opened, confirm_us } => {
+                self.vault_refresh(&pin, &pins, &opened, confirm_us).await
+            }
+            Work::Freeze { pins, opened, until_s, caution, confirm_us } => {
+                self.freeze(&pins, &opened, until_s, (caution, confirm_us)).await
+            }
             Work::Prune { opened, pins, policy, now_us, dry_run } => {
                 self.phase("looking for what nobody needs");
                 let (server, id) = (self.tools.server.clone(), self.id.clone());
@@ -152,7 +171,7 @@ impl Job {
             archive,
             key_store: &*self.tools.key_store,
             catalogue: &self.tools.catalogue,
-            transport: &*self.tools.transport,
+            transport: &self.tools.book,
             pins,
         }
     }

@@ -4,9 +4,9 @@
 //! happen and all that can be done; [`service`] decides, [`hands`] act. What they work with: [`keys`] (the device's
 //! copy), [`keyring`] (what can be done with keys), [`archive`] and [`log`] (what is in a store), [`registry`] (what is
 //! watched), [`catalogue`] (what is remembered), [`spool`] (what waits),
-//! [`damage`] (what is found damaged). The way out: [`follower`] captures on a
+//! [`damage`] (what is found damaged), [`guard`] (who tried the password), [`witness`] (what vaults know of the store). The way out: [`follower`] captures on a
 //! thread of its own, [`sealing`] makes packs and [`writer`] the entry. The way back: [`restore`]. [`jobs`] is everything a person waits for,
-//! [`secrets`] what people type.
+//! [`secrets`] what people type, [`desktop`] what they are told without having asked.
 
 pub mod config;
 pub mod paths;
@@ -25,6 +25,7 @@ pub mod clock;
 pub mod courier;
 pub mod damage;
 pub mod drill;
+pub mod guard;
 pub mod invites;
 pub mod keyring;
 pub mod keys;
@@ -34,6 +35,7 @@ pub mod pack_pages;
 pub mod registry;
 pub mod spool;
 pub mod stores;
+pub mod witness;
 
 pub mod follower;
 pub mod sealing;
@@ -41,5 +43,6 @@ pub mod writer;
 
 pub mod restore;
 
+pub mod desktop;
 pub mod jobs;
 pub mod secrets;

@@ -10,6 +10,7 @@ use chatkeepd::catalogue::Catalogue;
 use chatkeepd::config::{Config, KeyStorage};
 use chatkeepd::courier::Courier;
 use chatkeepd::event::Event;
+use chatkeepd::guard::Book;
 use chatkeepd::jobs::Tools;
 use chatkeepd::keys::{KeyFiles, KeyStore, SecretService};
 use chatkeepd::paths::{Paths, private_dir};
@@ -137,12 +138,14 @@ async fn serve(arguments: Arguments) -> Result<u8, Failed> {
     let server = start_server(&config, &events);
     let courier =
         Courier::new(config.service.courier_socket.clone().unwrap_or_else(|| paths.courier_socket()));
+    let book = Book::new(Arc::new(courier), catalogue.clone());
     let control_socket = paths.control_socket();
     let tools = Tools {
         catalogue,
         key_store,
-        transport: Arc::new(courier),
+        book,
         server: server.clone(),
+        notify: !arguments.no_bus,
         paths: Arc::new(paths.clone()),
     };
     let service = Service::new(tools.clone(), config, paths.config.clone()).map_err(Failed::ForGood)?;

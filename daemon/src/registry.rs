@@ -51,6 +51,19 @@ pub struct Registry {
     /// By id.
     #[serde(default)]
     pub database: BTreeMap<String, Registration>,
+    /// Vaults that the user confirmed when an archive named them, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vault: BTreeMap<String, ConfirmedVault>,
+}
+
+/// A vault that is not in the configuration: its fingerprint was shown, and the user said yes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfirmedVault {
+    /// Where it answers.
+    pub url: String,
+    /// 64 hex digits.
+    pub identity: String,
 }
 
 impl Registry {

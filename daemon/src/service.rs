@@ -4,11 +4,15 @@ mod calls;
 mod damage;
 mod encryption;
 mod events;
+mod guard;
+mod overlap;
 mod pins;
 mod register;
 mod shown;
 mod upkeep;
 mod uploads;
+mod vaults;
+mod witness;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -16,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use chatkeep_format::ArchiveId;
-use chatkeep_ipc::{Details, Error, JobId, JobOutcome, JobState, NewJob, Reply, VaultState};
+use chatkeep_ipc::{Details, Error, JobId, JobOutcome, JobState, NewJob, Reply};
 use chatkeep_planner::{Command as Plan, Event as Happened, Millis, Retry, Scheduler, SourceId};
 use chatkeep_store::Store;
 use chatkeep_vault_client::VaultPin;
@@ -58,7 +62,7 @@ pub struct Service {
     config_path: PathBuf,
     stores: BTreeMap<String, Arc<dyn Store>>,
     pins: Vec<VaultPin>,
-    vaults: BTreeMap<String, VaultState>,
+    vaults: vaults::Vaults,
     registry: Registry,
     sources: BTreeMap<SourceId, Source>,
     scheduler: Scheduler,
@@ -75,6 +79,8 @@ pub struct Service {
     now: Millis,
     out: Vec<Command>,
     upkeep: upkeep::Upkeep,
+    guard: guard::Guard,
+    witness: witness::Witness,
 }
 
 impl Service {
@@ -88,7 +94,7 @@ impl Service {
             config_path,
             stores: BTreeMap::new(),
             pins: Vec::new(),
-            vaults: BTreeMap::new(),
+            vaults: vaults::Vaults::default(),
             registry,
             sources: BTreeMap::new(),
             scheduler,
@@ -102,6 +108,8 @@ impl Service {
             now: Millis(0),
             out: Vec::new(),
             upkeep: upkeep::Upkeep::default(),
+            guard: guard::Guard::default(),
+            witness: witness::Witness::default(),
         };
         service.connect()?;
         Ok(service)
@@ -112,7 +120,8 @@ impl Service {
         let with_archives = self.registry.database.values().filter(|known| known.archive.is_some());
         let used = with_archives.map(|known| known.store.clone()).collect();
         let stores = crate::stores::open_all(&self.config.store, &used)?;
-        self.pins = crate::stores::pins(&self.config.vault)?;
+        let pins = crate::stores::pins(&self.config.vault)?;
+        self.pins = crate::stores::with_confirmed(pins, &self.registry.vault);
         self.stores = stores;
         Ok(())
     }
@@ -150,6 +159,8 @@ impl Service {
             other => {
                 self.happened(other);
                 self.keep_up();
+                self.watch_vaults();
+                self.tell_vaults();
             }
         }
         self.update_folders();
@@ -164,7 +175,8 @@ impl Service {
         let until_us = self.pause.as_ref().and_then(|pause| pause.until_us);
         let resume =
             until_us.map(|at| Millis(self.now.0 + at.saturating_sub(crate::clock::now_us()) / 1000 + 1));
-        [self.scheduler.next_deadline(), reopen, progress, resume].into_iter().flatten().min()
+        let look = self.next_look();
+        [self.scheduler.next_deadline(), reopen, progress, resume, look].into_iter().flatten().min()
     }
 
     fn end_pause_in_time(&mut self) {
@@ -176,6 +188,7 @@ impl Service {
 
     fn stop(&mut self) {
         self.plan(Happened::Stopping);
+        self.tell_vaults_at_last();
         for job in self.jobs.values() {
             job.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
         }

@@ -114,6 +114,8 @@ pub struct Source {
     pub open_failures: u32,
     /// What is followed is not all, or not as soon as it could be.
     pub caution: Option<String>,
+    /// The store shows less than a vault knows.
+    pub older: Option<String>,
     /// What is wrong with the database.
     pub capture_fault: Option<Fault>,
     /// What is wrong with the store or the archive.
@@ -211,6 +213,7 @@ impl Source {
             reopen: None,
             open_failures: 0,
             caution: None,
+            older: None,
             capture_fault: None,
             store_fault: None,
             damage: DamageReport::default(),
@@ -266,6 +269,7 @@ impl Source {
             last_attempt: self.last_attempt_us.max(kept),
             last_error: self.fault().map(Fault::pair).unwrap_or_default(),
             caution: self.caution.clone().unwrap_or_default(),
+            store_older: self.older.clone().unwrap_or_default(),
             overdue: self.phase != Phase::Off && behind && now_us.saturating_sub(kept) > OVERDUE_US,
             next_run,
             pending_bytes: self.pending_bytes
@@ -328,6 +332,8 @@ impl Source {
             key_id: keys.map(crate::keyring::Keys::key_id).unwrap_or_default(),
             key_created: self.facts.key_created_us,
             vault: self.registration.vault.clone(),
+            vaults: Vec::new(),
+            threshold: 0,
             key_on_device: keys.is_some(),
             last_checked: self.facts.secret_checked_us,
         }

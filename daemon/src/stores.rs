@@ -9,6 +9,7 @@ use chatkeep_store_local::LocalStore;
 use chatkeep_vault_client::{Identity, VaultPin};
 
 use crate::config;
+use crate::registry::ConfirmedVault;
 
 /// Opens every configured store. Whether it can be reached shows later: a drive that is not plugged in is no mistake.
 ///
@@ -49,4 +50,29 @@ pub fn pins(vaults: &[config::Vault]) -> Result<Vec<VaultPin>> {
         Ok(VaultPin { name: vault.name.clone(), url: vault.url.clone(), identity: identity.0 })
     };
     vaults.iter().map(pin).collect()
+}
+
+/// Adds the vaults that the user confirmed, unless the configuration has them.
+pub fn with_confirmed(
+    mut pins: Vec<VaultPin>,
+    confirmed: &BTreeMap<String, ConfirmedVault>,
+) -> Vec<VaultPin> {
+    for (name, vault) in confirmed {
+        let Ok(identity) = vault.identity.parse::<Identity>() else { continue };
+        if pins.iter().any(|pin| pin.identity == identity.0) {
+            continue;
+        }
+        let name = free_name(&pins, name);
+        pins.push(VaultPin { name, url: vault.url.clone(), identity: identity.0 });
+    }
+    pins
+}
+
+/// A name that no other vault has.
+pub fn free_name(pins: &[VaultPin], wanted: &str) -> String {
+    let taken = |name: &str| pins.iter().any(|pin| pin.name == name);
+    let wanted = if wanted.is_empty() { "vault" } else { wanted };
+    let others = (2..u32::MAX).map(|n| format!("{wanted}-{n}"));
+    let mut names = std::iter::once(wanted.to_owned()).chain(others);
+    names.find(|name| !taken(name)).expect("there are more numbers than vaults")
 }

@@ -13,6 +13,7 @@ use chatkeepd::catalogue::Catalogue;
 use chatkeepd::config::Config;
 use chatkeepd::courier::Courier;
 use chatkeepd::event::Event;
+use chatkeepd::guard::Book;
 use chatkeepd::jobs::Tools;
 use chatkeepd::keys::KeyFiles;
 use chatkeepd::paths::Paths;
@@ -92,10 +93,12 @@ impl Machine {
             state: self.path("state"),
             runtime: self.path("run"),
         };
+        let catalogue = Catalogue::open(&self.path("state/cache")).unwrap();
         let tools = Tools {
-            catalogue: Catalogue::open(&self.path("state/cache")).unwrap(),
+            catalogue: catalogue.clone(),
             key_store: Arc::new(KeyFiles::new(self.path("data/keys"))),
-            transport: Arc::new(Courier::new(self.path("run/courier.sock"))),
+            book: Book::new(Arc::new(Courier::new(self.path("run/courier.sock"))), catalogue),
+            notify: false,
             server: server.clone(),
             paths: Arc::new(paths),
         };

@@ -13,6 +13,7 @@ use chatkeepd::config::Config;
 use chatkeepd::courier::Courier;
 use chatkeepd::event::{Command, Event, Outcome, Work};
 use chatkeepd::fault::Fault;
+use chatkeepd::guard::Book;
 use chatkeepd::jobs::Tools;
 use chatkeepd::keys::KeyFiles;
 use chatkeepd::paths::Paths;
@@ -50,7 +51,8 @@ async fn service(world: &mut World, settings: &str) -> Service {
     let tools = Tools {
         catalogue: running.catalogue.clone(),
         key_store: Arc::new(KeyFiles::new(path("data"))),
-        transport: Arc::new(Courier::new(path("courier.sock"))),
+        book: Book::new(Arc::new(Courier::new(path("courier.sock"))), running.catalogue.clone()),
+        notify: false,
         server: Server::new(calls, Settings::default()),
         paths: Arc::new(Paths {
             config: path("config.toml"),

@@ -191,7 +191,8 @@ pub enum Call {
     /// From key to password.
     SwitchToPassword { database: String, current: Secret, password: Secret, job: NewJob, reply: Reply<JobId> },
     /// Bring the key to this device: with the digits, or through the vault (costs an attempt when wrong).
-    Unlock { database: String, secret: Secret, job: NewJob, reply: Reply<JobId> },
+    /// `trust`: fingerprints of vaults that the user confirmed, though they are not configured.
+    Unlock { database: String, secret: Secret, trust: Vec<String>, job: NewJob, reply: Reply<JobId> },
     /// Does the user still know it? The vault is asked only with `ask_vault`.
     CheckSecret { database: String, secret: Secret, ask_vault: bool, job: NewJob, reply: Reply<JobId> },
     /// The 64 digits of the key in use, for whoever proves to know the password or the digits.
@@ -209,6 +210,10 @@ pub enum Call {
     // Vault
     /// Ask it for its state.
     VaultRefresh { vault: String, job: NewJob, reply: Reply<JobId> },
+    /// Refuse all attempts until a time (µs since 1970), or no longer: at all vaults of what this one guards.
+    VaultFreeze { vault: String, until: Option<u64>, job: NewJob, reply: Reply<JobId> },
+    /// The user knows of the attempts that were noticed.
+    VaultAcknowledge { vault: String, reply: Reply<()> },
     /// Destroy the record there.
     VaultDeregister { vault: String, proof: Secret, job: NewJob, reply: Reply<JobId> },
 

@@ -261,9 +261,10 @@ impl Mirror {
     async fn signal(&mut self, event: Event) -> zbus::Result<Option<Instant>> {
         let object = match &event {
             Event::JobEnded { id, .. } => Object::Job(id.clone()),
-            Event::AttemptFailed { vault, .. } | Event::VaultDestroyed { vault } => {
-                Object::Vault(vault.clone())
-            }
+            Event::AttemptFailed { vault, .. }
+            | Event::AttemptElsewhere { vault, .. }
+            | Event::VaultSuperseded { vault }
+            | Event::VaultDestroyed { vault } => Object::Vault(vault.clone()),
         };
         // properties first: who sees the signal and then reads, must not read the past
         let due = self.sync(Some(&object)).await?;
@@ -288,6 +289,10 @@ impl Mirror {
             Event::AttemptFailed { left, retry_after, .. } => {
                 VaultInterface::attempt_failed(&emitter, left, retry_after).await?;
             }
+            Event::AttemptElsewhere { count, left, .. } => {
+                VaultInterface::attempt_elsewhere(&emitter, count, left).await?;
+            }
+            Event::VaultSuperseded { .. } => VaultInterface::superseded(&emitter).await?,
             Event::VaultDestroyed { .. } => VaultInterface::destroyed(&emitter).await?,
         }
         Ok(due)

@@ -32,6 +32,11 @@ impl Options {
         self.take(key)
     }
 
+    /// An array of texts.
+    pub(crate) fn texts(&mut self, key: &str) -> Result<Vec<String>, Error> {
+        Ok(self.take(key)?.unwrap_or_default())
+    }
+
     pub(crate) fn flag(&mut self, key: &str) -> Result<bool, Error> {
         Ok(self.take(key)?.unwrap_or(false))
     }

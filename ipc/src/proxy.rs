@@ -220,6 +220,9 @@ pub trait Database {
     /// `Caution`
     #[zbus(property)]
     fn caution(&self) -> zbus::Result<String>;
+    /// `StoreOlder`
+    #[zbus(property)]
+    fn store_older(&self) -> zbus::Result<String>;
     /// `ForgottenPoints`
     #[zbus(property)]
     fn forgotten_points(&self) -> zbus::Result<u32>;
@@ -281,6 +284,12 @@ pub trait Encryption {
     /// `Vault`
     #[zbus(property)]
     fn vault(&self) -> zbus::Result<OwnedObjectPath>;
+    /// `Vaults`
+    #[zbus(property)]
+    fn vaults(&self) -> zbus::Result<Vec<OwnedObjectPath>>;
+    /// `Threshold`
+    #[zbus(property)]
+    fn threshold(&self) -> zbus::Result<u32>;
     /// `KeyOnDevice`
     #[zbus(property)]
     fn key_on_device(&self) -> zbus::Result<bool>;
@@ -294,6 +303,12 @@ pub trait Encryption {
 pub trait Vault {
     /// Asks it for its state.
     fn refresh(&self, options: Options<'_>) -> Result<OwnedObjectPath>;
+    /// Lets it, and the other vaults of what it guards, refuse all attempts.
+    fn freeze(&self, until: u64, options: Options<'_>) -> Result<OwnedObjectPath>;
+    /// Lifts the freezes.
+    fn unfreeze(&self, options: Options<'_>) -> Result<OwnedObjectPath>;
+    /// The user knows of the attempts.
+    fn acknowledge(&self, options: Options<'_>) -> Result<()>;
     /// Destroys the record there.
     fn deregister(&self, proof: Fd<'_>, options: Options<'_>) -> Result<OwnedObjectPath>;
     /// `Url`
@@ -317,6 +332,39 @@ pub trait Vault {
     /// `Fingerprint`
     #[zbus(property)]
     fn fingerprint(&self) -> zbus::Result<String>;
+    /// `Operator`
+    #[zbus(property)]
+    fn operator(&self) -> zbus::Result<String>;
+    /// `Jurisdiction`
+    #[zbus(property)]
+    fn jurisdiction(&self) -> zbus::Result<String>;
+    /// `Warnings`
+    #[zbus(property)]
+    fn warnings(&self) -> zbus::Result<Vec<String>>;
+    /// `FrozenUntil`
+    #[zbus(property)]
+    fn frozen_until(&self) -> zbus::Result<u64>;
+    /// `FailedAttempts`
+    #[zbus(property)]
+    fn failed_attempts(&self) -> zbus::Result<u32>;
+    /// `FailedHere`
+    #[zbus(property)]
+    fn failed_here(&self) -> zbus::Result<u32>;
+    /// `FailedElsewhere`
+    #[zbus(property)]
+    fn failed_elsewhere(&self) -> zbus::Result<u32>;
+    /// `Unacknowledged`
+    #[zbus(property)]
+    fn unacknowledged(&self) -> zbus::Result<u32>;
+    /// `ElsewhereSeen`
+    #[zbus(property)]
+    fn elsewhere_seen(&self) -> zbus::Result<u64>;
+    /// Somebody else tried.
+    #[zbus(signal)]
+    fn attempt_elsewhere(&self, count: u32, left: u32) -> zbus::Result<()>;
+    /// The password was changed elsewhere.
+    #[zbus(signal)]
+    fn superseded(&self) -> zbus::Result<()>;
     /// A wrong password was counted.
     #[zbus(signal)]
     fn attempt_failed(&self, left: u32, retry_after: u64) -> zbus::Result<()>;

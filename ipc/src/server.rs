@@ -104,6 +104,16 @@ impl Server {
         self.shared.signal(Event::AttemptFailed { vault: id.to_owned(), left, retry_after });
     }
 
+    /// Signals attempts that were not made on this device: how many, and how many are left.
+    pub fn vault_attempt_elsewhere(&self, id: &str, count: u32, left: u32) {
+        self.shared.signal(Event::AttemptElsewhere { vault: id.to_owned(), count, left });
+    }
+
+    /// Signals that the password was changed on another device.
+    pub fn vault_superseded(&self, id: &str) {
+        self.shared.signal(Event::VaultSuperseded { vault: id.to_owned() });
+    }
+
     /// Signals that the record at the vault is gone for good.
     pub fn vault_destroyed(&self, id: &str) {
         self.shared.signal(Event::VaultDestroyed { vault: id.to_owned() });

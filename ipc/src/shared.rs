@@ -32,6 +32,8 @@ const EVENTS_WAITING: usize = 256;
 pub(crate) enum Event {
     JobEnded { id: JobId, state: Box<JobState> },
     AttemptFailed { vault: String, left: u32, retry_after: u64 },
+    AttemptElsewhere { vault: String, count: u32, left: u32 },
+    VaultSuperseded { vault: String },
     VaultDestroyed { vault: String },
 }
 

@@ -62,6 +62,8 @@ pub struct DatabaseState {
     pub last_error: (String, String),
     /// What the user should know although nothing failed; empty when there is nothing.
     pub caution: String,
+    /// The store shows an older archive than a vault knows: what, in a sentence; empty when all is well.
+    pub store_older: String,
     /// No recovery point for longer than the policy allows.
     pub overdue: bool,
     /// When the next capture is due.
@@ -109,8 +111,12 @@ pub struct EncryptionState {
     pub key_id: String,
     /// When the key was made.
     pub key_created: u64,
-    /// Identifier of the vault, empty for none.
+    /// Identifier of the vault, or of the first of several; empty for none.
     pub vault: String,
+    /// Identifiers of all vaults of the keyslot.
+    pub vaults: Vec<String>,
+    /// How many of them have to answer; 0 if that is not known here.
+    pub threshold: u32,
     /// Backups can be sealed and opened without asking.
     pub key_on_device: bool,
     /// When the user last proved to know the secret.
@@ -122,7 +128,7 @@ pub struct EncryptionState {
 pub struct VaultState {
     /// Where it is.
     pub url: String,
-    /// `ok unreachable backoff destroyed unregistered untrusted`
+    /// `ok unreachable backoff frozen destroyed superseded unregistered untrusted`
     pub state: String,
     /// Wrong passwords until the record is destroyed.
     pub attempts_left: u32,
@@ -134,6 +140,24 @@ pub struct VaultState {
     pub last_contact: u64,
     /// Text form of its identity.
     pub fingerprint: String,
+    /// Until when it refuses all attempts, 0 for not at all.
+    pub frozen_until: u64,
+    /// Failed attempts since the last change of password, as the vault counts them.
+    pub failed_attempts: u32,
+    /// How many of them were made on this device.
+    pub failed_here: u32,
+    /// How many were not.
+    pub failed_elsewhere: u32,
+    /// How many of these nobody acknowledged.
+    pub unacknowledged: u32,
+    /// When the newest of these was noticed.
+    pub elsewhere_seen: u64,
+    /// Who runs it, as the configuration says.
+    pub operator: String,
+    /// Whose courts can order the operator about, as the configuration says.
+    pub jurisdiction: String,
+    /// What it has in common with others that guard the same, one sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// Properties of one store.

@@ -5,7 +5,7 @@ mod digits;
 use chatkeep_ipc::Secret;
 use chatkeep_ipc::proxy::{EncryptionProxy, Options};
 use serde_json::json;
-use zbus::zvariant::{Fd, OwnedObjectPath};
+use zbus::zvariant::{Fd, OwnedObjectPath, Value};
 
 use super::vault::FEW_ATTEMPTS;
 use super::{Context, vault};
@@ -37,7 +37,7 @@ pub(super) async fn run(context: &Context, command: EncryptionCommand) -> Result
         EncryptionCommand::ShowKey { id, secret, key_out } => {
             digits::show_key(context, &id, &secret, key_out.as_deref()).await
         }
-        EncryptionCommand::Unlock { id, secret } => unlock(context, &id, &secret).await,
+        EncryptionCommand::Unlock { id, secret, trust } => unlock(context, &id, &secret, trust.vaults).await,
         EncryptionCommand::Check { id, vault, secret } => check(context, &id, vault, &secret).await,
     }
 }
@@ -181,16 +181,40 @@ fn tell_attempts(ended: &job::Ended) {
     }
 }
 
-pub(super) async fn unlock(context: &Context, id: &str, from: &SecretArgs) -> Result<()> {
+/// Also through vaults that are not configured here, once the user says that they are right.
+pub(super) async fn unlock(
+    context: &Context,
+    id: &str,
+    from: &SecretArgs,
+    trusted: Vec<String>,
+) -> Result<()> {
     let done = "unlocked: the key is on this machine";
-    ask_and_try(context, id, from, done, async |encryption, secret| {
-        encryption.unlock(secret, Options::new()).await
+    let trusted = std::cell::RefCell::new(trusted);
+    ask_and_try(context, id, from, done, Some(&trusted), async |encryption, secret| {
+        let trust = Value::from(trusted.borrow().clone());
+        encryption.unlock(secret, Options::from([("trust-vaults", trust)])).await
     })
     .await
 }
 
+/// Shows vaults that nobody configured, and asks whether they are right.
+async fn ask_for_trust(source: &mut Source, unknown: &[job::UnknownVault]) -> Result<bool> {
+    note("This archive is guarded by vaults that are not configured on this machine:");
+    for (name, url, fingerprint) in unknown {
+        let groups: Vec<&str> =
+            (0..fingerprint.len()).step_by(4).filter_map(|at| fingerprint.get(at..at + 4)).collect();
+        note(&plain(&format!("  {name} at {url}")));
+        note(&plain(&format!("    {}", groups.join(" "))));
+    }
+    note(
+        "Whoever can write to the store could have put them there. Compare each fingerprint with what its operator says.",
+    );
+    let said = source.read("Type `yes` if they are right: ").await?;
+    Ok(said.as_str() == Some("yes"))
+}
+
 async fn check(context: &Context, id: &str, ask_vault: bool, from: &SecretArgs) -> Result<()> {
-    ask_and_try(context, id, from, "right: this opens the backups", async |encryption, secret| {
+    ask_and_try(context, id, from, "right: this opens the backups", None, async |encryption, secret| {
         encryption.check_secret(secret, Options::from([("vault", ask_vault.into())])).await
     })
     .await
@@ -202,6 +226,7 @@ async fn ask_and_try(
     id: &str,
     from: &SecretArgs,
     done: &str,
+    trusted: Option<&std::cell::RefCell<Vec<String>>>,
     attempt: impl AsyncFn(&EncryptionProxy<'_>, Fd<'_>) -> chatkeep_ipc::proxy::Result<OwnedObjectPath>,
 ) -> Result<()> {
     let view = context.view().await?;
@@ -215,13 +240,25 @@ async fn ask_and_try(
         let secret = source.read(prompt(database)).await?;
         let ended = match attempt(&encryption, pipe(&secret)?).await {
             Ok(job) => match job::follow(&context.service.connection, &job, context.json).await {
-                Ok(_) => break,
+                Ok(outcome) => {
+                    if let Some(warning) = outcome.warning().filter(|_| !context.json) {
+                        note(&plain(&format!("warning: {warning}")));
+                    }
+                    break;
+                }
                 Err(ended) => ended,
             },
             Err(error) => Failure::from(error).into(),
         };
         if !context.json {
             tell_attempts(&ended);
+        }
+        if let Some(trusted) = trusted.filter(|_| source.is_terminal() && !ended.unknown_vaults.is_empty()) {
+            if !ask_for_trust(&mut source, &ended.unknown_vaults).await? {
+                return Err(ended.into());
+            }
+            trusted.borrow_mut().extend(ended.unknown_vaults.into_iter().map(|(.., print)| print));
+            continue;
         }
         let again = source.is_terminal() && ended.failure.is_wrong_secret() && ended.retry_after.is_none();
         if !again || round >= TRIES || ended.attempts_left == Some(0) {

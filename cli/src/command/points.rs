@@ -23,7 +23,12 @@ pub(super) async fn points(context: &Context, id: &str, limit: Option<u32>, all:
     if all {
         options.insert("forgotten", true.into());
     }
-    let points = backup::proxy(context, view.database(id)?).await?.list_recovery_points(options).await?;
+    let database = view.database(id)?;
+    let points = backup::proxy(context, database).await?.list_recovery_points(options).await?;
+    let older = database.state.text("StoreOlder");
+    if !older.is_empty() {
+        output::note(&plain(&format!("warning: {older}")));
+    }
     let now = time::now();
     if context.json {
         let points: Vec<_> = points.iter().map(|point| point_json(point, now)).collect();

@@ -1,6 +1,7 @@
 //! How current and how safe the backups are: the command that scripts and people run most.
 
 use serde_json::{Value, json};
+use zbus::zvariant::OwnedObjectPath;
 
 use super::{Context, vault, verify};
 use crate::explain::Result;
@@ -74,6 +75,9 @@ fn judge(view: &View) -> Vec<(Verdict, String)> {
     for vault in &view.vaults {
         let id = vault::id(vault);
         let left = vault.get::<u32>("AttemptsLeft");
+        if let Some(alarm) = vault::alarm(vault) {
+            reasons.push((Verdict::Attention, alarm));
+        }
         match vault.text("State").as_str() {
             "destroyed" => {
                 reasons.push((
@@ -81,10 +85,16 @@ fn judge(view: &View) -> Vec<(Verdict, String)> {
                     format!("vault {id} has destroyed the key; set a new password"),
                 ));
             }
+            "superseded" => {
+                let text = format!("vault {id} knows a newer password; unlock with it");
+                reasons.push((Verdict::Attention, text));
+            }
             "untrusted" => {
                 reasons.push((Verdict::Attention, format!("vault {id} is not the one that was chosen")));
             }
-            "ok" | "backoff" if vault.get::<u32>("AttemptsMax") > 0 && left <= vault::FEW_ATTEMPTS => {
+            "ok" | "backoff" | "frozen"
+                if vault.get::<u32>("AttemptsMax") > 0 && left <= vault::FEW_ATTEMPTS =>
+            {
                 reasons.push((Verdict::Attention, format!("vault {id}: only {left} attempts are left")));
             }
             _ => {}
@@ -129,6 +139,10 @@ fn judge_database(database: &Database, reasons: &mut Vec<(Verdict, String)>) {
             format!("{id}: its keys do not open the backups: `chatkeep unlock {id}`"),
         )),
         _ => {}
+    }
+    let older = database.state.text("StoreOlder");
+    if !older.is_empty() {
+        reasons.push((Verdict::Failing, format!("{id}: {older}")));
     }
     if database.state.flag("Overdue") {
         reasons.push((Verdict::Attention, format!("{id}: the last backup is older than it should be")));
@@ -289,6 +303,9 @@ fn to_json(view: &View, verdict: Verdict, reasons: &[(Verdict, String)]) -> Valu
 fn database_json(view: &View, database: &Database) -> Value {
     let (state, encryption) = (&database.state, &database.encryption);
     let vault = view.vault_of(database);
+    let vaults: Vec<OwnedObjectPath> = encryption.get("Vaults");
+    let named = |path: &OwnedObjectPath| chatkeep_ipc::names::id_of_path("vault", path.as_str());
+    let vaults: Vec<String> = vaults.iter().filter_map(named).collect();
     json!({
         "id": database.id(), "name": state.text("DisplayName"), "app": state.text("AppId"), "path": state.text("Path"),
         "state": state.text("State"), "overdue": state.flag("Overdue"),
@@ -296,7 +313,7 @@ fn database_json(view: &View, database: &Database) -> Value {
         "last_attempt": state.number("LastAttempt"), "last_verified": state.number("LastVerified"),
         "last_drill": state.number("LastDrill"), "drill": job::to_json(&state.map("LastDrillResult")),
         "damage": state.get::<Vec<job::Damage>>("Damage"), "last_error": error_json(&state.error("LastError")),
-        "caution": state.text("Caution"),
+        "caution": state.text("Caution"), "store_older": state.text("StoreOlder"),
         "next_run": state.number("NextRun"), "pending_bytes": state.number("PendingBytes"),
         "stored_bytes": state.number("RemoteBytes"), "points": state.get::<u32>("RecoveryPoints"),
         "oldest": state.number("Oldest"), "newest": state.number("Newest"),
@@ -306,6 +323,7 @@ fn database_json(view: &View, database: &Database) -> Value {
         "encryption": {
             "mode": encryption.text("Mode"), "state": encryption.text("State"), "key_id": encryption.text("KeyId"),
             "key_on_device": encryption.flag("KeyOnDevice"), "last_checked": encryption.number("LastChecked"),
+            "vaults": vaults, "threshold": encryption.get::<u32>("Threshold"),
             "vault": vault.map(vault::id), "attempts_left": vault.map(|vault| vault.get::<u32>("AttemptsLeft")),
         },
     })

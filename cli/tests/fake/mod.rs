@@ -201,8 +201,21 @@ async fn answer(mut incoming: mpsc::Receiver<Call>, server: Server, log: Arc<Mut
                 };
                 server.job_completed(&id, outcome, NOW);
             }
-            Call::Unlock { secret, job, reply, .. } => {
-                note(format!("unlock {}", secret.as_str().unwrap()));
+            Call::VaultAcknowledge { vault, reply } => {
+                note(format!("acknowledge {vault}"));
+                reply.send(Ok(())).unwrap();
+            }
+            Call::VaultFreeze { vault, until, job, reply } => {
+                note(format!("freeze {vault} {}", until.is_some_and(|until| until > NOW)));
+                let id = begin(&server, &job, "freeze");
+                reply.send(Ok(job.id)).unwrap();
+                server.job_completed(&id, JobOutcome::Done(Details::new()), NOW);
+            }
+            Call::Unlock { secret, trust, job, reply, .. } => {
+                let said: Vec<&str> = std::iter::once(secret.as_str().unwrap())
+                    .chain(trust.iter().map(String::as_str))
+                    .collect();
+                note(format!("unlock {}", said.join(" trusting ")));
                 let id = begin(&server, &job, "unlock");
                 reply.send(Ok(job.id)).unwrap();
                 let outcome = if secret.as_bytes() == b"right" {

@@ -1,96 +1,113 @@
 //! Jobs about keys: everything that asks a vault, or changes a keyring.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use chatkeep_crypto::BackupKey;
-use chatkeep_format::{ArchiveId, Keyslot};
+use chatkeep_format::Keyslot;
 use chatkeep_ipc::{Error, Secret};
 use chatkeep_vault_client::{
-    KdfFloor, KdfParams, Registered, SlotSecret, Transport, VaultError, VaultPin, recover, register_invited,
-    status,
+    Identity, KdfFloor, KdfParams, Recovered, Registered, SlotSecret, VaultError, VaultPin, recover,
+    register_invited, status,
 };
+use chatkeep_vault_protocol::slot::Slot;
 use rand_core::OsRng;
 
 use super::Job;
+use super::vaults::explain_frozen;
 use crate::archive::Archive;
-use crate::event::{Opened, Outcome, VaultSeen};
+use crate::event::{Opened, Outcome};
 use crate::fault::{Fault, Result};
+use crate::guard::VaultSeen;
 use crate::invites;
 use crate::keyring::{Keys, password_slots, pin_of};
 use crate::secrets::{check_password, compare_digits, is_key, looks_like_digits, typo};
+use crate::stores::free_name;
+use crate::witness::Compared;
+
+/// How long an unlocking waits for that: 15 seconds.
+const COMPARE_TIMEOUT: Duration = Duration::from_secs(15);
 
 impl Job {
     pub(super) async fn enable_password(
         &mut self,
         archive: &Archive,
-        pin: VaultPin,
+        (pins, threshold): (&[VaultPin], u8),
+        caution: Option<String>,
         password: &Secret,
     ) -> Result<Outcome> {
         check_password(password)?;
         let key = BackupKey::generate(&mut OsRng);
-        let pins = [pin];
-        let made = self.register(archive, &pins, password, &key).await?;
+        let made = self.register(archive, (pins, threshold), password, &key).await?;
         self.phase("writing the keyring");
-        self.ring(archive, &pins).create(key, vec![Keyslot::Password(made.slot)], Some(made.secret)).await?;
-        Ok(Outcome::Enabled { archive: archive.id, vault: pins[0].name.clone() })
+        self.ring(archive, pins).create(key, vec![Keyslot::Password(made.slot)], Some(made.secret)).await?;
+        let vault = pins.first().map(|pin| pin.name.clone()).unwrap_or_default();
+        Ok(Outcome::Enabled { archive: archive.id, vault, warning: caution })
     }
 
     /// A key that is wrapped for a password which the vault destroyed is wrapped for nobody.
     pub(super) async fn not_destroyed(&self, opened: &Opened, pins: &[VaultPin]) -> Result<()> {
-        let pin = opened.keys.password_slot().and_then(|slot| pin_of(pins, slot));
-        let Some(pin) = pin else { return Ok(()) };
-        let seen = vault_status(&*self.tools.transport, pin, opened.archive.id, &opened.keys).await;
-        if seen.is_some_and(|seen| seen.state == "destroyed") {
+        let (Some(slot), Some(secret)) = (opened.keys.password_slot(), opened.keys.secret.as_ref()) else {
+            return Ok(());
+        };
+        let context = &opened.archive.id.0;
+        let seen = status(&self.tools.book, pins, context, slot, secret, &mut OsRng).await;
+        if let Err(VaultError::Destroyed { .. }) = seen {
             let text = "the password opens nothing any more; set a new one first (`change-password`)";
             return Err(Error::VaultDestroyed(text.to_owned()).into());
         }
         Ok(())
     }
 
-    /// A new account at the vault with this password, for `key`.
+    /// New accounts at the vaults with this password, for `key`.
     async fn register(
         &mut self,
         archive: &Archive,
-        pins: &[VaultPin],
+        (pins, threshold): (&[VaultPin], u8),
         password: &Secret,
         key: &BackupKey,
     ) -> Result<Registered> {
-        let pin = &pins[..1];
         let (context, password) = (&archive.id.0, password.as_bytes());
-        self.phase("registering with the vault");
+        self.phase(if pins.len() > 1 { "registering with the vaults" } else { "registering with the vault" });
         let kdf = KdfParams::DEFAULT;
-        let transport = self.tools.transport.clone();
-        let (invites, key_bytes) = (invites::for_pins(&self.tools.paths.config, pin)?, key.expose());
-        let made =
-            register_invited(&*transport, pin, &invites, 1, context, password, key_bytes, kdf, &mut OsRng)
-                .await;
-        let made = self.saw(&pin[0], made)?;
-        // Nothing is enabled before the password has opened it once, all the way through the vault.
+        let transport = self.tools.book.clone();
+        let (invites, key_bytes) = (invites::for_pins(&self.tools.paths.config, pins)?, key.expose());
+        let made = register_invited(
+            &transport, pins, &invites, threshold, context, password, key_bytes, kdf, &mut OsRng,
+        )
+        .await;
+        let made = self.saw(pins, made)?;
+        // Nothing is enabled before the password has opened it once, all the way through the vaults.
         self.phase("proving the password");
         let floor = KdfFloor::Production;
-        let back = recover(&*transport, pin, context, &made.slot, password, floor, &mut OsRng).await;
-        let back = self.saw_recovery(&pin[0], back)?;
+        let back = recover(&transport, pins, context, &made.slot, password, floor, &mut OsRng).await;
+        let back = self.saw_recovery(pins, back)?;
         if *back.key != *key.expose() {
             return Err(Fault::internal("the vault gave back another key"));
         }
         Ok(made)
     }
 
-    /// A new password where the vault destroyed the old one's part of the key.
+    /// A new password where the vaults destroyed the old one's part of the key: at the same vaults.
     async fn replace_password(
         &mut self,
         opened: &Opened,
         pins: &[VaultPin],
         new: &Secret,
     ) -> Result<Outcome> {
-        let made = self.register(&opened.archive, pins, new, &opened.keys.key).await?;
+        let slot = opened.keys.password_slot().and_then(|slot| decode(slot).ok());
+        let slot = slot.ok_or_else(|| Fault::internal("there is no keyslot to replace"))?;
+        let vaults = trusted(&slot, pins, &[])?.0;
+        let threshold = slot.header.threshold;
+        let made = self.register(&opened.archive, (&vaults, threshold), new, &opened.keys.key).await?;
         self.phase("writing the keyring");
         let keys = self.ring(&opened.archive, pins).replace_password(made).await?;
         let warning = "the new password was registered anew at the vault; what it had of the old one opens nothing here";
         Ok(Outcome::Rekeyed {
             keys: Box::new(keys),
-            vault: pins[0].name.clone(),
+            vault: vaults[0].name.clone(),
             rotated: false,
+            store: Compared::Not,
+            confirmed: Vec::new(),
             warning: Some(warning.to_owned()),
         })
     }
@@ -116,7 +133,7 @@ impl Job {
             }
         } else {
             self.phase("proving the current password");
-            match self.recover_slot(&opened.archive, pins, slot, current).await {
+            match self.recover_owned(opened, pins, slot, current).await {
                 Ok((_, secret, _)) => secret,
                 // Nobody can prove the old password any more. Who has the key on this device can give it a new one.
                 Err(Fault { error: Error::VaultDestroyed(_), .. }) => {
@@ -133,7 +150,14 @@ impl Job {
             }
             other => other?,
         };
-        Ok(Outcome::Rekeyed { keys: Box::new(keys), vault, rotated: false, warning: None })
+        Ok(Outcome::Rekeyed {
+            keys: Box::new(keys),
+            vault,
+            rotated: false,
+            store: Compared::Not,
+            confirmed: Vec::new(),
+            warning: None,
+        })
     }
 
     pub(super) async fn unlock(
@@ -141,6 +165,7 @@ impl Job {
         archive: &Archive,
         pins: &[VaultPin],
         secret: &Secret,
+        trust: &[Identity],
     ) -> Result<Outcome> {
         self.phase("reading the keyring");
         let (candidates, _) = self.ring(archive, pins).candidates().await?;
@@ -159,7 +184,14 @@ impl Job {
                 _ => fault,
             })?;
             let keys = Box::new(self.ring(archive, pins).adopt(key, None, found).await?);
-            return Ok(Outcome::Rekeyed { keys, vault: String::new(), rotated: false, warning: None });
+            return Ok(Outcome::Rekeyed {
+                keys,
+                vault: String::new(),
+                rotated: false,
+                store: Compared::Not,
+                confirmed: Vec::new(),
+                warning: None,
+            });
         }
         let newest = candidates.iter().find_map(|(_, keyring)| keyring.as_ref().ok());
         let Some((newest, _)) = newest else {
@@ -173,13 +205,18 @@ impl Job {
         }
         let mut last = None;
         for slot in slots {
-            self.phase("asking the vault");
-            let vault = vault_name(pins, Some(&slot));
-            match self.recover_slot(archive, pins, &slot, secret).await {
+            let (pins, confirmed) = with_trusted(&slot, pins, trust)?;
+            self.phase(if pins.len() > 1 { "asking the vaults" } else { "asking the vault" });
+            let vault = vault_name(&pins, Some(&slot));
+            match self.recover_slot(archive, &pins, &slot, secret).await {
                 Ok((key, secret, warning)) => {
-                    let found = self.ring(archive, pins).open_newest(&candidates, &key, None)?;
-                    let keys = Box::new(self.ring(archive, pins).adopt(key, Some(secret), found).await?);
-                    return Ok(Outcome::Rekeyed { keys, vault, rotated: false, warning });
+                    let found = self.ring(archive, &pins).open_newest(&candidates, &key, None)?;
+                    let keys = Box::new(self.ring(archive, &pins).adopt(key, Some(secret), found).await?);
+                    let store = self.compare_store(archive, &pins, &keys).await;
+                    let older = if let Compared::Older(text) = &store { Some(text.clone()) } else { None };
+                    let all: Vec<String> = warning.into_iter().chain(older).collect();
+                    let warning = (!all.is_empty()).then(|| all.join("; "));
+                    return Ok(Outcome::Rekeyed { keys, vault, rotated: false, store, confirmed, warning });
                 }
                 // A change of password was cut off between its two halves: one of the slots opens.
                 Err(fault @ Fault { error: Error::NotFound(_) | Error::WrongSecret(_), .. }) => {
@@ -189,6 +226,21 @@ impl Job {
             }
         }
         Err(last.unwrap_or_else(|| Fault::internal("no keyslot was tried")))
+    }
+
+    /// What is to be said of the store, on a device that sees it for the first time. The key is here already: what does not
+    /// answer in time is asked later.
+    async fn compare_store(&self, archive: &Archive, pins: &[VaultPin], keys: &Keys) -> Compared {
+        self.phase("comparing the store with what the vault knows");
+        let compared = crate::witness::check(&self.tools.book, pins, archive, keys);
+        match tokio::time::timeout(COMPARE_TIMEOUT, compared).await {
+            Ok(Ok(compared)) => compared,
+            Ok(Err(fault)) => {
+                tracing::info!(error = %fault.error.text(), "the store is compared with the vaults later");
+                Compared::Not
+            }
+            Err(_) => Compared::Not,
+        }
     }
 
     pub(super) async fn check(
@@ -214,12 +266,26 @@ impl Job {
             return Err(Error::Unsupported(text.to_owned()).into());
         }
         self.phase("asking the vault");
-        let (found, ..) = self.recover_slot(&opened.archive, pins, slot, secret).await?;
+        let (found, ..) = self.recover_owned(opened, pins, slot, secret).await?;
         if found == *key {
             Ok(Outcome::Checked)
         } else {
             Err(Fault::internal("the vault gave back another key"))
         }
+    }
+
+    /// As [`Job::recover_slot`], on a device that may lift a freeze for it.
+    async fn recover_owned(
+        &mut self,
+        opened: &Opened,
+        pins: &[VaultPin],
+        slot: &[u8],
+        password: &Secret,
+    ) -> Result<(BackupKey, SlotSecret, Option<String>)> {
+        let lifted = self.lift_freeze(pins, opened).await;
+        let found = self.recover_slot(&opened.archive, pins, slot, password).await;
+        self.freeze_again(pins, opened, lifted).await;
+        found
     }
 
     /// Opens one password keyslot. Costs an attempt, given back when the password was right.
@@ -230,118 +296,116 @@ impl Job {
         slot: &[u8],
         password: &Secret,
     ) -> Result<(BackupKey, SlotSecret, Option<String>)> {
-        let pin = pin_of(pins, slot).cloned().ok_or_else(|| {
-            Error::VaultUntrusted("the vault that guards this archive is not configured; add it".to_owned())
-        })?;
+        let vaults = trusted(&decode(slot)?, pins, &[])?.0;
         let floor = KdfFloor::Production;
         let context = &archive.id.0;
         let back =
-            recover(&*self.tools.transport, pins, context, slot, password.as_bytes(), floor, &mut OsRng)
-                .await;
-        let back = self.saw_recovery(&pin, back)?;
-        let mut warnings = Vec::new();
-        if back.must_register_again {
-            warnings.push(
-                "that was the last attempt: the vault has destroyed its part. Set a new password now"
-                    .to_owned(),
-            );
-        }
-        if back.failed_since_change > 0 {
-            warnings.push(format!(
-                "{} wrong passwords were tried since the last change",
-                back.failed_since_change
-            ));
-        }
-        let warning = (!warnings.is_empty()).then(|| warnings.join("; "));
+            recover(&self.tools.book, pins, context, slot, password.as_bytes(), floor, &mut OsRng).await;
+        let back = self.saw_recovery(&vaults, back)?;
+        let warning = warnings(&back, vaults.len());
         Ok((BackupKey::from_bytes(*back.key), back.secret, warning))
     }
 
     fn saw_recovery(
         &mut self,
-        pin: &VaultPin,
-        result: Result<chatkeep_vault_client::Recovered, VaultError>,
-    ) -> Result<chatkeep_vault_client::Recovered> {
-        let back = self.saw(pin, result)?;
-        if let Some(seen) = &mut self.vault {
+        vaults: &[VaultPin],
+        result: Result<Recovered, VaultError>,
+    ) -> Result<Recovered> {
+        let back = self.saw(vaults, result)?;
+        if let Some(seen) = self.vault.as_mut().filter(|_| vaults.len() == 1) {
             seen.attempts_left = Some(u32::from(back.attempts_left));
             seen.attempts_max = seen.attempts_max.max(seen.attempts_left);
         }
         Ok(back)
     }
 
-    /// Notes for the loop what an answer says of the vault.
-    fn saw<T>(&mut self, pin: &VaultPin, result: Result<T, VaultError>) -> Result<T> {
-        self.vault = Some(seen(pin, result.as_ref().err()));
-        Ok(result?)
-    }
-
-    pub(super) async fn vault_refresh(&mut self, pin: &VaultPin, opened: &[Arc<Opened>]) -> Result<Outcome> {
-        let mut worst: Option<VaultSeen> = None;
-        for opened in opened {
-            if let Some(found) =
-                vault_status(&*self.tools.transport, pin, opened.archive.id, &opened.keys).await
-            {
-                let fewer = |old: &VaultSeen| found.attempts_left < old.attempts_left || found.state != "ok";
-                if worst.as_ref().is_none_or(fewer) {
-                    worst = Some(found);
-                }
-            }
-        }
-        if worst.is_none() {
-            let answer = chatkeep_vault_client::info(&*self.tools.transport, pin, &mut OsRng).await;
-            worst = Some(seen(pin, answer.as_ref().err()));
-            self.vault = worst;
-            answer?;
-            return Ok(Outcome::Nothing { warning: None });
-        }
-        self.vault = worst;
-        Ok(Outcome::Nothing { warning: None })
+    /// Notes for the loop what an answer says of the vault. What several said together is said of none of them: a look that
+    /// follows tells each one's own.
+    fn saw<T>(&mut self, vaults: &[VaultPin], result: Result<T, VaultError>) -> Result<T> {
+        let name = vaults.first().map(|pin| pin.name.clone()).unwrap_or_default();
+        let seen = VaultSeen::of(name.clone(), result.as_ref().err());
+        self.vault = Some(match vaults {
+            [_] => seen,
+            _ => VaultSeen { name, failed: seen.failed, ..VaultSeen::default() },
+        });
+        result.map_err(explain_frozen)
     }
 }
 
-/// Asks the vault how many attempts are left. Costs none.
-pub async fn vault_status(
-    transport: &dyn Transport,
-    pin: &VaultPin,
-    id: ArchiveId,
-    keys: &Keys,
-) -> Option<VaultSeen> {
-    let (slot, secret) = (keys.password_slot()?, keys.secret.as_ref()?);
-    let pins = std::slice::from_ref(pin_of(std::slice::from_ref(pin), slot)?);
-    let answer = status(transport, pins, &id.0, slot, secret, &mut OsRng).await;
-    let mut found = seen(pin, answer.as_ref().err());
-    if let Ok(report) = answer {
-        found.attempts_left = Some(u32::from(report.attempts_left));
-        found.attempts_max = Some(u32::from(report.attempts_max));
+/// What the user is to know of a recovery that succeeded.
+fn warnings(back: &Recovered, n: usize) -> Option<String> {
+    let mut warnings = Vec::new();
+    if back.must_register_again {
+        let text = "that was the last attempt: the vault has destroyed its part. Set a new password now";
+        warnings.push(text.to_owned());
     }
-    Some(found)
+    if back.failed_since_change > 0 {
+        let failed = back.failed_since_change;
+        warnings.push(format!("{failed} wrong passwords were tried since the last change"));
+    }
+    if !back.absent.is_empty() {
+        let reasons: Vec<String> = back
+            .absent
+            .iter()
+            .map(|(name, error)| format!("{name} ({})", Fault::from(error.clone()).error.text()))
+            .collect();
+        warnings.push(format!(
+            "{} of {n} vaults took no part: {}. The others were enough; without these, fewer may fail the next time",
+            reasons.len(),
+            reasons.join(", ")
+        ));
+    }
+    let lying = back.unproved.iter().filter(|(_, error)| matches!(error, VaultError::Refused { .. }));
+    for (name, _) in lying {
+        warnings.push(format!(
+            "the vault {name} refused a right proof: it lies, or was put back to an old state"
+        ));
+    }
+    (!warnings.is_empty()).then(|| warnings.join("; "))
 }
 
-fn seen(pin: &VaultPin, error: Option<&VaultError>) -> VaultSeen {
-    let mut seen = VaultSeen { name: pin.name.clone(), state: "ok", ..VaultSeen::default() };
-    match error {
-        Some(VaultError::WrongPassword { left, max }) => {
-            seen.attempts_left = Some(u32::from(*left));
-            seen.attempts_max = Some(u32::from(*max));
-            seen.failed = true;
+fn decode(slot: &[u8]) -> Result<Slot> {
+    Ok(Slot::decode(slot, KdfFloor::AllowWeakKdf).map_err(VaultError::from)?)
+}
+
+/// The vaults of a slot as this device knows them, and those among them that only `trust` names. A slot that names others is
+/// refused, before anybody is asked anything.
+fn trusted(slot: &Slot, pins: &[VaultPin], trust: &[Identity]) -> Result<(Vec<VaultPin>, Vec<VaultPin>)> {
+    let (mut vaults, mut confirmed, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
+    let mut named = pins.to_vec();
+    for vault in &slot.header.vaults {
+        if let Some(pin) = pins.iter().find(|pin| pin.identity == vault.identity) {
+            vaults.push(pin.clone());
+        } else if trust.contains(&vault.identity()) {
+            let pin = VaultPin { name: free_name(&named, &vault.name), ..vault.clone() };
+            named.push(pin.clone());
+            confirmed.push(pin.clone());
+            vaults.push(pin);
+        } else {
+            unknown.push((vault.name.clone(), vault.url.clone(), vault.identity().to_string()));
         }
-        Some(VaultError::Throttled { retry_after_s }) => {
-            seen.state = "backoff";
-            seen.retry_after = crate::clock::now_us().saturating_add(retry_after_s.saturating_mul(1_000_000));
-        }
-        Some(VaultError::Frozen { until_s }) => {
-            seen.state = "backoff";
-            seen.retry_after = until_s.saturating_mul(1_000_000);
-        }
-        Some(VaultError::Destroyed { .. }) => {
-            seen.state = "destroyed";
-            seen.attempts_left = Some(0);
-        }
-        Some(VaultError::Busy { .. } | VaultError::Unreachable { .. }) => seen.state = "unreachable",
-        Some(VaultError::Untrusted { .. } | VaultError::NotPinned { .. }) => seen.state = "untrusted",
-        _ => {}
     }
-    seen
+    if unknown.is_empty() {
+        return Ok((vaults, confirmed));
+    }
+    let list = unknown.iter().map(|(name, url, print)| format!("{name} at {url}, fingerprint {print}"));
+    let list: Vec<String> = list.collect();
+    let text = format!(
+        "it is guarded by vaults that are not configured here: {}. Whoever can write to the store could have put them \
+         there: compare each fingerprint with what its operator says, then add a [[vault]], or confirm it (`--trust-vault`)",
+        list.join("; ")
+    );
+    Err(Fault::from(Error::VaultUntrusted(text)).with_unknown_vaults(unknown))
+}
+
+/// The pins together with those vaults of the slot that the user confirmed; and these.
+fn with_trusted(
+    slot: &[u8],
+    pins: &[VaultPin],
+    trust: &[Identity],
+) -> Result<(Vec<VaultPin>, Vec<VaultPin>)> {
+    let (_, confirmed) = trusted(&decode(slot)?, pins, trust)?;
+    Ok((pins.iter().chain(&confirmed).cloned().collect(), confirmed))
 }
 
 /// The name of the vault that guards a slot.

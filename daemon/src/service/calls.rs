@@ -87,6 +87,10 @@ impl Service {
                 answer(reply, started);
             }
             Call::VaultRefresh { vault, job, reply } => answer(reply, self.vault_refresh(&vault, job)),
+            Call::VaultFreeze { vault, until, job, reply } => {
+                answer(reply, self.vault_freeze(&vault, until, job));
+            }
+            Call::VaultAcknowledge { vault, reply } => answer(reply, self.vault_acknowledge(&vault)),
             Call::JobCancel { job, reply } => {
                 self.cancel(&job);
                 answer(reply, Ok(()));
@@ -367,13 +371,6 @@ impl Service {
         }
     }
 
-    fn vault_refresh(&mut self, name: &str, job: NewJob) -> Result<JobId, Error> {
-        let pin = self.pin(Some(name))?;
-        let guarded = self.sources.values().filter(|source| source.registration.vault == name);
-        let opened: Vec<Arc<Opened>> = guarded.filter_map(|source| source.opened.clone()).collect();
-        Ok(self.run(job, "vault-refresh", None, false, Work::VaultRefresh { pin, opened }))
-    }
-
     fn cancel(&mut self, job: &JobId) {
         let Some(running) = self.jobs.get(job) else { return };
         if running.keys {
@@ -438,7 +435,7 @@ impl Service {
             self.tools.server.remove_store(&gone.name);
         }
         for gone in before.vault.iter().filter(|vault| self.pins.iter().all(|pin| pin.name != vault.name)) {
-            self.vaults.remove(&gone.name);
+            self.vaults.forget(&gone.name);
             self.tools.server.remove_vault(&gone.name);
         }
         self.show_stores();

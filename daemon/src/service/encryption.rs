@@ -4,6 +4,7 @@ use chatkeep_crypto::BackupKey;
 use chatkeep_format::ArchiveId;
 use chatkeep_ipc::{Call, Details, Error, JobId, JobOutcome, KeyOut, NewJob, Reply, Secret};
 use chatkeep_planner::SourceId;
+use chatkeep_vault_client::Identity;
 use rand_core::{OsRng, RngCore};
 
 use super::Service;
@@ -33,8 +34,8 @@ impl Service {
             Call::RotateKey { database, reencrypt, reason: _, key_out, job, reply } => {
                 answer(reply, self.rotate_key(&database, reencrypt, key_out, job));
             }
-            Call::Unlock { database, secret, job, reply } => {
-                answer(reply, self.unlock(&database, secret, job));
+            Call::Unlock { database, secret, trust, job, reply } => {
+                answer(reply, self.unlock(&database, secret, &trust, job));
             }
             Call::CheckSecret { database, secret, ask_vault, job, reply } => {
                 answer(reply, self.check_secret(&database, secret, ask_vault, job));
@@ -64,8 +65,9 @@ impl Service {
     ) -> Result<JobId, Error> {
         let number = self.not_enabled_yet(id)?;
         let archive = self.new_archive(number)?;
-        let pin = self.pin(vault)?;
-        let work = Work::EnablePassword { archive, pin, password };
+        let (pins, threshold) = self.chosen_vaults(vault)?;
+        let caution = self.caution_about(&pins);
+        let work = Work::EnablePassword { archive, pins, threshold, caution, password };
         Ok(self.run(job, "enable-encryption", Some(number), true, work))
     }
 
@@ -178,8 +180,10 @@ impl Service {
         Ok(self.run(job, "rotate-key", Some(number), true, work))
     }
 
-    fn unlock(&mut self, id: &str, secret: Secret, job: NewJob) -> Result<JobId, Error> {
+    fn unlock(&mut self, id: &str, secret: Secret, trust: &[String], job: NewJob) -> Result<JobId, Error> {
         let number = self.number_of(id)?;
+        let trust = trust.iter().map(|text| text.parse::<Identity>()).collect::<Result<Vec<_>, _>>();
+        let trust = trust.map_err(|error| Error::InvalidArgument(error.to_string()))?;
         self.no_key_job(number)?;
         let registration = &self.sources[&number].registration;
         let archive = registration.archive;
@@ -187,7 +191,7 @@ impl Service {
             archive.ok_or_else(|| Error::NotEnabled(format!("encryption is not turned on for `{id}`")))?;
         let store = self.store(&registration.store.clone())?;
         let pins = self.pins_for(&self.sources[&number].registration.vault);
-        let work = Work::Unlock { archive: Archive { store, id: archive }, pins, secret };
+        let work = Work::Unlock { archive: Archive { store, id: archive }, pins, secret, trust };
         Ok(self.run(job, "unlock", Some(number), true, work))
     }
 

@@ -12,9 +12,10 @@ use zbus::zvariant::{OwnedValue, Value};
 
 use super::Service;
 use super::calls::{is_abandoned, restore_label};
-use crate::event::{Command, Event, Opened, Outcome, VaultSeen, Work};
+use crate::event::{Command, Event, Opened, Outcome, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::Captured;
+use crate::guard::VaultSeen;
 use crate::restore::Destination;
 use crate::source::Phase;
 
@@ -51,6 +52,9 @@ impl Service {
                 }
                 self.job_ended(&job, result, vault.as_ref());
             }
+            Event::Remembered { source, done } => self.remembered(source, done),
+            Event::Guarded { source, look } => self.guarded(source, look),
+            Event::Pressed { vault, button } => self.pressed(&vault, button),
             Event::FolderChanged { path } => {
                 debug!(path = %path.display(), "something appeared");
                 let missing = self.sources.iter().filter(|(_, source)| source.following && !source.found);
@@ -150,8 +154,9 @@ impl Service {
         let facts = self.tools.catalogue.facts(&id);
         let damage = self.tools.catalogue.damage(&id);
         let drills = self.tools.catalogue.drills(&id).prove(&id, &opened.keys.roots);
-        if let Some(seen) = &opened.vault {
-            self.saw_vault(seen);
+        self.guard_begins(number);
+        for seen in &opened.vaults {
+            self.saw_vault(Some(number), seen);
         }
         let Some(source) = self.sources.get_mut(&number) else { return };
         (source.points, source.facts, source.drills) = (points, facts, drills);
@@ -335,10 +340,11 @@ impl Service {
     }
 
     fn job_ended(&mut self, job: &chatkeep_ipc::JobId, result: Result<Outcome>, vault: Option<&VaultSeen>) {
-        if let Some(seen) = vault {
-            self.saw_vault(seen);
-        }
         let number = self.jobs.get(job).and_then(|running| running.source);
+        if let Some(seen) = vault {
+            self.saw_vault(number, seen);
+            self.look_soon(number);
+        }
         if let (Some(number), Err(fault)) = (number, &result)
             && !fault.damage().is_empty()
         {
@@ -365,7 +371,7 @@ impl Service {
     fn finish(&mut self, number: Option<SourceId>, outcome: Outcome) -> Result<Option<String>> {
         match (outcome, number) {
             (Outcome::Nothing { warning }, _) => Ok(warning),
-            (Outcome::Enabled { archive, vault }, Some(number)) => {
+            (Outcome::Enabled { archive, vault, warning }, Some(number)) => {
                 self.change_registration(number, |registration| {
                     registration.archive = Some(archive);
                     registration.vault = vault;
@@ -377,9 +383,11 @@ impl Service {
                 self.update(number, |source| source.unconfirmed = None);
                 self.open(number);
                 self.show(number);
-                Ok(None)
+                Ok(warning)
             }
-            (Outcome::Rekeyed { keys, vault, rotated, warning }, Some(number)) => {
+            (Outcome::Rekeyed { keys, vault, rotated, store, confirmed, warning }, Some(number)) => {
+                self.confirm_vaults(confirmed)?;
+                self.compared(number, store);
                 let open = self.sources.get_mut(&number).is_some_and(|source| {
                     source.unconfirmed = None;
                     if let Some(opened) = &source.opened {
@@ -408,7 +416,9 @@ impl Service {
             }
             (Outcome::Restored { seq, warning }, Some(number)) => {
                 self.restored(number, &[seq]);
-                Ok(warning)
+                let older = self.sources.get(&number).and_then(|source| source.older.clone());
+                let all: Vec<String> = warning.into_iter().chain(older).collect();
+                Ok((!all.is_empty()).then(|| all.join("; ")))
             }
             (Outcome::Verified { depth, points, damages }, Some(number)) => {
                 self.verified(number, depth, &points, damages).map(|()| None)
@@ -437,6 +447,10 @@ impl Service {
             (Outcome::StoreSeen { name, usage }, _) => {
                 self.saw_store(&name, None, usage);
                 Ok(None)
+            }
+            (Outcome::Looked { looks, warning }, _) => {
+                self.looked(looks);
+                Ok(warning)
             }
             (Outcome::Pruned(_), _) => Ok(None),
             (_, None) => Err(Fault::internal("the database was unregistered meanwhile")),

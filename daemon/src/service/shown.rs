@@ -1,10 +1,9 @@
 //! What clients see of the state.
 
-use chatkeep_ipc::{ManagerState, StoreState, VaultState};
+use chatkeep_ipc::{ManagerState, StoreState};
 use chatkeep_planner::SourceId;
 
 use super::Service;
-use crate::event::VaultSeen;
 use crate::fault::Fault;
 
 impl Service {
@@ -15,7 +14,9 @@ impl Service {
         let next = self.scheduler.state(number).and_then(|view| view.next_attempt);
         let next_run = next.map_or(0, |at| now_us + at.0.saturating_sub(self.now.0) * 1000);
         let state = source.database_state(self.pause.is_some(), next_run, now_us);
-        self.tools.server.upsert_database(&source.id, state, source.encryption_state());
+        let mut encryption = source.encryption_state();
+        (encryption.vaults, encryption.threshold) = self.vaults_of(source);
+        self.tools.server.upsert_database(&source.id, state, encryption);
     }
 
     pub(super) fn show_manager(&self) {
@@ -86,43 +87,6 @@ impl Service {
             for source in back {
                 self.plan(chatkeep_planner::Event::StoreReachable { source });
             }
-        }
-    }
-
-    pub(super) fn show_vaults(&mut self) {
-        for pin in &self.pins {
-            let state = VaultState {
-                url: pin.url.clone(),
-                state: "unregistered".to_owned(),
-                fingerprint: pin.identity().to_string(),
-                ..VaultState::default()
-            };
-            let state = self.vaults.entry(pin.name.clone()).or_insert(state);
-            self.tools.server.upsert_vault(&pin.name, state.clone());
-        }
-    }
-
-    /// Shows what a vault just said.
-    pub(super) fn saw_vault(&mut self, seen: &VaultSeen) {
-        let Some(state) = self.vaults.get_mut(&seen.name) else { return };
-        let was_destroyed = state.state == "destroyed";
-        seen.state.clone_into(&mut state.state);
-        if let Some(left) = seen.attempts_left {
-            state.attempts_left = left;
-        }
-        if let Some(max) = seen.attempts_max {
-            state.attempts_max = max;
-        }
-        state.retry_after = seen.retry_after;
-        if !matches!(seen.state, "unreachable" | "untrusted") {
-            state.last_contact = crate::clock::now_us();
-        }
-        self.tools.server.upsert_vault(&seen.name, state.clone());
-        if seen.failed {
-            self.tools.server.vault_attempt_failed(&seen.name, state.attempts_left, seen.retry_after);
-        }
-        if seen.state == "destroyed" && !was_destroyed {
-            self.tools.server.vault_destroyed(&seen.name);
         }
     }
 }

@@ -193,7 +193,7 @@ impl Service {
 }
 
 /// Whether something that was last done then is to be done now. A time in the future was told by a clock that was wrong.
-fn is_due(every: Period, last_us: u64, now_us: u64) -> bool {
+pub(super) fn is_due(every: Period, last_us: u64, now_us: u64) -> bool {
     let every_ms = every.every_ms();
     every_ms.is_some_and(|ms| last_us > now_us || now_us - last_us >= ms.saturating_mul(1000))
 }

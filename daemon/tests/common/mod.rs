@@ -23,6 +23,7 @@ use chatkeepd::damage::{Damage, DamageReport};
 use chatkeepd::event::{Event, Opened, Outcome, UploadOrder, Work};
 use chatkeepd::fault::Fault;
 use chatkeepd::follower::{CaptureOrder, Follower, LostPack, Start};
+use chatkeepd::guard::Book;
 use chatkeepd::jobs::{Job, Tools};
 use chatkeepd::keyring::Keys;
 use chatkeepd::keys::KeyFiles;
@@ -89,12 +90,13 @@ impl World {
         let (calls, _) = tokio::sync::mpsc::channel(1);
         let tools = Tools {
             key_store: Arc::new(KeyFiles::new(paths.data.clone())),
-            transport: Arc::new(Courier::new(paths.courier_socket())),
+            book: Book::new(Arc::new(Courier::new(paths.courier_socket())), catalogue.clone()),
+            notify: false,
             paths: Arc::new(paths),
             catalogue,
             server: Server::new(calls, Settings::default()),
         };
-        let opened = Opened { archive, keys, spool, log: log.clone(), vault: None };
+        let opened = Opened { archive, keys, spool, log: log.clone(), vaults: Vec::new() };
         Self {
             folder,
             store,

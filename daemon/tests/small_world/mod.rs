@@ -116,7 +116,8 @@ impl World {
         let spool = Spool::open(self.folder.path(), &ARCHIVE).unwrap();
         let log = chatkeepd::log::open(&self.archive(), &self.keys.roots, &catalogue, &spool).await.unwrap();
         assert!(log.blocked.is_none(), "{:?}", log.blocked);
-        let opened = Opened { archive: self.archive(), keys: self.keys.clone(), spool, log, vault: None };
+        let opened =
+            Opened { archive: self.archive(), keys: self.keys.clone(), spool, log, vaults: Vec::new() };
         Running { catalogue, opened }
     }
 

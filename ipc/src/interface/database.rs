@@ -355,6 +355,11 @@ impl DatabaseInterface {
     }
 
     #[zbus(property)]
+    fn store_older(&self) -> String {
+        self.read(|state| state.store_older.clone())
+    }
+
+    #[zbus(property)]
     fn forgotten_points(&self) -> u32 {
         self.read(|state| state.forgotten_points)
     }

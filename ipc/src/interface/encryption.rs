@@ -174,10 +174,11 @@ impl EncryptionInterface {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<OwnedObjectPath> {
-        let request = self.request(connection, &header, options).await?;
+        let mut request = self.request(connection, &header, options).await?;
+        let trust = request.options.texts("trust-vaults")?;
         let secret = self::secret(secret).await?;
         let database = self.id.clone();
-        request.start(move |_, job, reply| Call::Unlock { database, secret, job, reply }).await
+        request.start(move |_, job, reply| Call::Unlock { database, secret, trust, job, reply }).await
     }
 
     #[zbus(out_args("job"))]
@@ -261,6 +262,16 @@ impl EncryptionInterface {
     #[zbus(property)]
     fn vault(&self) -> OwnedObjectPath {
         self.read(|state| optional(&state.vault, vault_path))
+    }
+
+    #[zbus(property)]
+    fn vaults(&self) -> Vec<OwnedObjectPath> {
+        self.read(|state| state.vaults.iter().map(|id| vault_path(id)).collect())
+    }
+
+    #[zbus(property)]
+    fn threshold(&self) -> u32 {
+        self.read(|state| state.threshold)
     }
 
     #[zbus(property)]

@@ -64,6 +64,42 @@ impl VaultInterface {
         request.start(move |_, job, reply| Call::VaultDeregister { vault, proof, job, reply }).await
     }
 
+    #[zbus(out_args("job"))]
+    async fn freeze(
+        &self,
+        until: u64,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let request = self.request(connection, &header, options).await?;
+        let vault = self.id.clone();
+        request.start(move |_, job, reply| Call::VaultFreeze { vault, until: Some(until), job, reply }).await
+    }
+
+    #[zbus(out_args("job"))]
+    async fn unfreeze(
+        &self,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<OwnedObjectPath> {
+        let request = self.request(connection, &header, options).await?;
+        let vault = self.id.clone();
+        request.start(move |_, job, reply| Call::VaultFreeze { vault, until: None, job, reply }).await
+    }
+
+    async fn acknowledge(
+        &self,
+        options: RawOptions,
+        #[zbus(connection)] connection: &Connection,
+        #[zbus(header)] header: Header<'_>,
+    ) -> Result<()> {
+        let request = self.request(connection, &header, options).await?;
+        let vault = self.id.clone();
+        request.ask(move |_, reply| Call::VaultAcknowledge { vault, reply }).await
+    }
+
     #[zbus(property)]
     fn url(&self) -> String {
         self.read(|state| state.url.clone())
@@ -99,6 +135,51 @@ impl VaultInterface {
         self.read(|state| state.fingerprint.clone())
     }
 
+    #[zbus(property)]
+    fn operator(&self) -> String {
+        self.read(|state| state.operator.clone())
+    }
+
+    #[zbus(property)]
+    fn jurisdiction(&self) -> String {
+        self.read(|state| state.jurisdiction.clone())
+    }
+
+    #[zbus(property)]
+    fn warnings(&self) -> Vec<String> {
+        self.read(|state| state.warnings.clone())
+    }
+
+    #[zbus(property)]
+    fn frozen_until(&self) -> u64 {
+        self.read(|state| state.frozen_until)
+    }
+
+    #[zbus(property)]
+    fn failed_attempts(&self) -> u32 {
+        self.read(|state| state.failed_attempts)
+    }
+
+    #[zbus(property)]
+    fn failed_here(&self) -> u32 {
+        self.read(|state| state.failed_here)
+    }
+
+    #[zbus(property)]
+    fn failed_elsewhere(&self) -> u32 {
+        self.read(|state| state.failed_elsewhere)
+    }
+
+    #[zbus(property)]
+    fn unacknowledged(&self) -> u32 {
+        self.read(|state| state.unacknowledged)
+    }
+
+    #[zbus(property)]
+    fn elsewhere_seen(&self) -> u64 {
+        self.read(|state| state.elsewhere_seen)
+    }
+
     /// A wrong password was counted.
     #[zbus(signal)]
     pub(crate) async fn attempt_failed(
@@ -106,6 +187,18 @@ impl VaultInterface {
         left: u32,
         retry_after: u64,
     ) -> zbus::Result<()>;
+
+    /// Attempts were counted that were not made on this device.
+    #[zbus(signal)]
+    pub(crate) async fn attempt_elsewhere(
+        emitter: &SignalEmitter<'_>,
+        count: u32,
+        left: u32,
+    ) -> zbus::Result<()>;
+
+    /// The password was changed on another device: this one has to be unlocked with the new one.
+    #[zbus(signal)]
+    pub(crate) async fn superseded(emitter: &SignalEmitter<'_>) -> zbus::Result<()>;
 
     /// The record is gone: the password opens nothing any more.
     #[zbus(signal)]

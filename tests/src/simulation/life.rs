@@ -203,7 +203,7 @@ impl Life {
             keys: world.keys.clone(),
             spool: self.spool.clone(),
             log: self.log.clone(),
-            vault: None,
+            vaults: Vec::new(),
         };
         let pruning = Pruning {
             opened: &opened,

@@ -91,6 +91,12 @@ impl Machine {
         Ok(std::fs::write(self.config_file(), text)?)
     }
 
+    /// Adds to `config.toml`.
+    pub fn configure_also(&self, text: &str) -> Result<()> {
+        let before = std::fs::read_to_string(self.config_file())?;
+        self.configure(&format!("{before}\n{text}\n"))
+    }
+
     /// `config.toml`
     pub fn config_file(&self) -> PathBuf {
         self.root.join("config/chatkeep/config.toml")
@@ -224,6 +230,13 @@ impl Machine {
             bail!("no status: {}", ran.explanation());
         }
         Ok(status)
+    }
+
+    /// What the service shows about one vault, as it knows it without asking.
+    pub fn vault(&self, id: &str) -> Result<Value> {
+        let status = self.status()?;
+        let found = status["vaults"].as_array().and_then(|all| all.iter().find(|one| one["id"] == id));
+        found.cloned().with_context(|| format!("{id} is not among the vaults of {status}"))
     }
 
     /// What the service shows about one database.

@@ -2,11 +2,12 @@
 //!
 //! In reading order: [`programs`] finds the built programs; [`process`] starts, kills and ends them; [`bus`] is a
 //! private session bus with a monitor, [`vault`] a served vault, [`machine`] one user's machine with the service on
-//! it; [`command`] drives the `chatkeep` command; [`notes`] and [`writer`] are the apps that write; [`scan`] looks for
+//! it; [`command`] drives the `chatkeep` command, [`desktop`] is who shows its notifications; [`notes`] and [`writer`] are the apps that write; [`scan`] looks for
 //! what must not be readable; [`tables`] compares databases; [`wait`] and [`random`] are small helpers.
 
 pub mod bus;
 pub mod command;
+pub mod desktop;
 pub mod machine;
 pub mod notes;
 pub mod process;

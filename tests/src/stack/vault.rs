@@ -21,6 +21,11 @@ pub struct Vault {
 impl Vault {
     /// Makes the keys in `folder` and serves at a free port.
     pub fn start(folder: &Path) -> Result<Self> {
+        Self::start_at(folder, "127.0.0.1:0")
+    }
+
+    /// As [`Vault::start`], at this address.
+    pub fn start_at(folder: &Path, listen: &str) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let program = programs::ours("chatkeep-vault")?;
         let made = Command::new(&program)
@@ -33,7 +38,7 @@ impl Vault {
         }
         let folder = folder.to_owned();
         let mut vault = Self { url: String::new(), identity: String::new(), folder, process: None };
-        vault.serve("127.0.0.1:0")?;
+        vault.serve(listen)?;
         Ok(vault)
     }
 
@@ -69,8 +74,18 @@ impl Vault {
         if self.process.is_some() {
             return Ok(());
         }
-        let address = self.url.strip_prefix("https://").context("the vault's address is https")?.to_owned();
+        let address = self.address().to_owned();
         self.serve(&address)
+    }
+
+    /// Where it serves, without the scheme.
+    pub fn address(&self) -> &str {
+        self.url.strip_prefix("https://").unwrap_or(&self.url)
+    }
+
+    /// What a machine's configuration says of it.
+    pub fn section(&self, name: &str) -> String {
+        format!("[[vault]]\nname = \"{name}\"\nurl = \"{}\"\nidentity = \"{}\"\n", self.url, self.identity)
     }
 
     /// Everything the vault keeps.

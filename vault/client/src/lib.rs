@@ -2,7 +2,7 @@
 //!
 //! In reading order: how bytes reach a vault ([`transport`], [`courier`]), what can go wrong
 //! ([`VaultError`]), then the operations: [`register`], [`register_invited`], [`recover`], [`begin_change`] and
-//! [`commit_change`], [`rewrap`], [`status`], [`freeze`], [`destroy`], [`info`], [`witness_head`], [`known_head`]. The protocol itself,
+//! [`commit_change`], [`rewrap`], [`look`], [`status`], [`freeze`], [`thaw`], [`destroy`], [`info`], [`witness_head`], [`known_head`]. The protocol itself,
 //! and all mathematics, is in `chatkeep-vault-protocol`.
 
 pub mod courier;
@@ -23,7 +23,7 @@ pub use chatkeep_vault_protocol::{Identity, Invite, KdfFloor, KdfParams, SlotErr
 pub use courier::CourierTransport;
 pub use error::VaultError;
 pub use head::{KnownEntry, known_head, witness_head};
-pub use owner::{StatusReport, VaultReport, destroy, freeze, info, status};
+pub use owner::{StatusReport, VaultReport, destroy, freeze, info, look, status, thaw};
 pub use recover::{Recovered, recover};
 pub use register::{Invites, Registered, register, register_invited};
 pub use transport::{DirectTransport, Transport, TransportError};

@@ -37,6 +37,29 @@ pub struct StatusReport {
     pub vaults: Vec<VaultReport>,
 }
 
+/// Asks every vault for its counters, whatever the others say. An error only if the slot cannot be used here.
+pub async fn look(
+    transport: &dyn Transport,
+    pins: &[VaultPin],
+    context: &[u8; 16],
+    slot: &[u8],
+    secret: &SlotSecret,
+    rng: &mut (impl CryptoRngCore + Send),
+) -> Result<Vec<VaultReport>, VaultError> {
+    let (slot, vaults) = open_owned(slot, context, pins, secret)?;
+    let answers = ask_owner(transport, &vaults, &slot, secret, Question::Status, rng).await;
+    let report = |(vault, answered): (&VaultPin, Result<Answered, VaultError>)| {
+        let hsm = answered.as_ref().ok().map(|answered| answered.hsm.clone());
+        let counters = match answered.map(|answered| answered.answer) {
+            Ok(Answer::Status(counters)) => Ok(counters),
+            Ok(_) => Err(unexpected(vault)),
+            Err(error) => Err(error),
+        };
+        VaultReport { name: vault.name.clone(), hsm, counters }
+    };
+    Ok(vaults.iter().zip(answers).map(report).collect())
+}
+
 /// Asks for the counters. An error when fewer than `t` vaults give them.
 pub async fn status(
     transport: &dyn Transport,
@@ -46,27 +69,14 @@ pub async fn status(
     secret: &SlotSecret,
     rng: &mut (impl CryptoRngCore + Send),
 ) -> Result<StatusReport, VaultError> {
-    let (slot, vaults) = open_owned(slot, context, pins, secret)?;
-    let t = slot.header.threshold;
-    let answers = ask_owner(transport, &vaults, &slot, secret, Question::Status, rng).await;
-    let reports: Vec<VaultReport> = vaults
-        .iter()
-        .zip(answers)
-        .map(|(vault, answered)| {
-            let hsm = answered.as_ref().ok().map(|answered| answered.hsm.clone());
-            let counters = match answered.map(|answered| answered.answer) {
-                Ok(Answer::Status(counters)) => Ok(counters),
-                Ok(_) => Err(unexpected(vault)),
-                Err(error) => Err(error),
-            };
-            VaultReport { name: vault.name.clone(), hsm, counters }
-        })
-        .collect();
+    let reports = look(transport, pins, context, slot, secret, rng).await?;
+    let t = Slot::decode(slot, KdfFloor::AllowWeakKdf)?.header.threshold;
     let good: Vec<Counters> = reports.iter().filter_map(|r| r.counters.as_ref().ok().copied()).collect();
     if good.len() < usize::from(t) {
         let errors: Vec<VaultError> =
             reports.into_iter().filter_map(|report| report.counters.err()).collect();
-        return Err(dominant(&errors, t, vaults.len()));
+        let n = good.len() + errors.len();
+        return Err(dominant(&errors, t, n));
     }
     Ok(StatusReport {
         attempts_left: attackers_bound(good.iter().map(|c| c.left).collect(), t),
@@ -77,7 +87,7 @@ pub async fn status(
 }
 
 /// Lets the vaults refuse all guesses until `until_s` (seconds since 1970, at most 30 days ahead). It ends by itself
-/// and cannot be shortened. Fails unless so many vaults froze that the others are too few.
+/// or by [`thaw`]. Fails unless so many vaults froze that the others are too few.
 pub async fn freeze(
     transport: &dyn Transport,
     pins: &[VaultPin],
@@ -90,6 +100,36 @@ pub async fn freeze(
     let (slot, vaults) = open_owned(slot, context, pins, secret)?;
     let answers = ask_owner(transport, &vaults, &slot, secret, Question::Freeze { until_s }, rng).await;
     most(answers, &slot, |error| matches!(error, VaultError::Frozen { .. }))
+}
+
+/// Lifts the freezes of the vaults. `until_s` are their ends as [`look`] told them, by the vault's name; vaults that are not
+/// among them are not asked. Fails if one of them stays frozen: fewer than all may not be enough to unlock with.
+pub async fn thaw(
+    transport: &dyn Transport,
+    pins: &[VaultPin],
+    context: &[u8; 16],
+    slot: &[u8],
+    secret: &SlotSecret,
+    until_s: &[(String, u64)],
+    rng: &mut (impl CryptoRngCore + Send),
+) -> Result<(), VaultError> {
+    let (slot, vaults) = open_owned(slot, context, pins, secret)?;
+    let mut first = Ok(());
+    for (name, until_s) in until_s {
+        let vault = vaults.iter().filter(|vault| vault.name == *name);
+        let vault: Vec<VaultPin> = vault.cloned().collect();
+        let question = Question::Thaw { until_s: *until_s };
+        let answers = ask_owner(transport, &vault, &slot, secret, question, rng).await;
+        let thawed =
+            |answer: &Result<Answered, VaultError>| matches!(answer, Err(VaultError::Frozen { until_s: 0 }));
+        for (vault, answer) in vault.iter().zip(answers).filter(|(_, answer)| !thawed(answer)) {
+            first = first.and(match answer {
+                Ok(_) => Err(unexpected(vault)),
+                Err(error) => Err(error),
+            });
+        }
+    }
+    first
 }
 
 /// Lets the vaults erase the account for ever. Fails unless so many did that the others are too few; may be repeated.
@@ -124,6 +164,7 @@ pub(crate) enum Question {
     Status,
     Head,
     Freeze { until_s: u64 },
+    Thaw { until_s: u64 },
     Destroy,
 }
 
@@ -158,6 +199,7 @@ pub(crate) async fn ask_owner(
                 Question::Head => Operation::Head { nonce },
                 Question::Destroy => Operation::Destroy { nonce },
                 Question::Freeze { until_s } => Operation::Freeze { until_s },
+                Question::Thaw { until_s } => Operation::Thaw { until_s },
             };
             let message = owner_message(operation, &vault.identity, &account, &epoch);
             let signature = sign(&secret.auth_key(&vault.identity, &epoch), &message);
@@ -169,6 +211,7 @@ pub(crate) async fn ask_owner(
                 Question::Freeze { until_s } => {
                     Request::Freeze(Freeze { account, epoch, until_s, signature })
                 }
+                Question::Thaw { until_s } => Request::Thaw(Freeze { account, epoch, until_s, signature }),
             };
             envelope
         })

@@ -25,6 +25,8 @@ pub struct Recovered {
     pub failed_since_change: u32,
     /// Vaults at which the count was not reset, and why. Not an error of the recovery.
     pub unproved: Vec<(String, VaultError)>,
+    /// Vaults that took no part, and why. The others were enough.
+    pub absent: Vec<(String, VaultError)>,
     /// The last attempt was the right one: too few vaults are left to open this slot again. Register anew.
     pub must_register_again: bool,
 }
@@ -36,6 +38,7 @@ impl std::fmt::Debug for Recovered {
             .field("attempts_left", &self.attempts_left)
             .field("failed_since_change", &self.failed_since_change)
             .field("unproved", &self.unproved)
+            .field("absent", &self.absent)
             .field("must_register_again", &self.must_register_again)
             .finish_non_exhaustive()
     }
@@ -67,31 +70,35 @@ pub async fn recover(
     });
     let guesses = envelopes(guesses, rng);
 
-    let (mut masks, mut attempts, mut errors) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut masks, mut attempts, mut absent) = (Vec::new(), Vec::new(), Vec::new());
     let answers = ask_enough(transport, &vaults, &guesses, usize::from(t)).await;
     for ((vault, question), answered) in vaults.iter().zip(&questions).zip(answers) {
         let charged = match answered.map(|answered| answered.answer) {
             Ok(Answer::Charged(charged)) => charged,
             Ok(_) => {
-                errors.push(unexpected(vault));
+                absent.push((vault.name.clone(), unexpected(vault)));
                 continue;
             }
             Err(error) => {
-                errors.push(error);
+                absent.push((vault.name.clone(), error));
                 continue;
             }
         };
         match question.answered(header, &charged.evaluated.0) {
             Ok(mask) => masks.push(mask),
-            Err(_) => errors.push(unexpected(vault)),
+            Err(_) => absent.push((vault.name.clone(), unexpected(vault))),
         }
         attempts.push(Attempt { vault, blinded: question.element(), charged });
     }
     if masks.len() < usize::from(t) {
+        let errors: Vec<VaultError> = absent.into_iter().map(|(_, error)| error).collect();
         return Err(dominant(&errors, t, n));
     }
     match ppss::open(&slot, &masks) {
-        Ok((secret, key)) => prove(transport, &slot, secret, key, &attempts, rng).await,
+        Ok((secret, key)) => {
+            let recovered = prove(transport, &slot, secret, key, &attempts, rng).await?;
+            Ok(Recovered { absent, ..recovered })
+        }
         Err(SlotError::DoesNotOpen) => Err(VaultError::WrongPassword {
             left: attackers_bound(attempts.iter().map(|a| a.charged.left).collect(), t),
             max: attackers_bound(attempts.iter().map(|a| a.charged.max).collect(), t),
@@ -154,5 +161,13 @@ async fn prove(
     }
     let must_register_again = header.vaults.len() - dead < usize::from(header.threshold);
     let attempts_left = attackers_bound(left, header.threshold);
-    Ok(Recovered { key, secret, attempts_left, failed_since_change: failed, unproved, must_register_again })
+    Ok(Recovered {
+        key,
+        secret,
+        attempts_left,
+        failed_since_change: failed,
+        unproved,
+        absent: Vec::new(),
+        must_register_again,
+    })
 }

@@ -184,6 +184,7 @@ fn messages() -> Value {
         ("prove", Request::Prove(Prove { account, epoch, blinded: blinded(), signature })),
         ("status", Request::Status(signed.clone())),
         ("freeze", Request::Freeze(Freeze { account, epoch, until_s: 4_000_000_000, signature })),
+        ("thaw", Request::Thaw(Freeze { account, epoch, until_s: 4_000_000_000, signature })),
         ("destroy", Request::Destroy(signed.clone())),
         ("cosign", Request::Cosign(signed_head(false))),
         ("cosign, anchored", Request::Cosign(signed_head(true))),

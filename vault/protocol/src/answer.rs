@@ -62,9 +62,9 @@ pub enum Answer {
     },
     /// To `status`.
     Status(Counters),
-    /// To `freeze`, and to `guess` while it lasts.
+    /// To `freeze` and `thaw`, and to `guess` while it lasts.
     Frozen {
-        /// Until when, in seconds since 1970.
+        /// Until when, in seconds since 1970; 0: not at all.
         #[serde(rename = "x")]
         until_s: u64,
     },

@@ -43,6 +43,8 @@ pub enum Request {
     Status(Signed),
     /// Refuse all guesses until a time.
     Freeze(Freeze),
+    /// Refuse them no longer: lift the freeze that ends at this time, and no other.
+    Thaw(Freeze),
     /// Erase the account for ever.
     Destroy(Signed),
     /// Between vaults: witness this state of mine.
@@ -210,7 +212,7 @@ pub struct Signed {
     pub signature: Fixed<64>,
 }
 
-/// See [`Request::Freeze`].
+/// See [`Request::Freeze`] and [`Request::Thaw`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Freeze {
@@ -220,7 +222,7 @@ pub struct Freeze {
     /// The registration whose key signs.
     #[serde(rename = "e")]
     pub epoch: Fixed<16>,
-    /// Until when, in seconds since 1970; the policy bounds it, and it is never made earlier.
+    /// Until when, in seconds since 1970; the policy bounds it, and a freeze never makes it earlier.
     #[serde(rename = "t")]
     pub until_s: u64,
     /// See [`owner_message`].
@@ -259,7 +261,7 @@ impl Request {
             Self::Prove(r) => Some(r.account.0),
             Self::Status(r) | Self::Destroy(r) | Self::Head(r) => Some(r.account.0),
             Self::WitnessHead(r) => Some(r.account.0),
-            Self::Freeze(r) => Some(r.account.0),
+            Self::Freeze(r) | Self::Thaw(r) => Some(r.account.0),
         }
     }
 }
@@ -292,7 +294,9 @@ pub fn owner_message(
             message.extend_from_slice(&head.seq.to_be_bytes());
             message.extend_from_slice(&head.digest.0);
         }
-        Operation::Freeze { until_s } => message.extend_from_slice(&until_s.to_be_bytes()),
+        Operation::Freeze { until_s } | Operation::Thaw { until_s } => {
+            message.extend_from_slice(&until_s.to_be_bytes());
+        }
     }
     message
 }
@@ -331,6 +335,11 @@ pub enum Operation<'a> {
         /// Until when.
         until_s: u64,
     },
+    /// Lift a freeze; its end makes the request one for this freeze only.
+    Thaw {
+        /// When it would end.
+        until_s: u64,
+    },
     /// Remember the newest entry of an archive.
     WitnessHead {
         /// It.
@@ -352,6 +361,7 @@ impl Operation<'_> {
             Self::Status { .. } => b"chatkeep vault status v1",
             Self::Destroy { .. } => b"chatkeep vault destroy v1",
             Self::Freeze { .. } => b"chatkeep vault freeze v1",
+            Self::Thaw { .. } => b"chatkeep vault thaw v1",
             Self::WitnessHead { .. } => b"chatkeep vault witness head v1",
             Self::Head { .. } => b"chatkeep vault head v1",
         }

@@ -193,6 +193,7 @@ pub(crate) fn kind(envelope: Option<&Envelope>) -> &'static str {
         Request::Prove(_) => "prove",
         Request::Status(_) => "status",
         Request::Freeze(_) => "freeze",
+        Request::Thaw(_) => "thaw",
         Request::Destroy(_) => "destroy",
         Request::Cosign(_) => "cosign",
         Request::Latest(_) => "latest",

@@ -5,7 +5,7 @@ mod common;
 
 use chatkeep_vault_client::{
     DestroyReason, KdfFloor, KdfParams, SlotError, VaultError, VaultPin, begin_change, commit_change,
-    destroy, freeze, info, known_head, recover, register, rewrap, status, witness_head,
+    destroy, freeze, info, known_head, look, recover, register, rewrap, status, thaw, witness_head,
 };
 use chatkeep_vault_protocol::answer::{self, Answer};
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
@@ -138,6 +138,14 @@ async fn the_owner_can_freeze_and_destroy_without_the_password() {
     let until_s = 4_000_000_000;
     freeze(&transport, &pins, &CONTEXT, slot, secret, until_s, &mut OsRng).await.unwrap();
     assert!(matches!(unlock(&transport, &pins, slot, PASSWORD).await, Err(VaultError::Frozen { .. })));
+    let reports = look(&transport, &pins, &CONTEXT, slot, secret, &mut OsRng).await.unwrap();
+    let until_s = reports[0].counters.as_ref().unwrap().frozen_until_s;
+    let other = [("a".to_owned(), until_s - 1)];
+    let refused = thaw(&transport, &pins, &CONTEXT, slot, secret, &other, &mut OsRng).await;
+    assert_eq!(refused, Err(VaultError::Frozen { until_s }), "another freeze");
+    let freezes = [("a".to_owned(), until_s)];
+    thaw(&transport, &pins, &CONTEXT, slot, secret, &freezes, &mut OsRng).await.unwrap();
+    unlock(&transport, &pins, slot, PASSWORD).await.unwrap();
     for _ in 0..2 {
         destroy(&transport, &pins, &CONTEXT, slot, secret, &mut OsRng).await.unwrap();
     }

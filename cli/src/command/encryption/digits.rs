@@ -100,7 +100,7 @@ pub(super) async fn show_key(
     let file = key_out.map(new_private_file).transpose()?;
     let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| Failure::local("no pipe", &error))?;
     let write = Fd::from(write);
-    let asked = ask_and_try(context, id, from, "", async |encryption, proof| {
+    let asked = ask_and_try(context, id, from, "", None, async |encryption, proof| {
         let write = write.try_clone().map_err(zbus::Error::from)?;
         encryption.show_key(proof, write, Options::new()).await
     })

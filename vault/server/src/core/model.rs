@@ -382,6 +382,31 @@ fn failures_make_the_next_guess_wait_and_a_freeze_stops_all() {
     assert!(matches!(world.ask(world.guess(1, 4)), Answer::Charged(_)));
 }
 
+#[test]
+fn a_thaw_lifts_the_freeze_it_names_and_no_later_one() {
+    let mut world = World::registered(Policy { delays_s: Vec::new(), ..Policy::default() });
+    let signed = |operation, until_s| {
+        let signature = World::owner(1, operation, 1);
+        Freeze { account: Fixed(ACCOUNT), epoch: epoch(1), until_s, signature }
+    };
+    let freeze = |until_s| Request::Freeze(signed(Operation::Freeze { until_s }, until_s));
+    let thaw = |until_s| Request::Thaw(signed(Operation::Thaw { until_s }, until_s));
+    let first = world.now_s + 1000;
+    assert_eq!(world.ask(thaw(first)), Answer::Frozen { until_s: 0 }, "there is nothing to thaw");
+    world.ask(freeze(first));
+    assert_eq!(world.ask(thaw(first + 1)), Answer::Frozen { until_s: first }, "another freeze");
+    let forged = Request::Thaw(signed(Operation::Freeze { until_s: first }, first));
+    assert_eq!(world.ask(forged), Answer::Refused { why: Refusal::Signature }, "a freeze is no thaw");
+    assert_eq!(world.ask(world.guess(1, 1)), Answer::Frozen { until_s: first });
+    assert_eq!(world.ask(thaw(first)), Answer::Frozen { until_s: 0 });
+    assert!(matches!(world.ask(world.guess(1, 1)), Answer::Charged(_)));
+
+    let second = first + 1;
+    world.ask(freeze(second));
+    assert_eq!(world.ask(thaw(first)), Answer::Frozen { until_s: second }, "an old request, sent again");
+    assert_eq!(world.ask(world.guess(1, 2)), Answer::Frozen { until_s: second });
+}
+
 /// Eight wrong guesses for every right one of the owner: the lifetime ends it.
 #[test]
 fn a_patient_thief_is_stopped_by_the_lifetime() {

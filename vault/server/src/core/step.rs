@@ -120,6 +120,7 @@ pub fn step(
         Request::Prove(request) => prove(live, request, context),
         Request::Status(request) => status(&live, request, nonce, context),
         Request::Freeze(request) => freeze(live, request, context),
+        Request::Thaw(request) => thaw(live, request, context),
         Request::Destroy(request) => destroy(&live, request, nonce, context),
         Request::WitnessHead(request) => witness_head(live, request, context),
         Request::Head(request) => head(&live, request, nonce, context),
@@ -353,6 +354,19 @@ fn freeze(mut live: Live, request: &Freeze, context: &Context<'_>) -> Step {
     let until_s = request.until_s.min(context.now_s + FREEZE_MAX_S).max(live.frozen_until_s);
     live.frozen_until_s = until_s;
     write(live, Answer::Frozen { until_s })
+}
+
+/// Lifts the freeze that ends at the time asked for. Another one stays: an old request, sent again, thaws nothing either.
+fn thaw(mut live: Live, request: &Freeze, context: &Context<'_>) -> Step {
+    let signed = Signed { account: request.account, epoch: request.epoch, signature: request.signature };
+    if let Err(no) = check_owner(&live, &signed, Operation::Thaw { until_s: request.until_s }, context) {
+        return say(no);
+    }
+    if live.frozen_until_s == 0 || live.frozen_until_s != request.until_s {
+        return say(Answer::Frozen { until_s: live.frozen_until_s });
+    }
+    live.frozen_until_s = 0;
+    write(live, Answer::Frozen { until_s: 0 })
 }
 
 fn destroy(live: &Live, request: &Signed, nonce: &[u8; 16], context: &Context<'_>) -> Step {
