@@ -56,6 +56,20 @@ pub enum HsmConfig {
     Soft {},
     /// Keys on a PKCS#11 token.
     Pkcs11(Pkcs11Config),
+    /// Keys in a TPM 2.0.
+    Tpm2(Tpm2Config),
+}
+
+impl HsmConfig {
+    /// Age at which a running vault exchanges the key that seals records; `None`: never by itself.
+    pub fn seal_key_lifetime_s(&self) -> Option<u64> {
+        let lifetime = match self {
+            Self::Soft {} => return None,
+            Self::Pkcs11(settings) => settings.seal_key_lifetime,
+            Self::Tpm2(settings) => settings.seal_key_lifetime,
+        };
+        Some(lifetime.seconds).filter(|seconds| *seconds > 0)
+    }
 }
 
 impl Default for HsmConfig {
@@ -77,6 +91,30 @@ pub struct Pkcs11Config {
     /// Age at which the running vault exchanges the key that seals records; `"0s"`: never by itself.
     #[serde(default = "default_seal_key_lifetime")]
     pub seal_key_lifetime: Duration,
+}
+
+/// `[hsm]` with `kind = "tpm2"`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tpm2Config {
+    /// The way to the TPM, as tpm2-tss writes it: `device:/dev/tpmrm0`, `tabrmd:…`, `swtpm:host=…,port=…`.
+    #[serde(default = "default_tcti")]
+    pub tcti: String,
+    /// The file with the secret that lets the TPM use its keys, readable by its owner only.
+    pub auth_file: PathBuf,
+    /// The file with the authorisation of the TPM's owner, if that is set; for `init` only.
+    pub owner_auth_file: Option<PathBuf>,
+    /// `init` sets that authorisation to a random value that nobody learns.
+    #[serde(default)]
+    pub discard_owner_auth: bool,
+    /// Age at which the running vault exchanges the key that seals records; `"0s"`: never by itself.
+    #[serde(default = "default_seal_key_lifetime")]
+    pub seal_key_lifetime: Duration,
+}
+
+/// The kernel's resource manager: others can use the TPM at the same time.
+fn default_tcti() -> String {
+    "device:/dev/tpmrm0".to_owned()
 }
 
 /// A day: what was erased can be opened with a copy of the disk and the token for so long, and no longer.
@@ -102,6 +140,8 @@ pub enum AnchorKind {
     File,
     /// The token that has the keys.
     Pkcs11,
+    /// The TPM that has the keys.
+    Tpm2,
     /// Other vaults: notice a whole disk that was put back.
     Witness,
 }
@@ -135,6 +175,7 @@ impl Config {
         self.anchor.kinds.clone().unwrap_or_else(|| match self.hsm {
             HsmConfig::Soft {} => vec![AnchorKind::File],
             HsmConfig::Pkcs11(_) => vec![AnchorKind::Pkcs11],
+            HsmConfig::Tpm2(_) => vec![AnchorKind::Tpm2],
         })
     }
 }

@@ -184,6 +184,9 @@ fn status(vault: &setup::Inspected) {
     if let Some(weakness) = vault.weakness {
         println!("warning: {weakness}");
     }
+    for caution in &vault.cautions {
+        println!("warning: {caution}");
+    }
     if let Some(limit) = vault.anchor_limit {
         println!("warning: the anchor ({}): {limit}", vault.anchor);
     }
@@ -281,10 +284,7 @@ async fn answer(config: &Config, begun: Begun, identity: Arc<dyn IdentityKey>) -
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
     let ready = || {
         println!("listening on https://{address} identity {}", Identity(vault.identity()));
-        if let HsmConfig::Pkcs11(settings) = &config.hsm
-            && settings.seal_key_lifetime.seconds > 0
-        {
-            let lifetime_s = settings.seal_key_lifetime.seconds;
+        if let Some(lifetime_s) = config.hsm.seal_key_lifetime_s() {
             tokio::spawn(keep_seal_key_young(vault.clone(), lifetime_s, stops.clone()));
         }
     };

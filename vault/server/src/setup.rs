@@ -127,6 +127,9 @@ fn open_parts(config: &Config, standby: &mut dyn FnMut()) -> anyhow::Result<Open
     if let Some(weakness) = device.weakness.filter(|_| !config.insecure_dev) {
         bail!("{weakness}. Serve it with insecure_dev = true or --insecure-dev, for development only");
     }
+    for caution in &device.cautions {
+        tracing::warn!("{caution}");
+    }
     let place = place(config, &*device.keys.identity)?;
     let store = open_store(config, &lock, standby)?;
     let clock = system_clock();
@@ -165,6 +168,8 @@ pub struct Inspected {
     pub hsm: String,
     /// Why they are for development only, if they are.
     pub weakness: Option<&'static str>,
+    /// What else whoever runs it should know.
+    pub cautions: Vec<String>,
     /// What binds the state.
     pub anchor: String,
     /// What that cannot notice.
@@ -204,6 +209,7 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
         seal_keys: device.keys.sealer.keys()?.iter().map(|key| key.id).collect(),
         hsm: device.keys.name,
         weakness: device.weakness,
+        cautions: device.cautions,
         anchor,
         anchor_limit,
         store,
@@ -225,7 +231,7 @@ pub fn identity_key(config: &Config) -> anyhow::Result<Arc<dyn IdentityKey>> {
 /// The anchors of `config` that need nobody else, one by one.
 fn own_anchors(
     config: &Config,
-    of_device: Option<Box<dyn Anchor>>,
+    mut of_device: Option<Box<dyn Anchor>>,
     key: &Zeroizing<[u8; 32]>,
 ) -> anyhow::Result<Vec<Box<dyn Anchor>>> {
     let kinds = config.anchor_kinds();
@@ -233,8 +239,13 @@ fn own_anchors(
         bail!("[anchor] kinds names no anchor");
     }
     let mut anchors: Vec<Box<dyn Anchor>> = Vec::new();
-    if kinds.contains(&AnchorKind::Pkcs11) {
-        anchors.push(of_device.context("the anchor \"pkcs11\" needs [hsm] kind = \"pkcs11\"")?);
+    for (kind, name) in [(AnchorKind::Pkcs11, "pkcs11"), (AnchorKind::Tpm2, "tpm2")] {
+        if kinds.contains(&kind) {
+            let anchor = of_device.take().filter(|anchor| anchor.name() == name);
+            anchors.push(
+                anchor.with_context(|| format!("the anchor \"{name}\" needs [hsm] kind = \"{name}\""))?,
+            );
+        }
     }
     if kinds.contains(&AnchorKind::File) {
         anchors.push(Box::new(FileAnchor::new(&config.data, key.clone())));

@@ -5,6 +5,7 @@ pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod soft_token;
+pub(crate) mod swtpm;
 pub(crate) mod witnessed;
 
 use std::fs::File;

@@ -1,35 +1,47 @@
-//! Seq and root in the `CKA_ID` of an object on the token: it does not go back when the vault's disk does.
+//! Seq and root in a cell of the device that has the keys: it does not go back when the vault's disk does.
 //!
-//! It is as durable as the token makes it. SoftHSM2 never calls `fsync` and keeps the token in a folder, which goes back
-//! with the disk that it is on: for development only.
+//! It is as durable as the device makes it. SoftHSM2 never calls `fsync` and keeps the token in a folder, and a TPM in
+//! software keeps its state in a file: these go back with the disk that they are on, and are for development only.
 
 use std::sync::Arc;
 
-use super::objects::ANCHOR_LEN;
-use super::token::Token;
+use super::DeviceError;
 use super::worker::{Turn, Worker};
 use crate::anchor::{Anchor, AnchorError, Anchored};
 
+/// Length of what the anchor remembers, in bytes: seq, root.
+pub(super) const ANCHOR_LEN: usize = 8 + 32;
+
+/// What a device needs to be an anchor: a few bytes that are replaced as a whole.
+pub(super) trait AnchorCell: Send + 'static {
+    /// What is there.
+    fn anchor(&mut self) -> Result<Vec<u8>, DeviceError>;
+    /// Durable when this returns.
+    fn set_anchor(&mut self, value: &[u8; ANCHOR_LEN]) -> Result<(), DeviceError>;
+}
+
 /// See the module.
-pub(super) struct Pkcs11Anchor {
-    worker: Arc<Worker<Token>>,
-    /// Where it was seen last; a second vault on the same token would move it.
+pub(super) struct DeviceAnchor<T> {
+    name: &'static str,
+    worker: Arc<Worker<T>>,
+    /// Where it was seen last; a second vault on the same device would move it.
     last: Option<Anchored>,
 }
 
-impl Pkcs11Anchor {
-    pub(super) fn new(worker: Arc<Worker<Token>>) -> Self {
-        Self { worker, last: None }
+impl<T: AnchorCell> DeviceAnchor<T> {
+    /// `name` is what `info` says.
+    pub(super) fn new(name: &'static str, worker: Arc<Worker<T>>) -> Self {
+        Self { name, worker, last: None }
     }
 }
 
-impl Anchor for Pkcs11Anchor {
+impl<T: AnchorCell> Anchor for DeviceAnchor<T> {
     fn name(&self) -> &'static str {
-        "pkcs11"
+        self.name
     }
 
     fn read(&mut self) -> Result<Anchored, AnchorError> {
-        let bytes = self.worker.call(Turn::First, |token| token.anchor())?;
+        let bytes = self.worker.call(Turn::First, T::anchor)?;
         let value = decode(&bytes).ok_or(AnchorError::Unusable)?;
         self.last = Some(value);
         Ok(value)
@@ -44,18 +56,18 @@ impl Anchor for Pkcs11Anchor {
     }
 }
 
-impl Pkcs11Anchor {
-    /// Compares and writes in one turn of the thread that owns the token.
+impl<T: AnchorCell> DeviceAnchor<T> {
+    /// Compares and writes in one turn of the thread that owns the device.
     fn replace(&mut self, expected: Option<Anchored>, next: &Anchored) -> Result<(), AnchorError> {
         let value = encode(next);
-        let found = self.worker.call(Turn::First, move |token| {
+        let found = self.worker.call(Turn::First, move |device| {
             if let Some(expected) = expected {
-                let found = token.anchor()?;
+                let found = device.anchor()?;
                 if found != encode(&expected) {
                     return Ok(Some((found, expected)));
                 }
             }
-            token.set_anchor(&value).map(|()| None)
+            device.set_anchor(&value).map(|()| None)
         })?;
         if let Some((found, expected)) = found {
             let found = decode(&found).ok_or(AnchorError::Unusable)?;
