@@ -1,12 +1,14 @@
 //! Vaults in this process, on real disks, and a liar.
 #![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part of this")]
 
+pub(crate) mod device_cases;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod soft_token;
 pub(crate) mod swtpm;
 pub(crate) mod witnessed;
+pub(crate) mod world;
 
 use std::fs::File;
 use std::path::Path;

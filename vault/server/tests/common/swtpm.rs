@@ -1,6 +1,7 @@
 //! A TPM 2.0 of its own for a test: swtpm with its state in a folder. It talks to one program at a time, and a second one waits.
 #![allow(dead_code, clippy::unwrap_used, reason = "tests; each uses a part of this")]
 
+use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -8,10 +9,16 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 /// What is in the auth file of [`Swtpm::settings`].
 pub(crate) const AUTH: &str = "c3dlZXQgYXMgYSBudXQgaXMgdGhlIHRwbQ";
+
+/// The auth value that the vault makes of [`AUTH`], for tpm2-tools.
+pub(crate) fn auth_value() -> String {
+    format!("hex:{}", hex::encode(Sha256::digest(format!("chatkeep vault tpm auth v1{AUTH}"))))
+}
 
 /// A running TPM; killed and forgotten when dropped.
 pub(crate) struct Swtpm {
@@ -61,15 +68,18 @@ impl Swtpm {
         path
     }
 
-    /// Settings for a vault with its keys here; `more` belongs to `[hsm]`, or begins another table.
+    /// Settings for a vault with its keys here; `more` goes before the tables.
     pub(crate) fn settings(&self, data: &Path, more: &str) -> String {
-        format!(
-            "data = \"{}\"\nlisten = \"127.0.0.1:0\"\ninsecure_dev = true\n[hsm]\nkind = \"tpm2\"\ntcti = \"{}\"\n\
-             auth_file = \"{}\"\nseal_key_lifetime = \"0s\"\n{more}\n",
-            data.display(),
-            self.tcti(),
-            self.dir.path().join("auth").display()
-        )
+        settings(&self.tcti(), &self.auth_file(), data, more)
+    }
+
+    pub(crate) fn auth_file(&self) -> PathBuf {
+        self.path("auth")
+    }
+
+    /// Where [`Self::tool`] looks for files, and puts them.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// One of tpm2-tools, as anybody runs it who may talk to the TPM.
@@ -101,15 +111,7 @@ impl Drop for Swtpm {
 
 /// On `port`, or on any with a free one after it: the library takes that for the second channel.
 fn start(state: &Path, port: Option<u16>) -> Option<(u16, Child)> {
-    let port = match port {
-        Some(port) => port,
-        None => {
-            let one = TcpListener::bind("127.0.0.1:0").unwrap();
-            let port = one.local_addr().unwrap().port();
-            TcpListener::bind(("127.0.0.1", port.checked_add(1)?)).ok()?;
-            port
-        }
-    };
+    let port = port.or_else(free_port)?;
     let mut process = Command::new("swtpm")
         .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
         .arg("--tpmstate")
@@ -131,5 +133,79 @@ fn start(state: &Path, port: Option<u16>) -> Option<(u16, Child)> {
             return Some((port, process));
         }
         std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn free_port() -> Option<u16> {
+    let one = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = one.local_addr().unwrap().port();
+    TcpListener::bind(("127.0.0.1", port.checked_add(1)?)).ok()?;
+    Some(port)
+}
+
+fn settings(tcti: &str, auth_file: &Path, data: &Path, more: &str) -> String {
+    format!(
+        "data = \"{}\"\nlisten = \"127.0.0.1:0\"\ninsecure_dev = true\n{more}\n[hsm]\nkind = \"tpm2\"\ntcti = \"{tcti}\"\n\
+         auth_file = \"{}\"\nseal_key_lifetime = \"0s\"\n",
+        data.display(),
+        auth_file.display()
+    )
+}
+
+/// A TPM for several programs at once, as the kernel's `/dev/tpmrm0` is: tpm2-abrmd in front of it, on a bus of its own.
+pub(crate) struct Brokered {
+    pub(crate) tpm: Swtpm,
+    bus: Child,
+    bus_address: String,
+    broker: Child,
+}
+
+impl Brokered {
+    pub(crate) fn new() -> Self {
+        let tpm = Swtpm::new();
+        let mut bus = Command::new("dbus-daemon")
+            .args(["--session", "--nofork", "--print-address=1"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("dbus-daemon: {error} (Debian package: dbus-daemon)"));
+        let mut bus_address = String::new();
+        BufReader::new(bus.stdout.take().unwrap()).read_line(&mut bus_address).unwrap();
+        let bus_address = bus_address.trim().to_owned();
+        let broker = Command::new("/usr/sbin/tpm2-abrmd")
+            .args(["--session", "--allow-root", &format!("--tcti={}", tpm.tcti())])
+            .env("DBUS_SESSION_BUS_ADDRESS", &bus_address)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap_or_else(|error| panic!("tpm2-abrmd: {error} (Debian package: tpm2-abrmd)"));
+        let mut brokered = Self { tpm, bus, bus_address, broker };
+        while !brokered.command("tpm2_getcap").arg("properties-fixed").output().unwrap().status.success() {
+            assert!(brokered.broker.try_wait().unwrap().is_none(), "tpm2-abrmd has ended");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        brokered
+    }
+
+    const TCTI: &str = "tabrmd:bus_name=com.intel.tss2.Tabrmd,bus_type=session";
+
+    /// A process that finds it.
+    pub(crate) fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("DBUS_SESSION_BUS_ADDRESS", &self.bus_address).env("TPM2TOOLS_TCTI", Self::TCTI);
+        command
+    }
+
+    /// See [`Swtpm::settings`].
+    pub(crate) fn settings(&self, data: &Path, more: &str) -> String {
+        settings(Self::TCTI, &self.tpm.auth_file(), data, more)
+    }
+}
+
+impl Drop for Brokered {
+    fn drop(&mut self) {
+        for process in [&mut self.broker, &mut self.bus] {
+            process.kill().ok();
+            process.wait().ok();
+        }
     }
 }

@@ -15,6 +15,8 @@ use super::slots;
 use crate::hsm::device_anchor::{ANCHOR_LEN, AnchorCell};
 use crate::hsm::{DeviceError, HsmError, SealKey};
 
+const READ_ANCHOR: &str = "read the anchor";
+
 /// An open connection, and where the keys are.
 pub(super) struct Tpm {
     chip: Chip,
@@ -71,7 +73,7 @@ impl Tpm {
             return Err(HsmError::Token("the TPM has no seal key".to_owned()));
         }
         let mut tpm = Self { chip, root, seal: slots, anchor };
-        tpm.anchor()?;
+        objects::read(&mut tpm.chip, READ_ANCHOR, anchor, ANCHOR_LEN).map_err(of_vault)?;
         tpm.test_root(&to_projective(&point)?).map_err(HsmError::from)?;
         Ok((tpm, secrets))
     }
@@ -126,7 +128,7 @@ impl Tpm {
 
 impl AnchorCell for Tpm {
     fn anchor(&mut self) -> Result<Vec<u8>, DeviceError> {
-        Ok(objects::read(&mut self.chip, "read the anchor", self.anchor, ANCHOR_LEN)?.to_vec())
+        Ok(objects::read(&mut self.chip, READ_ANCHOR, self.anchor, ANCHOR_LEN)?.to_vec())
     }
 
     fn set_anchor(&mut self, value: &[u8; ANCHOR_LEN]) -> Result<(), DeviceError> {
