@@ -40,7 +40,7 @@ impl Made {
     }
 
     fn read(&self, index: &str) -> Vec<u8> {
-        self.tpm.do_tool("tpm2_nvread", &[index, "-C", index, "-P", &swtpm::auth_value()])
+        self.tpm.do_tool("tpm2_nvread", &[index, "-C", index, "-P", &swtpm::index_auth()])
     }
 
     /// The root's public key, and what the TPM says of it.
@@ -53,7 +53,7 @@ impl Made {
 
     /// Puts another key where the root was, made with these attributes and with the vault's auth value.
     fn replace_root(&self, attributes: &str) {
-        let auth = swtpm::auth_value();
+        let auth = swtpm::root_auth();
         self.tpm.do_tool("tpm2_evictcontrol", &["-C", "o", "-c", ROOT]);
         self.tpm.do_tool("tpm2_createprimary", &["-C", "o", "-G", "ecc", "-c", "parent.ctx"]);
         let make =

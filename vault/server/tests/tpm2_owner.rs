@@ -6,7 +6,7 @@ mod common;
 
 use chatkeep_vault_client::CourierTransport;
 use common::program::courier;
-use common::swtpm::{Swtpm, auth_value};
+use common::swtpm::{Swtpm, index_auth};
 use common::world::{World, enroll, guess_wrong, said};
 
 const ANCHOR: &str = "0x0180c4e3";
@@ -30,7 +30,7 @@ impl PutBack {
         assert_eq!(guess_wrong(&transport, &served, &slot).await, 9);
         served.stop();
         let old = world.copy_disk("old");
-        let auth = auth_value();
+        let auth = index_auth();
         let anchor = world.device.do_tool("tpm2_nvread", &[ANCHOR, "-C", ANCHOR, "-P", &auth]);
         let served = world.serve();
         assert_eq!(guess_wrong(&transport, &served, &slot).await, 8);
@@ -67,7 +67,7 @@ impl PutBack {
 async fn who_knows_the_auth_value_puts_the_anchor_back_if_the_owner_is_open() {
     let attacked = PutBack::new("").await;
     assert!(attacked.world.status().contains("warning: the authorisation of the TPM's owner is empty"));
-    attacked.redefine(&auth_value());
+    attacked.redefine(&index_auth());
     assert_eq!(attacked.guess().await, 8, "an attempt came back");
 }
 
@@ -86,7 +86,7 @@ async fn after_the_owners_authorisation_was_discarded_nobody_undefines_anything(
     let tpm = &attacked.world.device;
     for attack in [
         &["tpm2_nvundefine", "-C", "o", ANCHOR][..],
-        &["tpm2_nvundefine", "-C", "o", "-P", &auth_value(), ANCHOR],
+        &["tpm2_nvundefine", "-C", "o", "-P", &index_auth(), ANCHOR],
         &["tpm2_evictcontrol", "-C", "o", "-c", "0x8102c4e0"],
         &["tpm2_nvwrite", ANCHOR, "-C", "o", "-i", "root"],
         &["tpm2_changeauth", "-c", "owner", "mine"],
@@ -103,7 +103,7 @@ async fn after_the_owners_authorisation_was_discarded_nobody_undefines_anything(
 #[tokio::test]
 async fn who_knows_the_auth_value_can_write_the_anchor_also_without_the_owner() {
     let attacked = PutBack::new("discard_owner_auth = true\n").await;
-    attacked.write(&auth_value());
+    attacked.write(&index_auth());
     assert_eq!(attacked.guess().await, 8, "an attempt came back");
 }
 

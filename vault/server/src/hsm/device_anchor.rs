@@ -18,6 +18,18 @@ pub(super) trait AnchorCell: Send + 'static {
     fn anchor(&mut self) -> Result<Vec<u8>, DeviceError>;
     /// Durable when this returns.
     fn set_anchor(&mut self, value: &[u8; ANCHOR_LEN]) -> Result<(), DeviceError>;
+    /// Writes `next` if what is there is `expected`; else gives what is there.
+    fn replace_anchor(
+        &mut self,
+        expected: &[u8; ANCHOR_LEN],
+        next: &[u8; ANCHOR_LEN],
+    ) -> Result<Option<Vec<u8>>, DeviceError> {
+        let found = self.anchor()?;
+        if found != expected {
+            return Ok(Some(found));
+        }
+        self.set_anchor(next).map(|()| None)
+    }
 }
 
 /// See the module.
@@ -60,16 +72,12 @@ impl<T: AnchorCell> DeviceAnchor<T> {
     /// Compares and writes in one turn of the thread that owns the device.
     fn replace(&mut self, expected: Option<Anchored>, next: &Anchored) -> Result<(), AnchorError> {
         let value = encode(next);
-        let found = self.worker.call(Turn::First, move |device| {
-            if let Some(expected) = expected {
-                let found = device.anchor()?;
-                if found != encode(&expected) {
-                    return Ok(Some((found, expected)));
-                }
-            }
-            device.set_anchor(&value).map(|()| None)
+        let expected_value = expected.as_ref().map(encode);
+        let found = self.worker.call(Turn::First, move |device| match expected_value {
+            Some(expected) => device.replace_anchor(&expected, &value),
+            None => device.set_anchor(&value).map(|()| None),
         })?;
-        if let Some((found, expected)) = found {
+        if let (Some(found), Some(expected)) = (found, expected) {
             let found = decode(&found).ok_or(AnchorError::Unusable)?;
             return Err(AnchorError::Moved { found: found.seq, expected: expected.seq });
         }

@@ -15,9 +15,18 @@ use tempfile::TempDir;
 /// What is in the auth file of [`Swtpm::settings`].
 pub(crate) const AUTH: &str = "c3dlZXQgYXMgYSBudXQgaXMgdGhlIHRwbQ";
 
-/// The auth value that the vault makes of [`AUTH`], for tpm2-tools.
-pub(crate) fn auth_value() -> String {
-    format!("hex:{}", hex::encode(Sha256::digest(format!("chatkeep vault tpm auth v1{AUTH}"))))
+/// The auth value of the vault's NV indices, which it makes of [`AUTH`], for tpm2-tools.
+pub(crate) fn index_auth() -> String {
+    auth_value("chatkeep vault tpm index auth v1")
+}
+
+/// The same of its root key.
+pub(crate) fn root_auth() -> String {
+    auth_value("chatkeep vault tpm root auth v1")
+}
+
+fn auth_value(label: &str) -> String {
+    format!("hex:{}", hex::encode(Sha256::digest(format!("{label}{AUTH}"))))
 }
 
 /// A running TPM; killed and forgotten when dropped.

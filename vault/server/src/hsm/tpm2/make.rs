@@ -2,16 +2,9 @@
 
 use rand_core::CryptoRngCore;
 use sha2::{Digest as _, Sha256};
-use tss_esapi::attributes::SessionAttributesBuilder;
-use tss_esapi::constants::SessionType;
-use tss_esapi::handles::{
-    AuthHandle, KeyHandle, NvIndexHandle, ObjectHandle, PersistentTpmHandle, SessionHandle,
-};
-use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::handles::{AuthHandle, KeyHandle, NvIndexHandle, ObjectHandle, PersistentTpmHandle};
 use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth, Provision};
-use tss_esapi::interface_types::session_handles::AuthSession;
-use tss_esapi::structures::{Auth, MaxNvBuffer, SymmetricDefinition};
-use tss_esapi::{Context, Error, WrapperErrorKind};
+use tss_esapi::structures::{Auth, MaxNvBuffer};
 use zeroize::Zeroizing;
 
 use super::chip::{Chip, ChipError};
@@ -20,10 +13,19 @@ use super::slots;
 use crate::hsm::device_anchor::ANCHOR_LEN;
 use crate::hsm::{HsmError, SealKey};
 
-/// Makes all of a vault's objects, with `auth` for each. Refuses a TPM that has any; leaves none when it fails.
+/// The auth values of what is the vault's.
+pub(super) struct AuthValues {
+    /// Of the root key. It is sent to the TPM as it is, because a guess must not cost three commands: who listens there learns
+    /// what he needs to multiply while he has the TPM, and nothing that opens a record.
+    pub(super) root: Auth,
+    /// Of the NV indices. Sent never but at `init`, and then encrypted.
+    pub(super) index: Auth,
+}
+
+/// Makes all of a vault's objects. Refuses a TPM that has any; leaves none when it fails.
 pub(super) fn make_all(
     chip: &mut Chip,
-    auth: &Auth,
+    auth: &AuthValues,
     owner_auth: &Auth,
     now_s: u64,
     rng: &mut dyn CryptoRngCore,
@@ -52,16 +54,21 @@ pub(super) fn discard_owner_auth(chip: &mut Chip, rng: &mut dyn CryptoRngCore) -
     let mut value = Zeroizing::new([0; 32]);
     rng.fill_bytes(&mut value[..]);
     let parent = make_parent(chip)?;
-    let changed = salted(chip, "change its owner's authorisation", parent, |context| {
+    let changed = chip.call_in_salted_session("change its owner's authorisation", parent, |context| {
         context.hierarchy_change_auth(AuthHandle::Owner, Auth::try_from(&value[..])?)
     });
     chip.call("forget a key", |context| context.flush_context(parent.into()))?;
     Ok(changed?)
 }
 
-fn fill(chip: &mut Chip, auth: &Auth, now_s: u64, rng: &mut dyn CryptoRngCore) -> Result<(), ChipError> {
+fn fill(
+    chip: &mut Chip,
+    auth: &AuthValues,
+    now_s: u64,
+    rng: &mut dyn CryptoRngCore,
+) -> Result<(), ChipError> {
     let parent = make_parent(chip)?;
-    let made = make_root(chip, parent, auth).and_then(|name| {
+    let made = make_root(chip, parent, &auth.root).and_then(|name| {
         let mut host = Zeroizing::new(vec![0; 32]);
         rng.fill_bytes(&mut host);
         host.extend_from_slice(&Sha256::digest(&name));
@@ -69,7 +76,7 @@ fn fill(chip: &mut Chip, auth: &Auth, now_s: u64, rng: &mut dyn CryptoRngCore) -
         let contents: [(u32, &[u8]); 4] =
             [(HOST, &host), (SEAL[0], &*seal_key), (SEAL[1], slots::EMPTY), (ANCHOR, &[0; ANCHOR_LEN])];
         for (index, content) in contents {
-            make_index(chip, parent, index, content, auth)?;
+            make_index(chip, parent, index, content, &auth.index)?;
         }
         Ok(())
     });
@@ -78,7 +85,7 @@ fn fill(chip: &mut Chip, auth: &Auth, now_s: u64, rng: &mut dyn CryptoRngCore) -
 }
 
 fn make_parent(chip: &mut Chip) -> Result<KeyHandle, ChipError> {
-    chip.call_authorised("make a storage key", |context| {
+    chip.call_in_session("make a storage key", |context| {
         let made =
             context.create_primary(Hierarchy::Owner, objects::parent_template()?, None, None, None, None)?;
         Ok(made.key_handle)
@@ -87,14 +94,14 @@ fn make_parent(chip: &mut Chip) -> Result<KeyHandle, ChipError> {
 
 /// Makes K persistent, and gives its Name.
 fn make_root(chip: &mut Chip, parent: KeyHandle, auth: &Auth) -> Result<Vec<u8>, ChipError> {
-    let made = salted(chip, "make a P-256 key", parent, |context| {
+    let made = chip.call_in_salted_session("make a P-256 key", parent, |context| {
         context.create(parent, objects::root_template()?, Some(auth.clone()), None, None, None)
     })?;
-    let key = chip.call_authorised("load a key", |context| {
+    let key = chip.call_in_session("load a key", |context| {
         context.load(parent, made.out_private.clone(), made.out_public.clone())
     })?;
     let persistent = PersistentTpmHandle::new(ROOT).expect("it is in the range");
-    let kept = chip.call_authorised("keep a key", |context| {
+    let kept = chip.call_in_session("keep a key", |context| {
         context.evict_control(Provision::Owner, key.into(), persistent.into())
     });
     let name = chip.call("describe a key", |context| context.read_public(key));
@@ -110,45 +117,14 @@ fn make_index(
     content: &[u8],
     auth: &Auth,
 ) -> Result<(), ChipError> {
-    let handle: NvIndexHandle = salted(chip, "define an index", parent, |context| {
+    let handle: NvIndexHandle = chip.call_in_salted_session("define an index", parent, |context| {
         let template = objects::index_template(index, content.len())?;
         context.nv_define_space(Provision::Owner, Some(auth.clone()), template)
     })?;
     objects::authorise(chip, handle.into(), auth)?;
-    salted(chip, "write an index", parent, |context| {
+    chip.call_in_salted_session("write an index", parent, |context| {
         context.nv_write(NvAuth::NvIndex(handle), handle, MaxNvBuffer::try_from(content)?, 0)
     })
-}
-
-/// Has one command done in a session whose key only the TPM can know: the auth values that travel at `init` are not in
-/// the session's key yet, so whoever listens then would learn them, and with them all that comes later.
-fn salted<R>(
-    chip: &mut Chip,
-    doing: &'static str,
-    key: KeyHandle,
-    mut command: impl FnMut(&mut Context) -> Result<R, Error>,
-) -> Result<R, ChipError> {
-    chip.call(doing, |context| {
-        let session = context
-            .start_auth_session(
-                Some(key),
-                None,
-                None,
-                SessionType::Hmac,
-                SymmetricDefinition::AES_128_CFB,
-                HashingAlgorithm::Sha256,
-            )?
-            .ok_or(Error::WrapperError(WrapperErrorKind::WrongValueFromTpm))?;
-        let outcome = encrypt(context, session)
-            .and_then(|()| context.execute_with_session(Some(session), &mut command));
-        context.flush_context(SessionHandle::from(session).into())?;
-        outcome
-    })
-}
-
-fn encrypt(context: &mut Context, session: AuthSession) -> Result<(), Error> {
-    let (attributes, mask) = SessionAttributesBuilder::new().with_decrypt(true).with_encrypt(true).build();
-    context.tr_sess_set_attributes(session, attributes, mask)
 }
 
 /// At `init`, the only auth value that can be wrong is the owner's.

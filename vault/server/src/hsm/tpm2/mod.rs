@@ -27,6 +27,7 @@ use tss_esapi::structures::Auth;
 use zeroize::Zeroizing;
 
 use self::chip::{Chip, Maker};
+use self::make::AuthValues;
 use self::note::Note;
 use self::tpm::{HostSecrets, Tpm};
 use super::device_anchor::DeviceAnchor;
@@ -42,7 +43,8 @@ use crate::core::Evaluator;
 
 /// Shorter ones could be guessed: no key here counts wrong tries. Random letters: 20 of base64 are 120 bits.
 const AUTH_LEN_MIN: usize = 20;
-const AUTH_LABEL: &[u8] = b"chatkeep vault tpm auth v1";
+const ROOT_AUTH_LABEL: &[u8] = b"chatkeep vault tpm root auth v1";
+const INDEX_AUTH_LABEL: &[u8] = b"chatkeep vault tpm index auth v1";
 
 /// Makes a vault's keys in the TPM. Refuses one that has any.
 pub fn create(
@@ -51,7 +53,7 @@ pub fn create(
     now_s: u64,
     rng: &mut dyn CryptoRngCore,
 ) -> Result<Device, HsmError> {
-    let auth = auth(settings)?;
+    let auth = auth_values(settings)?;
     let owner_auth = match &settings.owner_auth_file {
         Some(path) => Auth::try_from(read_pin(path)?.as_bytes())
             .map_err(|_| HsmError::Token("what is in owner_auth_file is too long for a TPM".to_owned()))?,
@@ -72,7 +74,7 @@ pub fn create(
 
 /// Opens a vault's keys in the TPM, and tests them.
 pub fn open(settings: &Tpm2Config, dir: &Path) -> Result<Device, HsmError> {
-    let auth = auth(settings)?;
+    let auth = auth_values(settings)?;
     let mut chip = Chip::connect(&settings.tcti)?;
     let (maker, note) = (chip.maker()?, Note::read(dir));
     if objects::found(&mut chip)?.is_empty() {
@@ -91,8 +93,8 @@ pub fn open(settings: &Tpm2Config, dir: &Path) -> Result<Device, HsmError> {
     device(tpm, &secrets, &maker, cautions)
 }
 
-/// What the TPM gets as auth value of all that is the vault's: the hash is as long as an auth value may be.
-fn auth(settings: &Tpm2Config) -> Result<Auth, HsmError> {
+/// What the TPM gets as auth values. A hash is as long as they may be.
+fn auth_values(settings: &Tpm2Config) -> Result<AuthValues, HsmError> {
     let text = read_pin(&settings.auth_file)?;
     if text.len() < AUTH_LEN_MIN {
         return Err(HsmError::Token(format!(
@@ -100,8 +102,11 @@ fn auth(settings: &Tpm2Config) -> Result<Auth, HsmError> {
              them. `head -c 32 /dev/urandom | base64` makes some"
         )));
     }
-    let hash = Sha256::new().chain_update(AUTH_LABEL).chain_update(text.as_bytes()).finalize();
-    Ok(Auth::try_from(&hash[..]).expect("32 bytes are not too long"))
+    let value = |label: &[u8]| {
+        let hash = Sha256::new().chain_update(label).chain_update(text.as_bytes()).finalize();
+        Auth::try_from(&hash[..]).expect("32 bytes are not too long")
+    };
+    Ok(AuthValues { root: value(ROOT_AUTH_LABEL), index: value(INDEX_AUTH_LABEL) })
 }
 
 fn cautions(chip: &mut Chip, maker: &Maker) -> Result<Vec<String>, HsmError> {

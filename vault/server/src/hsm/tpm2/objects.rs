@@ -170,7 +170,7 @@ pub(super) fn read(
     len: usize,
 ) -> Result<Zeroizing<Vec<u8>>, ChipError> {
     let read =
-        chip.call_authorised(doing, |context| context.nv_read(NvAuth::NvIndex(index), index, len as u16, 0))?;
+        chip.call_in_session(doing, |context| context.nv_read(NvAuth::NvIndex(index), index, len as u16, 0))?;
     Ok(Zeroizing::new(read.value().to_vec()))
 }
 
@@ -181,7 +181,7 @@ pub(super) fn write(
     index: NvIndexHandle,
     bytes: &[u8],
 ) -> Result<(), ChipError> {
-    chip.call_authorised(doing, |context| {
+    chip.call_in_session(doing, |context| {
         let bytes = MaxNvBuffer::try_from(bytes)?;
         context.nv_write(NvAuth::NvIndex(index), index, bytes, 0)
     })
@@ -192,7 +192,7 @@ pub(super) fn remove_all(chip: &mut Chip) -> Result<(), ChipError> {
     for handle in found(chip)? {
         if handle == ROOT {
             let persistent = PersistentTpmHandle::new(ROOT).expect("it is in the range");
-            chip.call_authorised("remove the root key", |context| {
+            chip.call_in_session("remove the root key", |context| {
                 let key = context.execute_without_session(|context| {
                     context.tr_from_tpm_public(TpmHandle::Persistent(persistent))
                 })?;
@@ -200,7 +200,7 @@ pub(super) fn remove_all(chip: &mut Chip) -> Result<(), ChipError> {
             })?;
         } else {
             let number = NvIndexTpmHandle::new(handle).expect("the TPM listed it");
-            chip.call_authorised("undefine an index", |context| {
+            chip.call_in_session("undefine an index", |context| {
                 let index = context.execute_without_session(|context| {
                     context.tr_from_tpm_public(TpmHandle::NvIndex(number))
                 })?;

@@ -6,16 +6,19 @@ use rand_core::OsRng;
 use sha2::{Digest as _, Sha256};
 use tss_esapi::Error;
 use tss_esapi::handles::{KeyHandle, NvIndexHandle};
-use tss_esapi::structures::{Auth, EccParameter, EccPoint};
+use tss_esapi::interface_types::resource_handles::NvAuth;
+use tss_esapi::structures::{EccParameter, EccPoint, MaxNvBuffer};
 use zeroize::Zeroizing;
 
 use super::chip::{Chip, ChipError};
+use super::make::AuthValues;
 use super::objects::{self, HOST_LEN, INDICES, ROOT, SEAL_LEN};
 use super::slots;
 use crate::hsm::device_anchor::{ANCHOR_LEN, AnchorCell};
 use crate::hsm::{DeviceError, HsmError, SealKey};
 
 const READ_ANCHOR: &str = "read the anchor";
+const WRITE_ANCHOR: &str = "write the anchor";
 
 /// An open connection, and where the keys are.
 pub(super) struct Tpm {
@@ -38,7 +41,7 @@ impl Tpm {
     /// anything needs the auth value.
     pub(super) fn open(
         mut chip: Chip,
-        auth: &Auth,
+        auth: &AuthValues,
         is_ours: impl FnOnce(&[u8]) -> Result<(), HsmError>,
     ) -> Result<(Self, HostSecrets), HsmError> {
         complete(&mut chip)?;
@@ -47,8 +50,9 @@ impl Tpm {
         let handles = INDICES.map(|(number, len)| objects::index(&mut chip, number, len));
         let [host, seal_0, seal_1, anchor] = handles;
         let (host, seal, anchor) = (host?, [seal_0?, seal_1?], anchor?);
-        for object in [root.into(), host.into(), seal[0].into(), seal[1].into(), anchor.into()] {
-            objects::authorise(&mut chip, object, auth)?;
+        objects::authorise(&mut chip, root.into(), &auth.root)?;
+        for index in [host, seal[0], seal[1], anchor] {
+            objects::authorise(&mut chip, index.into(), &auth.index)?;
         }
 
         let secret =
@@ -84,7 +88,7 @@ impl Tpm {
         let point = to_tpm(&point.to_projective()).map_err(|_| DeviceError::Wrong)?;
         let root = self.root;
         let product =
-            self.chip.call_authorised("multiply", |context| context.ecdh_z_gen(root, point.clone()))?;
+            self.chip.call_with_password("multiply", |context| context.ecdh_z_gen(root, point.clone()))?;
         Ok(compressed(&to_projective(&product)?))
     }
 
@@ -132,7 +136,24 @@ impl AnchorCell for Tpm {
     }
 
     fn set_anchor(&mut self, value: &[u8; ANCHOR_LEN]) -> Result<(), DeviceError> {
-        Ok(objects::write(&mut self.chip, "write the anchor", self.anchor, value)?)
+        Ok(objects::write(&mut self.chip, WRITE_ANCHOR, self.anchor, value)?)
+    }
+
+    /// In one session. Digests are no secret, but that the TPM answers and the vault asks must be sure.
+    fn replace_anchor(
+        &mut self,
+        expected: &[u8; ANCHOR_LEN],
+        next: &[u8; ANCHOR_LEN],
+    ) -> Result<Option<Vec<u8>>, DeviceError> {
+        let (index, auth) = (self.anchor, NvAuth::NvIndex(self.anchor));
+        let replaced = self.chip.call_in_open_session(WRITE_ANCHOR, |context| {
+            let found = context.nv_read(auth, index, ANCHOR_LEN as u16, 0)?;
+            if found.value() != expected {
+                return Ok(Some(found.value().to_vec()));
+            }
+            context.nv_write(auth, index, MaxNvBuffer::try_from(&next[..])?, 0).map(|()| None)
+        });
+        Ok(replaced?)
     }
 }
 
