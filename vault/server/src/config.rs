@@ -107,9 +107,18 @@ pub struct Tpm2Config {
     /// `init` sets that authorisation to a random value that nobody learns.
     #[serde(default)]
     pub discard_owner_auth: bool,
+    /// From one write of the anchor to the next, at least; 5 s at most, because clients wait.
+    #[serde(default = "default_anchor_pause")]
+    pub anchor_pause: Duration,
     /// Age at which the running vault exchanges the key that seals records; `"0s"`: never by itself.
     #[serde(default = "default_seal_key_lifetime")]
     pub seal_key_lifetime: Duration,
+}
+
+/// At most 86 400 writes a day, of the 100 000 to some millions that a TPM's memory stands: whoever makes accounts without end
+/// wears it out in days, not in hours.
+fn default_anchor_pause() -> Duration {
+    Duration { seconds: 1 }
 }
 
 /// The kernel's resource manager: others can use the TPM at the same time.
@@ -299,6 +308,18 @@ mod tests {
         assert_eq!((token.token.as_str(), token.seal_key_lifetime.seconds), ("t", 86_400));
     }
 
+    const TPM2: &str = "[hsm]\nkind = \"tpm2\"\nauth_file = \"/auth\"\n";
+
+    #[test]
+    fn a_tpm_is_the_machines_own_unless_another_is_named() {
+        let HsmConfig::Tpm2(tpm) = hsm(TPM2).unwrap() else { panic!() };
+        assert_eq!((tpm.tcti.as_str(), tpm.anchor_pause.seconds), ("device:/dev/tpmrm0", 1));
+        assert_eq!((tpm.owner_auth_file, tpm.discard_owner_auth), (None, false));
+        assert_eq!(hsm(TPM2).unwrap().seal_key_lifetime_s(), Some(86_400));
+        let never = hsm(&format!("{TPM2}seal_key_lifetime = \"0s\"\n")).unwrap();
+        assert_eq!((never.seal_key_lifetime_s(), HsmConfig::Soft {}.seal_key_lifetime_s()), (None, None));
+    }
+
     #[test]
     fn a_device_has_no_keys_that_it_does_not_know_and_none_too_few() {
         let bad = [
@@ -307,6 +328,8 @@ mod tests {
             "[hsm]\n".to_owned(),
             format!("{PKCS11}pin = \"1234\"\n"),
             PKCS11.replace("pin_file", "pin"),
+            TPM2.replace("auth_file", "pin_file"),
+            format!("{TPM2}token = \"t\"\n"),
             PKCS11.replace("token = \"t\"", ""),
         ];
         for table in bad {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
+use chatkeep_vault_protocol::head;
 use rand_core::OsRng;
 use rustix::fs::FlockOperation;
 use zeroize::Zeroizing;
@@ -21,6 +22,9 @@ use crate::witness::{self, WitnessAnchor};
 
 /// Name of the file in the data directory that a running vault holds locked.
 const LOCK_FILE: &str = "lock";
+
+/// What the least memory of a TPM stands.
+const MANY_TPM_WRITES: u64 = 100_000;
 
 /// Makes keys, an empty database and its anchors. Refuses where there are any of them; but a cell is made around the keys
 /// that are there: all cells have one identity.
@@ -204,12 +208,20 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
             (seen.name, seen.head.seq, seen.records)
         }
     };
+    let mut cautions = device.cautions;
+    let writes = head::commits(seq);
+    if writes >= MANY_TPM_WRITES && config.anchor_kinds().contains(&AnchorKind::Tpm2) {
+        cautions.push(format!(
+            "the anchor in the TPM was written {writes} times; its memory stands 100 000 to some millions of writes, its maker \
+             may know: when it is worn out, the vault ends, and its accounts with it"
+        ));
+    }
     Ok(Inspected {
         identity: device.keys.identity.public(),
         seal_keys: device.keys.sealer.keys()?.iter().map(|key| key.id).collect(),
         hsm: device.keys.name,
         weakness: device.weakness,
-        cautions: device.cautions,
+        cautions,
         anchor,
         anchor_limit,
         store,
@@ -322,5 +334,20 @@ mod tests {
             "[hsm]\nkind = \"pkcs11\"\nmodule = \"/nowhere\"\ntoken = \"t\"\npin_file = \"/nowhere\"\n";
         check_refused(token, "on a token");
         check_refused("[anchor]\nkinds = [\"file\", \"witness\"]\nquorum = 1\n", "witnesses");
+    }
+
+    /// An anchor that is in no device of this vault would be none.
+    #[test]
+    fn an_anchor_is_in_the_device_that_has_the_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        for kind in ["pkcs11", "tpm2"] {
+            let data = dir.path().join(kind);
+            let settings = format!(
+                "data = \"{}\"\nlisten = \"127.0.0.1:0\"\n[anchor]\nkinds = [\"{kind}\"]\n",
+                data.display()
+            );
+            let refused = init(&toml::from_str(&settings).unwrap()).unwrap_err().to_string();
+            assert!(refused.contains(&format!("needs [hsm] kind = \"{kind}\"")), "{refused}");
+        }
     }
 }

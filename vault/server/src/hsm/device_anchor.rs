@@ -4,6 +4,7 @@
 //! software keeps its state in a file: these go back with the disk that they are on, and are for development only.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::DeviceError;
 use super::worker::{Turn, Worker};
@@ -38,12 +39,14 @@ pub(super) struct DeviceAnchor<T> {
     worker: Arc<Worker<T>>,
     /// Where it was seen last; a second vault on the same device would move it.
     last: Option<Anchored>,
+    pause: Duration,
+    written: Option<Instant>,
 }
 
 impl<T: AnchorCell> DeviceAnchor<T> {
-    /// `name` is what `info` says.
-    pub(super) fn new(name: &'static str, worker: Arc<Worker<T>>) -> Self {
-        Self { name, worker, last: None }
+    /// `name` is what `info` says; `pause`, from one write to the next, spares memory that stands a limited number of them.
+    pub(super) fn new(name: &'static str, worker: Arc<Worker<T>>, pause: Duration) -> Self {
+        Self { name, worker, last: None, pause, written: None }
     }
 }
 
@@ -57,6 +60,10 @@ impl<T: AnchorCell> Anchor for DeviceAnchor<T> {
         let value = decode(&bytes).ok_or(AnchorError::Unusable)?;
         self.last = Some(value);
         Ok(value)
+    }
+
+    fn rest(&self) -> Duration {
+        self.written.map_or(Duration::ZERO, |written| self.pause.saturating_sub(written.elapsed()))
     }
 
     fn advance(&mut self, next: &Anchored) -> Result<(), AnchorError> {
@@ -81,7 +88,7 @@ impl<T: AnchorCell> DeviceAnchor<T> {
             let found = decode(&found).ok_or(AnchorError::Unusable)?;
             return Err(AnchorError::Moved { found: found.seq, expected: expected.seq });
         }
-        self.last = Some(*next);
+        (self.last, self.written) = (Some(*next), Some(Instant::now()));
         Ok(())
     }
 }
@@ -96,4 +103,54 @@ fn encode(value: &Anchored) -> [u8; ANCHOR_LEN] {
 fn decode(bytes: &[u8]) -> Option<Anchored> {
     let (seq, root) = bytes.split_first_chunk::<8>()?;
     Some(Anchored { seq: u64::from_be_bytes(*seq), root: root.try_into().ok()? })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    impl AnchorCell for Vec<u8> {
+        fn anchor(&mut self) -> Result<Vec<u8>, DeviceError> {
+            Ok(self.clone())
+        }
+
+        fn set_anchor(&mut self, value: &[u8; ANCHOR_LEN]) -> Result<(), DeviceError> {
+            *self = value.to_vec();
+            Ok(())
+        }
+    }
+
+    fn on(worker: &Arc<Worker<Vec<u8>>>, pause: Duration) -> DeviceAnchor<Vec<u8>> {
+        DeviceAnchor::new("test", worker.clone(), pause)
+    }
+
+    fn at(seq: u64) -> Anchored {
+        Anchored { seq, root: [7; 32] }
+    }
+
+    #[test]
+    fn a_cell_is_written_by_who_knows_what_it_says() {
+        let worker = Arc::new(Worker::start(vec![0; ANCHOR_LEN]).unwrap());
+        let (mut one, mut other) = (on(&worker, Duration::ZERO), on(&worker, Duration::ZERO));
+        one.advance(&at(1)).unwrap();
+        assert_eq!(other.read().unwrap(), at(1));
+        other.advance(&at(2)).unwrap();
+        for late in [one.advance(&at(2)), one.advance_from(&at(1), &at(2))] {
+            assert!(matches!(late, Err(AnchorError::Moved { found: 2, expected: 1 })), "{late:?}");
+        }
+        one.advance_from(&at(2), &at(3)).unwrap();
+        assert_eq!(other.read().unwrap(), at(3));
+    }
+
+    #[test]
+    fn it_rests_after_a_write_and_only_if_it_should() {
+        let worker = Arc::new(Worker::start(vec![0; ANCHOR_LEN]).unwrap());
+        for (pause, rests) in [(Duration::from_hours(1), true), (Duration::ZERO, false)] {
+            let mut anchor = on(&worker, pause);
+            assert_eq!(anchor.rest(), Duration::ZERO);
+            anchor.advance(&at(1)).unwrap();
+            assert_eq!(!anchor.rest().is_zero(), rests);
+        }
+    }
 }

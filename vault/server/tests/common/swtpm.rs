@@ -155,7 +155,7 @@ fn free_port() -> Option<u16> {
 fn settings(tcti: &str, auth_file: &Path, data: &Path, more: &str) -> String {
     format!(
         "data = \"{}\"\nlisten = \"127.0.0.1:0\"\ninsecure_dev = true\n{more}\n[hsm]\nkind = \"tpm2\"\ntcti = \"{tcti}\"\n\
-         auth_file = \"{}\"\nseal_key_lifetime = \"0s\"\n",
+         auth_file = \"{}\"\nanchor_pause = \"0s\"\nseal_key_lifetime = \"0s\"\n",
         data.display(),
         auth_file.display()
     )

@@ -14,6 +14,7 @@ mod objects;
 mod token;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chatkeep_vault_protocol::Suite;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -68,7 +69,7 @@ fn device(token: Token, in_software: bool) -> Result<Device, HsmError> {
     Ok(Device {
         keys: Keys { name, identity: hsm.clone(), sealer: hsm.clone(), oprf: hsm },
         digest_key,
-        anchor: Some(Box::new(DeviceAnchor::new("pkcs11", worker))),
+        anchor: Some(Box::new(DeviceAnchor::new("pkcs11", worker, Duration::ZERO))),
         weakness: in_software.then_some(
             "the token says that it is no hardware (hsm: … +software): whoever copies its files and the PIN can guess \
              without limit",

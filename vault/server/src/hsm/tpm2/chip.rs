@@ -308,3 +308,61 @@ fn explain(error: Error) -> String {
         _ => format!("tpm2-tss failed (0x{number:x})"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn error(number: u32) -> Error {
+        Error::Tss2Error(number.into())
+    }
+
+    #[test]
+    fn later_is_not_never() {
+        for (number, asked) in [(0x920, 3), (0x923, 3), (0x922, 3), (0x921, 1), (0x9a2, 1), (0xa_0920, 1)] {
+            let mut times = 0;
+            let outcome = later(Duration::ZERO, || {
+                times += 1;
+                if times < 3 { Err(error(number)) } else { Ok(()) }
+            });
+            assert_eq!((times, outcome.is_ok()), (asked, asked == 3), "{number:x}");
+        }
+        let mut times = 0;
+        later(Duration::ZERO, || -> Result<(), Error> {
+            times += 1;
+            Err(error(0x920))
+        })
+        .unwrap_err();
+        assert_eq!(times, LATER_MAX + 1);
+    }
+
+    #[test]
+    fn who_speaks_is_told() {
+        for (number, says) in [
+            (
+                0x9a2,
+                "authorization failure without DA implications (associated with session number 1) (0x9a2)",
+            ),
+            (0xa_000a, "the connection to the TPM broke (0xa000a)"),
+            (0x7_0014, "tpm2-tss failed (0x70014)"),
+        ] {
+            assert_eq!(explain(error(number)), says);
+        }
+        let of = |number| ChipError { doing: "test", error: error(number) };
+        assert!(of(0x9a2).is_wrong_auth() && of(0x98e).is_wrong_auth() && !of(0xa_09a2).is_wrong_auth());
+    }
+
+    #[test]
+    fn a_maker_is_read_from_numbers() {
+        let maker =
+            |name: &[u8; 4]| Maker { manufacturer: text(&[u32::from_be_bytes(*name)]), model: String::new() };
+        assert!(maker(b"IBM\0").is_software() && maker(b"VMW ").is_software());
+        assert!(
+            !maker(b"IFX\0").is_software()
+                && !maker(b"MSFT").is_software()
+                && maker(b"MSFT").may_be_software()
+        );
+        assert_eq!(text(&[0x5357_2020, 0x5450_4d00, 0]), "SWTPM");
+    }
+}

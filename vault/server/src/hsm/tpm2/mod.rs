@@ -17,6 +17,7 @@ mod tpm;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
+use std::time::Duration;
 
 use chatkeep_vault_protocol::Suite;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -43,6 +44,8 @@ use crate::core::Evaluator;
 
 /// Shorter ones could be guessed: no key here counts wrong tries. Random letters: 20 of base64 are 120 bits.
 const AUTH_LEN_MIN: usize = 20;
+/// Who waits is told `busy` after 8 s.
+const ANCHOR_PAUSE_MAX_S: u64 = 5;
 const ROOT_AUTH_LABEL: &[u8] = b"chatkeep vault tpm root auth v1";
 const INDEX_AUTH_LABEL: &[u8] = b"chatkeep vault tpm index auth v1";
 
@@ -75,6 +78,9 @@ pub fn create(
 /// Opens a vault's keys in the TPM, and tests them.
 pub fn open(settings: &Tpm2Config, dir: &Path) -> Result<Device, HsmError> {
     let auth = auth_values(settings)?;
+    if settings.anchor_pause.seconds > ANCHOR_PAUSE_MAX_S {
+        return Err(HsmError::Token(format!("anchor_pause must be {ANCHOR_PAUSE_MAX_S}s at most")));
+    }
     let mut chip = Chip::connect(&settings.tcti)?;
     let (maker, note) = (chip.maker()?, Note::read(dir));
     if objects::found(&mut chip)?.is_empty() {
@@ -90,7 +96,7 @@ pub fn open(settings: &Tpm2Config, dir: &Path) -> Result<Device, HsmError> {
         _ => Ok(()),
     };
     let (tpm, secrets) = Tpm::open(chip, &auth, is_ours)?;
-    device(tpm, &secrets, &maker, cautions)
+    device(settings, tpm, &secrets, &maker, cautions)
 }
 
 /// What the TPM gets as auth values. A hash is as long as they may be.
@@ -127,8 +133,15 @@ fn cautions(chip: &mut Chip, maker: &Maker) -> Result<Vec<String>, HsmError> {
     Ok(cautions)
 }
 
-fn device(tpm: Tpm, secrets: &HostSecrets, maker: &Maker, cautions: Vec<String>) -> Result<Device, HsmError> {
+fn device(
+    settings: &Tpm2Config,
+    tpm: Tpm,
+    secrets: &HostSecrets,
+    maker: &Maker,
+    cautions: Vec<String>,
+) -> Result<Device, HsmError> {
     let in_software = maker.is_software();
+    let pause = Duration::from_secs(settings.anchor_pause.seconds);
     let derived = |label: &[u8]| -> Zeroizing<[u8; 32]> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&*secrets.host).expect("HMAC takes keys of any length");
         mac.update(label);
@@ -150,7 +163,7 @@ fn device(tpm: Tpm, secrets: &HostSecrets, maker: &Maker, cautions: Vec<String>)
             oprf: hsm,
         },
         digest_key: derived(DIGEST_LABEL),
-        anchor: Some(Box::new(DeviceAnchor::new("tpm2", worker))),
+        anchor: Some(Box::new(DeviceAnchor::new("tpm2", worker, pause))),
         weakness: in_software.then_some(
             "the TPM is a program (hsm: tpm2+software): whoever copies its state and the auth value can guess without limit, \
              and a snapshot takes its anchor back",

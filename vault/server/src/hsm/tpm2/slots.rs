@@ -26,3 +26,20 @@ pub(super) fn decode(slot: &[u8]) -> Option<(SealKey, Zeroizing<[u8; 32]>)> {
     let secret = Zeroizing::new(<[u8; 32]>::try_from(secret).ok()?);
     (key.id != 0).then_some((key, secret))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use rand_core::OsRng;
+
+    use super::*;
+
+    #[test]
+    fn a_slot_gives_back_what_was_put_in_and_an_empty_one_nothing() {
+        let key = SealKey { id: 3, made_at_s: 77 };
+        let slot = draw(key, &mut OsRng);
+        let (read, secret) = decode(&*slot).unwrap();
+        assert_eq!((read, &secret[..]), (key, &slot[12..]));
+        assert!(decode(EMPTY).is_none() && decode(&slot[1..]).is_none() && decode(&[]).is_none());
+    }
+}
