@@ -58,7 +58,7 @@ async fn what_comes_while_the_anchor_rests_is_one_commit() {
     let config = Config::development(dir.path());
     setup::init(&config).unwrap();
     let (parts, _lock) = setup::open(&config).unwrap();
-    let (enough, rest) = sync_channel(0);
+    let (enough, rest) = sync_channel(1);
     let anchor = Box::new(Resting { anchor: parts.anchor, enough: rest });
     let vault = Arc::new(Vault::start(Parts { anchor, ..parts }, |what| panic!("{what}")).unwrap());
     let asking: Vec<_> = (0..100)
