@@ -65,6 +65,10 @@ impl Swtpm {
         self.dir.path().join("state")
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
     pub(crate) fn tcti(&self) -> String {
         format!("swtpm:host=127.0.0.1,port={}", self.port)
     }
@@ -145,7 +149,8 @@ fn start(state: &Path, port: Option<u16>) -> Option<(u16, Child)> {
     }
 }
 
-fn free_port() -> Option<u16> {
+/// One whose next one is free, too.
+pub(crate) fn free_port() -> Option<u16> {
     let one = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = one.local_addr().unwrap().port();
     TcpListener::bind(("127.0.0.1", port.checked_add(1)?)).ok()?;
