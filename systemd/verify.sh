@@ -42,6 +42,9 @@ copy chatkeepd.service "$work/hardened"
 mkdir "$work/hardened/chatkeepd.service.d"
 cp "$here/hardening.conf" "$work/hardened/chatkeepd.service.d/"
 copy chatkeep-vault.service "$work/system"
+mkdir "$work/tpm2" "$work/tpm2/chatkeep-vault.service.d"
+copy chatkeep-vault.service "$work/tpm2"
+cp "$here/chatkeep-vault-tpm2.conf" "$work/tpm2/chatkeep-vault.service.d/tpm2.conf"
 
 cd "$work/user"
 for unit in *; do analyze "$unit" systemd-analyze --user verify "./$unit"; done
@@ -49,6 +52,8 @@ cd "$work/hardened"
 analyze "chatkeepd.service with hardening.conf" systemd-analyze --user verify ./chatkeepd.service
 cd "$work/system"
 analyze chatkeep-vault.service systemd-analyze verify ./chatkeep-vault.service
+cd "$work/tpm2"
+analyze "chatkeep-vault.service with chatkeep-vault-tpm2.conf" systemd-analyze verify ./chatkeep-vault.service
 
 # the activation file must name this unit, and the unit the same bus name
 name=$(sed -n 's/^BusName=//p' "$here/chatkeepd.service")
@@ -61,9 +66,12 @@ score() { # UNIT: 0 is locked up, 10 is open
 }
 sed "/^\[Service\]/d" "$here/hardening.conf" >"$work/more"
 sed "/^\[Service\]/r $work/more" "$work/user/chatkeepd.service" >"$work/hardened.service"
+# appended, because the last word counts, as with a drop-in
+sed "/^\[Install\]/,\$d" "$work/system/chatkeep-vault.service" >"$work/tpm2.service"
+sed "/^\[Service\]/d" "$here/chatkeep-vault-tpm2.conf" >>"$work/tpm2.service"
 vault=$(score "$work/system/chatkeep-vault.service")
 echo "exposure: chatkeepd $(score "$work/user/chatkeepd.service"), with hardening.conf $(score "$work/hardened.service")," \
-    "courier $(score "$work/user/chatkeep-courier.service"), vault $vault"
+    "courier $(score "$work/user/chatkeep-courier.service"), vault $vault, with a TPM $(score "$work/tpm2.service")"
 # strangers reach the vault: what is given to it is a decision, not an oversight
 if awk "BEGIN { exit !(\"$vault\" != \"\" && $vault + 0 < 2) }"
 then echo "ok      chatkeep-vault.service is exposed below 2"

@@ -18,7 +18,7 @@ pub struct Body {
     /// Version of the protocol.
     #[serde(rename = "v")]
     pub version: u8,
-    /// Where the vault keeps its keys: `soft`, later `pkcs11`, `tpm2`.
+    /// Where the vault keeps its keys: `soft`, `pkcs11…`, `tpm2…`.
     #[serde(rename = "h")]
     pub hsm: String,
     /// The vault's clock, in seconds since 1970.

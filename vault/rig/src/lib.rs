@@ -13,3 +13,48 @@ pub mod local;
 pub mod postgres;
 pub mod program;
 pub mod soft_token;
+pub mod swtpm;
+
+use std::path::Path;
+use std::process::Command;
+
+use soft_token::SoftToken;
+use swtpm::{Brokered, Swtpm};
+
+/// Where a vault has its keys.
+pub trait KeyDevice {
+    /// A process that finds it.
+    fn command(&self, program: &str) -> Command;
+    /// Settings for a vault with its keys here; `more` goes before the tables.
+    fn settings(&self, data: &Path, more: &str) -> String;
+}
+
+impl KeyDevice for SoftToken {
+    fn command(&self, program: &str) -> Command {
+        self.command(program)
+    }
+
+    fn settings(&self, data: &Path, more: &str) -> String {
+        self.settings(data, more)
+    }
+}
+
+impl KeyDevice for Swtpm {
+    fn command(&self, program: &str) -> Command {
+        Command::new(program)
+    }
+
+    fn settings(&self, data: &Path, more: &str) -> String {
+        self.settings(data, more)
+    }
+}
+
+impl KeyDevice for Brokered {
+    fn command(&self, program: &str) -> Command {
+        self.command(program)
+    }
+
+    fn settings(&self, data: &Path, more: &str) -> String {
+        self.settings(data, more)
+    }
+}

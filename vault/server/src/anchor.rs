@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chatkeep_vault_protocol::head::follows;
 use hmac::{Hmac, Mac as _};
@@ -64,6 +65,11 @@ pub trait Anchor: Send {
             Position::Here => Ok(()),
             Position::OneAhead => self.advance(&head.into()),
         }
+    }
+
+    /// How long it should be left alone before it is advanced again: what waits meanwhile goes into the same batch.
+    fn rest(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Lets an [`Anchor::advance`] that waits for others give up. For anchors that never wait: nothing.

@@ -1,6 +1,7 @@
 //! Several anchors that must all agree.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::anchor::{Anchor, AnchorError, Anchored, Interrupter, Lags, Position};
 use crate::store::Head;
@@ -82,6 +83,10 @@ impl Anchor for AllOf {
         Ok(())
     }
 
+    fn rest(&self) -> Duration {
+        self.anchors.iter().map(|anchor| anchor.rest()).max().unwrap_or_default()
+    }
+
     fn interrupter(&self) -> Option<Interrupter> {
         let all: Vec<Interrupter> = self.anchors.iter().filter_map(|anchor| anchor.interrupter()).collect();
         if all.is_empty() {
@@ -117,6 +122,9 @@ mod tests {
             *self.0.lock().unwrap() = *next;
             Ok(())
         }
+        fn rest(&self) -> Duration {
+            Duration::from_secs(self.0.lock().unwrap().seq)
+        }
     }
 
     fn at(seq: u64, root: u8) -> Anchored {
@@ -149,6 +157,12 @@ mod tests {
             assert!(matches!(all.settle(&head(5, 4, 5)), Err(AnchorError::RolledBack { .. })), "{bad:?}");
             assert_eq!(cells[0].read().unwrap(), at(4, 4));
         }
+    }
+
+    #[test]
+    fn all_rest_as_long_as_the_most_tired_one() {
+        assert_eq!(joined(at(4, 4), at(9, 9)).0.rest(), Duration::from_secs(9));
+        assert_eq!(joined(at(9, 9), at(4, 4)).0.rest(), Duration::from_secs(9));
     }
 
     #[test]

@@ -81,6 +81,20 @@ pub enum HsmConfig {
     Soft {},
     /// Keys on a PKCS#11 token.
     Pkcs11(Pkcs11Config),
+    /// Keys in a TPM 2.0.
+    Tpm2(Tpm2Config),
+}
+
+impl HsmConfig {
+    /// Age at which a running vault exchanges the key that seals records; `None`: never by itself.
+    pub fn seal_key_lifetime_s(&self) -> Option<u64> {
+        let lifetime = match self {
+            Self::Soft {} => return None,
+            Self::Pkcs11(settings) => settings.seal_key_lifetime,
+            Self::Tpm2(settings) => settings.seal_key_lifetime,
+        };
+        Some(lifetime.seconds).filter(|seconds| *seconds > 0)
+    }
 }
 
 impl Default for HsmConfig {
@@ -102,6 +116,39 @@ pub struct Pkcs11Config {
     /// Age at which the running vault exchanges the key that seals records; `"0s"`: never by itself.
     #[serde(default = "default_seal_key_lifetime")]
     pub seal_key_lifetime: Duration,
+}
+
+/// `[hsm]` with `kind = "tpm2"`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tpm2Config {
+    /// The way to the TPM, as tpm2-tss writes it: `device:/dev/tpmrm0`, `tabrmd:…`, `swtpm:host=…,port=…`.
+    #[serde(default = "default_tcti")]
+    pub tcti: String,
+    /// The file with the secret that lets the TPM use its keys, readable by its owner only.
+    pub auth_file: PathBuf,
+    /// The file with the authorisation of the TPM's owner, if that is set; for `init` only.
+    pub owner_auth_file: Option<PathBuf>,
+    /// `init` sets that authorisation to a random value that nobody learns.
+    #[serde(default)]
+    pub discard_owner_auth: bool,
+    /// From one write of the anchor to the next, at least; 5 s at most, because clients wait.
+    #[serde(default = "default_anchor_pause")]
+    pub anchor_pause: Duration,
+    /// Age at which the running vault exchanges the key that seals records; `"0s"`: never by itself.
+    #[serde(default = "default_seal_key_lifetime")]
+    pub seal_key_lifetime: Duration,
+}
+
+/// At most 86 400 writes a day, of the 100 000 to some millions that a TPM's memory stands: whoever makes accounts without end
+/// wears it out in days, not in hours.
+fn default_anchor_pause() -> Duration {
+    Duration { seconds: 1 }
+}
+
+/// The kernel's resource manager: others can use the TPM at the same time.
+fn default_tcti() -> String {
+    "device:/dev/tpmrm0".to_owned()
 }
 
 /// A day: what was erased can be opened with a copy of the disk and the token for so long, and no longer.
@@ -127,6 +174,8 @@ pub enum AnchorKind {
     File,
     /// The token that has the keys.
     Pkcs11,
+    /// The TPM that has the keys.
+    Tpm2,
     /// Other vaults: notice a whole disk that was put back.
     Witness,
 }
@@ -163,6 +212,7 @@ impl Config {
         self.anchor.kinds.clone().unwrap_or_else(|| match self.hsm {
             HsmConfig::Soft {} => vec![AnchorKind::File],
             HsmConfig::Pkcs11(_) => vec![AnchorKind::Pkcs11],
+            HsmConfig::Tpm2(_) => vec![AnchorKind::Tpm2],
         })
     }
 }
@@ -311,6 +361,18 @@ mod tests {
         assert_eq!((token.token.as_str(), token.seal_key_lifetime.seconds), ("t", 86_400));
     }
 
+    const TPM2: &str = "[hsm]\nkind = \"tpm2\"\nauth_file = \"/auth\"\n";
+
+    #[test]
+    fn a_tpm_is_the_machines_own_unless_another_is_named() {
+        let HsmConfig::Tpm2(tpm) = hsm(TPM2).unwrap() else { panic!() };
+        assert_eq!((tpm.tcti.as_str(), tpm.anchor_pause.seconds), ("device:/dev/tpmrm0", 1));
+        assert_eq!((tpm.owner_auth_file, tpm.discard_owner_auth), (None, false));
+        assert_eq!(hsm(TPM2).unwrap().seal_key_lifetime_s(), Some(86_400));
+        let never = hsm(&format!("{TPM2}seal_key_lifetime = \"0s\"\n")).unwrap();
+        assert_eq!((never.seal_key_lifetime_s(), HsmConfig::Soft {}.seal_key_lifetime_s()), (None, None));
+    }
+
     #[test]
     fn a_device_has_no_keys_that_it_does_not_know_and_none_too_few() {
         let bad = [
@@ -319,6 +381,8 @@ mod tests {
             "[hsm]\n".to_owned(),
             format!("{PKCS11}pin = \"1234\"\n"),
             PKCS11.replace("pin_file", "pin"),
+            TPM2.replace("auth_file", "pin_file"),
+            format!("{TPM2}token = \"t\"\n"),
             PKCS11.replace("token = \"t\"", ""),
         ];
         for table in bad {

@@ -215,6 +215,9 @@ fn status(vault: &setup::Inspected) {
     if let Some(weakness) = vault.weakness {
         println!("warning: {weakness}");
     }
+    for caution in &vault.cautions {
+        println!("warning: {caution}");
+    }
     if let Some(limit) = vault.anchor_limit {
         println!("warning: the anchor ({}): {limit}", vault.anchor);
     }

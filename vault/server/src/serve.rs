@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
-use crate::config::{Config, HsmConfig, Loopback};
+use crate::config::{Config, Loopback};
 use crate::hsm::IdentityKey;
 use crate::http::{self, Slots};
 use crate::reseal::{self, ResealError};
@@ -89,10 +89,7 @@ async fn answer(config: &Config, begun: Begun, identity: Arc<dyn IdentityKey>) -
     drop(sd_notify::notify(&[sd_notify::NotifyState::Ready]));
     let ready = || {
         println!("listening on https://{address} identity {}", Identity(vault.identity()));
-        if let HsmConfig::Pkcs11(settings) = &config.hsm
-            && settings.seal_key_lifetime.seconds > 0
-        {
-            let lifetime_s = settings.seal_key_lifetime.seconds;
+        if let Some(lifetime_s) = config.hsm.seal_key_lifetime_s() {
             tokio::spawn(keep_seal_key_young(vault.clone(), lifetime_s, stops.clone()));
         }
     };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
+use chatkeep_vault_protocol::head;
 use rand_core::OsRng;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -23,6 +24,9 @@ use crate::witness::{self, WitnessAnchor};
 
 /// Name of the file in the data directory that a running vault holds locked.
 const LOCK_FILE: &str = "lock";
+
+/// What the least memory of a TPM stands.
+const MANY_TPM_WRITES: u64 = 100_000;
 
 /// Makes keys, an empty database and its anchors. Refuses where there are any of them; but a cell is made around the keys
 /// that are there: all cells have one identity.
@@ -151,6 +155,9 @@ fn open_parts(config: &Config, standby: Option<&mut dyn FnMut()>) -> anyhow::Res
     if let Some(weakness) = device.weakness.filter(|_| !config.insecure_dev) {
         bail!("{weakness}. Serve it with insecure_dev = true or --insecure-dev, for development only");
     }
+    for caution in &device.cautions {
+        tracing::warn!("{caution}");
+    }
     let place = place(config, &*device.keys.identity)?;
     let store = open_store(config, &lock, standby)?;
     let clock = system_clock();
@@ -190,6 +197,8 @@ pub struct Inspected {
     pub hsm: String,
     /// Why they are for development only, if they are.
     pub weakness: Option<&'static str>,
+    /// What else whoever runs it should know.
+    pub cautions: Vec<String>,
     /// What binds the state.
     pub anchor: String,
     /// What that cannot notice.
@@ -224,11 +233,20 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
             (seen.name, seen.head.seq, seen.records)
         }
     };
+    let mut cautions = device.cautions;
+    let writes = head::commits(seq);
+    if writes >= MANY_TPM_WRITES && config.anchor_kinds().contains(&AnchorKind::Tpm2) {
+        cautions.push(format!(
+            "the anchor in the TPM was written {writes} times; its memory stands 100 000 to some millions of writes, its maker \
+             may know: when it is worn out, the vault ends, and its accounts with it"
+        ));
+    }
     Ok(Inspected {
         identity: device.keys.identity.public(),
         seal_keys: device.keys.sealer.keys()?.iter().map(|key| key.id).collect(),
         hsm: device.keys.name,
         weakness: device.weakness,
+        cautions,
         anchor,
         anchor_limit,
         store,
@@ -263,14 +281,14 @@ fn open_device(config: &Config) -> anyhow::Result<Device> {
     let opened = hsm::open(&config.hsm, dir);
     match config.hsm {
         HsmConfig::Soft {} => opened.with_context(|| format!("the keys in `{}`", dir.display())),
-        HsmConfig::Pkcs11(_) => Ok(opened?),
+        HsmConfig::Pkcs11(_) | HsmConfig::Tpm2(_) => Ok(opened?),
     }
 }
 
 /// The anchors of `config` that need nobody else, one by one.
 fn own_anchors(
     config: &Config,
-    of_device: Option<Box<dyn Anchor>>,
+    mut of_device: Option<Box<dyn Anchor>>,
     key: &Zeroizing<[u8; 32]>,
 ) -> anyhow::Result<Vec<Box<dyn Anchor>>> {
     let kinds = config.anchor_kinds();
@@ -278,8 +296,13 @@ fn own_anchors(
         bail!("[anchor] kinds names no anchor");
     }
     let mut anchors: Vec<Box<dyn Anchor>> = Vec::new();
-    if kinds.contains(&AnchorKind::Pkcs11) {
-        anchors.push(of_device.context("the anchor \"pkcs11\" needs [hsm] kind = \"pkcs11\"")?);
+    for (kind, name) in [(AnchorKind::Pkcs11, "pkcs11"), (AnchorKind::Tpm2, "tpm2")] {
+        if kinds.contains(&kind) {
+            let anchor = of_device.take().filter(|anchor| anchor.name() == name);
+            anchors.push(
+                anchor.with_context(|| format!("the anchor \"{name}\" needs [hsm] kind = \"{name}\""))?,
+            );
+        }
     }
     if kinds.contains(&AnchorKind::File) {
         anchors.push(Box::new(FileAnchor::new(&config.data, key.clone())));
@@ -387,5 +410,20 @@ mod tests {
             "[hsm]\nkind = \"pkcs11\"\nmodule = \"/nowhere\"\ntoken = \"t\"\npin_file = \"/nowhere\"\n";
         check_refused(token, "on a token");
         check_refused("[anchor]\nkinds = [\"file\", \"witness\"]\nquorum = 1\n", "witnesses");
+    }
+
+    /// An anchor that is in no device of this vault would be none.
+    #[test]
+    fn an_anchor_is_in_the_device_that_has_the_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        for kind in ["pkcs11", "tpm2"] {
+            let data = dir.path().join(kind);
+            let settings = format!(
+                "data = \"{}\"\nlisten = \"127.0.0.1:0\"\n[anchor]\nkinds = [\"{kind}\"]\n",
+                data.display()
+            );
+            let refused = init(&toml::from_str(&settings).unwrap()).unwrap_err().to_string();
+            assert!(refused.contains(&format!("needs [hsm] kind = \"{kind}\"")), "{refused}");
+        }
     }
 }

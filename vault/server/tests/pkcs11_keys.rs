@@ -12,10 +12,11 @@ use chatkeep_vault_protocol::cbor::{Blob, Fixed};
 use chatkeep_vault_protocol::message::{Begin, Envelope, Request};
 use chatkeep_vault_rig::soft_token::{MODULE, PIN, SoftToken};
 use chatkeep_vault_server::config::Config;
-use chatkeep_vault_server::hsm::{self, Device, DeviceError};
+use chatkeep_vault_server::hsm::{self, Device};
 use chatkeep_vault_server::reseal::{self, ResealError};
 use chatkeep_vault_server::setup;
 use chatkeep_vault_server::vault::Vault;
+use common::device_cases;
 use cryptoki::context::{CInitializeArgs, CInitializeFlags, Pkcs11};
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::Mechanism;
@@ -23,7 +24,7 @@ use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 use cryptoki::session::{Session, UserType};
 use cryptoki::types::AuthPin;
 use p256::elliptic_curve::sec1::ToEncodedPoint as _;
-use p256::{NonZeroScalar, ProjectivePoint, PublicKey};
+use p256::{ProjectivePoint, PublicKey};
 use rand_core::OsRng;
 
 /// Of a vault in a folder beside the token.
@@ -106,30 +107,7 @@ fn an_evaluation_is_that_of_rfc_9497_under_the_product_of_both_keys() {
         PublicKey::from_sec1_bytes(point.get(2..)?).ok()
     });
     let public = public.unwrap().to_projective();
-    assert_eq!(oprf.suites(), [Suite::P256]);
-    let compressed = |point: ProjectivePoint| point.to_affine().to_encoded_point(true).as_bytes().to_vec();
-    for _ in 0..32 {
-        let b = NonZeroScalar::random(&mut OsRng);
-        let key = oprf.generate_key(Suite::P256, &mut OsRng);
-        let blinded = compressed(ProjectivePoint::GENERATOR * *b);
-        let evaluated = oprf.evaluate(Suite::P256, &key, &blinded).unwrap();
-        assert_eq!(evaluated, Suite::P256.evaluate(&key, &compressed(public * *b)).unwrap());
-        assert_eq!(oprf.at_once().evaluate(Suite::P256, &key, &blinded).unwrap(), evaluated);
-    }
-    let key = oprf.generate_key(Suite::P256, &mut OsRng);
-    let [one, two] = [0, 1].map(|_| {
-        let blinded = Suite::P256.blind(b"a password", &mut OsRng);
-        let evaluated = oprf.evaluate(Suite::P256, &key, &blinded.element).unwrap();
-        blinded.finalize(b"a password", &evaluated).unwrap()
-    });
-    assert_eq!(one, two);
-    let other = oprf.generate_key(Suite::P256, &mut OsRng);
-    let blinded = Suite::P256.blind(b"a password", &mut OsRng);
-    let evaluated = oprf.evaluate(Suite::P256, &other, &blinded.element).unwrap();
-    assert_ne!(one, blinded.finalize(b"a password", &evaluated).unwrap());
-    assert_eq!(oprf.evaluate(Suite::P256, &key, &[2; 33][..32]), None);
-    let ristretto = Suite::Ristretto255.blind(b"x", &mut OsRng).element;
-    assert_eq!(oprf.evaluate(Suite::Ristretto255, &key, &ristretto), None);
+    device_cases::evaluations(&*oprf, &public);
 }
 
 #[test]
@@ -138,25 +116,7 @@ fn a_record_opens_for_its_own_account_and_key_only() {
         return SoftToken::new().pass_in_child("a_record_opens_for_its_own_account_and_key_only");
     };
     let sealer = device(&token).keys.sealer;
-    let first = sealer.seal(b"account", b"record", &mut OsRng).unwrap();
-    let second = sealer.seal(b"account", b"record", &mut OsRng).unwrap();
-    assert_ne!(first.bytes, second.bytes);
-    assert_eq!(*sealer.open(1, b"account", &first.bytes).unwrap(), b"record");
-    let changed: Vec<u8> = first.bytes.iter().enumerate().map(|(at, b)| b ^ u8::from(at == 20)).collect();
-    for (aad, sealed) in [(&b"another"[..], &first.bytes), (b"account", &changed), (b"account", &vec![1; 5])]
-    {
-        let refused = sealer.open(1, aad, sealed);
-        assert!(matches!(refused, Err(DeviceError::NotSealedHere)), "{refused:?}");
-    }
-    assert_eq!(sealer.make_key(77).unwrap(), 2);
-    let newer = sealer.seal(b"account", b"record", &mut OsRng).unwrap();
-    assert_eq!((newer.key_id, sealer.keys().unwrap()[1].made_at_s), (2, 77));
-    assert_eq!(*sealer.open(1, b"account", &first.bytes).unwrap(), b"record");
-    assert!(sealer.open(2, b"account", &first.bytes).is_err());
-    sealer.destroy_old_keys().unwrap();
-    let gone = sealer.open(1, b"account", &first.bytes);
-    assert!(matches!(gone, Err(DeviceError::NoSuchKey { key_id: 1 })), "{gone:?}");
-    assert_eq!(*sealer.open(2, b"account", &newer.bytes).unwrap(), b"record");
+    device_cases::records(&*sealer);
 }
 
 const ACCOUNTS: u8 = 20;
@@ -170,8 +130,8 @@ fn ask(vault: &Vault, account: u8) -> Vec<u8> {
         suite: Suite::P256 as u8,
         blinded: Blob(ProjectivePoint::GENERATOR.to_affine().to_encoded_point(true).as_bytes().to_vec()),
         attempts_max: 10,
-        signature: None,
         invite: None,
+        signature: None,
     };
     let request = Envelope::new(Request::Begin(begin), &mut OsRng).encode();
     let answer = vault.answer_blocking(&request).unwrap();

@@ -4,9 +4,14 @@
 //! A device keeps its keys to itself, but answers its host as often as it is asked: it makes a stolen disk useless and
 //! binds every guess to itself. It does **not** make its own live host obey the count.
 
+mod device_anchor;
+mod host_seal;
 pub mod pkcs11;
 mod secret_file;
 mod soft;
+#[cfg_attr(not(feature = "tpm2"), path = "tpm2_absent.rs")]
+pub mod tpm2;
+mod worker;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -91,6 +96,8 @@ pub struct Device {
     pub anchor: Option<Box<dyn Anchor>>,
     /// Why it is for development only, if it is.
     pub weakness: Option<&'static str>,
+    /// What else whoever runs the vault should know of it.
+    pub cautions: Vec<String>,
 }
 
 /// The device did not do what it was asked to.
@@ -159,7 +166,7 @@ pub enum HsmError {
     Device(#[from] DeviceError),
 }
 
-/// Makes a vault's keys where `config` says; `dir` is for keys in software. Never overwrites: refuses when any exist.
+/// Makes a vault's keys where `config` says; `dir` is for keys in software and notes. Never overwrites: refuses when any exist.
 pub fn create(
     config: &HsmConfig,
     dir: &Path,
@@ -169,6 +176,7 @@ pub fn create(
     match config {
         HsmConfig::Soft {} => Ok(SoftHsm::create(dir, rng)?.device()),
         HsmConfig::Pkcs11(settings) => pkcs11::create(settings, now_s),
+        HsmConfig::Tpm2(settings) => tpm2::create(settings, dir, now_s, rng),
     }
 }
 
@@ -177,8 +185,14 @@ pub fn open(config: &HsmConfig, dir: &Path) -> Result<Device, HsmError> {
     match config {
         HsmConfig::Soft {} => Ok(SoftHsm::open(dir)?.device()),
         HsmConfig::Pkcs11(settings) => pkcs11::open(settings),
+        HsmConfig::Tpm2(settings) => tpm2::open(settings, dir),
     }
 }
+
+/// What the key of the digest is the HMAC of, under a device's secret for the host.
+const DIGEST_LABEL: &[u8] = b"chatkeep vault digest key v1";
+/// The same for the identity, where the device does not sign Ed25519.
+const IDENTITY_LABEL: &[u8] = b"chatkeep vault identity seed v1";
 
 /// Length of the nonce of AES-GCM, in bytes; it stands before the ciphertext.
 const NONCE_LEN: usize = 12;

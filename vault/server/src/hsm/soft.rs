@@ -6,24 +6,20 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use aes_gcm::Aes256Gcm;
-use aes_gcm::aead::{Aead as _, KeyInit as _, Payload};
 use chatkeep_vault_protocol::Suite;
 use ed25519_dalek::{Signer as _, SigningKey};
 use rand_core::CryptoRngCore;
 use zeroize::Zeroizing;
 
+use super::host_seal::HostSealKey;
 use super::secret_file::check_private;
-use super::{
-    Device, DeviceError, HsmError, IdentityKey, Keys, NONCE_LEN, OprfRoot, SealKey, Sealed, Sealer,
-    aad_with_key,
-};
+use super::{Device, DeviceError, HsmError, IdentityKey, Keys, OprfRoot, SealKey, Sealed, Sealer};
 use crate::core::Evaluator;
 
 /// Keys in this process's memory and in a file.
 pub struct SoftHsm {
     identity: SigningKey,
-    sealer: Aes256Gcm,
+    sealer: HostSealKey,
     anchor_key: Zeroizing<[u8; 32]>,
 }
 
@@ -72,7 +68,7 @@ impl SoftHsm {
         };
         Ok(Self {
             identity: SigningKey::from_bytes(&part(0)),
-            sealer: Aes256Gcm::new((&*part(1)).into()),
+            sealer: HostSealKey::new(SealKey { id: KEY_ID, made_at_s: 0 }, &part(1)),
             anchor_key: part(2),
         })
     }
@@ -88,6 +84,7 @@ impl SoftHsm {
             weakness: Some(
                 "the keys are in software (hsm: soft): whoever copies this machine's disk can guess without limit",
             ),
+            cautions: Vec::new(),
         }
     }
 }
@@ -97,25 +94,18 @@ const KEY_ID: u32 = 1;
 
 impl Sealer for SoftHsm {
     fn keys(&self) -> Result<Vec<SealKey>, DeviceError> {
-        Ok(vec![SealKey { id: KEY_ID, made_at_s: 0 }])
+        Ok(vec![self.sealer.key()])
     }
 
     fn seal(&self, aad: &[u8], plaintext: &[u8], rng: &mut dyn CryptoRngCore) -> Result<Sealed, DeviceError> {
-        let mut nonce = [0; NONCE_LEN];
-        rng.fill_bytes(&mut nonce);
-        let payload = Payload { msg: plaintext, aad: &aad_with_key(aad, KEY_ID) };
-        let sealed = self.sealer.encrypt(&nonce.into(), payload).expect("a record is not too long");
-        Ok(Sealed { key_id: KEY_ID, bytes: [&nonce[..], &sealed].concat() })
+        Ok(self.sealer.seal(aad, plaintext, rng))
     }
 
     fn open(&self, key_id: u32, aad: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, DeviceError> {
         if key_id != KEY_ID {
             return Err(DeviceError::NoSuchKey { key_id });
         }
-        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(DeviceError::NotSealedHere)?;
-        let payload = Payload { msg: sealed, aad: &aad_with_key(aad, key_id) };
-        let opened = self.sealer.decrypt(&(*nonce).into(), payload);
-        opened.map(Zeroizing::new).map_err(|_| DeviceError::NotSealedHere)
+        self.sealer.open(aad, sealed)
     }
 
     /// A file that was overwritten is still in its old blocks and copies: a new key would protect nothing.

@@ -66,6 +66,7 @@ impl Touched {
 impl Writer {
     pub(super) fn run(&mut self, queue: &Receiver<Job>) -> Result<(), WriterError> {
         while let Ok(first) = queue.recv() {
+            std::thread::sleep(self.anchor.rest());
             let mut calls = Vec::new();
             let mut reseals = Vec::new();
             for job in std::iter::once(first).chain(queue.try_iter().take(BATCH_MAX - 1)) {

@@ -1,21 +1,20 @@
 //! Keys on a PKCS#11 token, from SoftHSM2 to a rack of hardware.
 //!
 //! In reading order: the way to the token (`connect`), its objects (`objects`), what is done with them (`token`), the
-//! thread that does it (`worker`), the arithmetic around it (`curve`), the anchor (`anchor`).
+//! arithmetic around it (`curve`).
 //!
 //! Bound mode: the OPRF key of an account is K·k_a with K in the token and k_a random, in the sealed record. The result
 //! is a plain evaluation of RFC 9497, and none can be made without the token, not even with a copy of all else. Derived
 //! mode, for tokens that do not give the x-coordinate of a product away: the key is an HMAC of k_a by the token, so it is
 //! in the host's memory while it is used, and whoever is on the host can take it home.
 
-mod anchor;
 mod connect;
 mod curve;
 mod objects;
 mod token;
-mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use chatkeep_vault_protocol::Suite;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -23,17 +22,18 @@ use p256::NonZeroScalar;
 use rand_core::CryptoRngCore;
 use zeroize::Zeroizing;
 
-use self::anchor::Pkcs11Anchor;
 use self::connect::connect;
 use self::curve::Question;
 use self::token::{Root, Token};
-use self::worker::{Turn, Worker};
-use super::{Device, DeviceError, HsmError, IdentityKey, Keys, NONCE_LEN, OprfRoot, SealKey, Sealed, Sealer};
+use super::device_anchor::DeviceAnchor;
+use super::worker::{Turn, Worker};
+use super::{
+    DIGEST_LABEL, Device, DeviceError, HsmError, IDENTITY_LABEL, IdentityKey, Keys, NONCE_LEN, OprfRoot,
+    SealKey, Sealed, Sealer,
+};
 use crate::config::Pkcs11Config;
 use crate::core::Evaluator;
 
-const DIGEST_LABEL: &[u8] = b"chatkeep vault digest key v1";
-const IDENTITY_LABEL: &[u8] = b"chatkeep vault identity seed v1";
 const ACCOUNT_LABEL: &[u8] = b"chatkeep vault account key v1";
 
 /// Makes a vault's keys on the token. Refuses a token that has any.
@@ -69,11 +69,12 @@ fn device(token: Token, in_software: bool) -> Result<Device, HsmError> {
     Ok(Device {
         keys: Keys { name, identity: hsm.clone(), sealer: hsm.clone(), oprf: hsm },
         digest_key,
-        anchor: Some(Box::new(Pkcs11Anchor::new(worker))),
+        anchor: Some(Box::new(DeviceAnchor::new("pkcs11", worker, Duration::ZERO))),
         weakness: in_software.then_some(
             "the token says that it is no hardware (hsm: … +software): whoever copies its files and the PIN can guess \
              without limit",
         ),
+        cautions: Vec::new(),
     })
 }
 

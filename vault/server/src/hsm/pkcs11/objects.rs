@@ -7,6 +7,7 @@ use cryptoki::mechanism::Mechanism;
 use cryptoki::object::{Attribute, AttributeType, KeyType, ObjectClass, ObjectHandle};
 use cryptoki::session::Session;
 
+use crate::hsm::device_anchor::ANCHOR_LEN;
 use crate::hsm::{DeviceError, HsmError, SealKey};
 
 /// K: a P-256 key pair or, where the token does not give x-coordinates away, an HMAC key.
@@ -28,9 +29,6 @@ const P256: &[u8] = &[0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07
 const ED25519: &[u8] = &[0x06, 0x03, 0x2b, 0x65, 0x70];
 /// … or, on older tokens, the printable string `edwards25519`.
 const EDWARDS25519: &[u8] = b"\x13\x0cedwards25519";
-
-/// Length of what the anchor remembers, in bytes: seq, root.
-pub(super) const ANCHOR_LEN: usize = 8 + 32;
 
 /// Whether an object stays when the session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,7 +17,8 @@ use zeroize::Zeroizing;
 
 use super::connect::Connected;
 use super::curve::{self, DeviceAnswer, Question, Uncompressed};
-use super::objects::{self, ANCHOR, ANCHOR_LEN, HOST, IDENTITY, Keep, ROOT, SEAL, failed};
+use super::objects::{self, ANCHOR, HOST, IDENTITY, Keep, ROOT, SEAL, failed};
+use crate::hsm::device_anchor::{ANCHOR_LEN, AnchorCell};
 use crate::hsm::{DeviceError, HsmError, NONCE_LEN, SealKey, Sealed, aad_with_key};
 
 /// Length of GCM's tag.
@@ -196,17 +197,6 @@ impl Token {
         Ok(())
     }
 
-    /// What the anchor says.
-    pub(super) fn anchor(&self) -> Result<Vec<u8>, DeviceError> {
-        objects::read_id(&self.session, self.anchor)
-    }
-
-    /// Replaces it.
-    pub(super) fn set_anchor(&self, value: &[u8; ANCHOR_LEN]) -> Result<(), DeviceError> {
-        let value = Attribute::Id(value.to_vec());
-        self.session.update_attributes(self.anchor, &[value]).map_err(failed("write the anchor"))
-    }
-
     /// Everything is tried once, so that a token that changed its ways is noticed before anybody is charged for it.
     fn test(&self) -> Result<(), HsmError> {
         match self.root {
@@ -224,6 +214,17 @@ impl Token {
             return Err(DeviceError::Wrong.into());
         }
         Ok(())
+    }
+}
+
+impl AnchorCell for Token {
+    fn anchor(&mut self) -> Result<Vec<u8>, DeviceError> {
+        objects::read_id(&self.session, self.anchor)
+    }
+
+    fn set_anchor(&mut self, value: &[u8; ANCHOR_LEN]) -> Result<(), DeviceError> {
+        let value = Attribute::Id(value.to_vec());
+        self.session.update_attributes(self.anchor, &[value]).map_err(failed("write the anchor"))
     }
 }
 

@@ -1,5 +1,5 @@
-//! The one thread that talks to the token. Many sessions are slower than one, with SoftHSM2 at least; and the thread
-//! that decides and commits must not stand behind a hundred evaluations.
+//! The one thread that talks to a device. Many sessions are slower than one, with SoftHSM2 at least, and a TPM does one thing
+//! at a time; and the thread that decides and commits must not stand behind a hundred evaluations.
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -26,7 +26,7 @@ struct Job<T> {
     work: Work<T>,
 }
 
-/// The thread, and the token that it owns. It ends, and closes the session, when this is dropped.
+/// The thread, and the token that it owns. It ends, and closes the connection, when this is dropped.
 pub(super) struct Worker<T> {
     jobs: Option<SyncSender<Job<T>>>,
     thread: Option<JoinHandle<()>>,
