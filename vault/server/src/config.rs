@@ -317,6 +317,19 @@ mod tests {
         assert_eq!((config.store, config.cell), (StoreConfig::default(), None));
     }
 
+    /// It stands in the example beside the token, with three more spaces.
+    #[test]
+    fn the_example_of_a_tpm_has_the_defaults() {
+        let example = include_str!("../config.example.toml");
+        let lines = example.lines().filter_map(|line| line.strip_prefix("#   "));
+        let table = lines.skip_while(|line| *line != "[hsm]").collect::<Vec<_>>().join("\n");
+        let HsmConfig::Tpm2(example) = hsm(&table).unwrap() else { panic!("{table}") };
+        let HsmConfig::Tpm2(default) = hsm(TPM2).unwrap() else { panic!() };
+        let Tpm2Config { auth_file, owner_auth_file, .. } = example.clone();
+        assert!(owner_auth_file.is_some());
+        assert_eq!(example, Tpm2Config { auth_file, owner_auth_file, ..default });
+    }
+
     #[test]
     fn unknown_keys_and_bad_numbers_are_errors() {
         let base = "data = \"/v\"\nlisten = \"127.0.0.1:0\"\n";

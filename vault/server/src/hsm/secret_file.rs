@@ -28,10 +28,10 @@ pub(super) fn check_private(path: &Path, file: &File) -> Result<(), HsmError> {
     }
 }
 
-/// The PIN in `path`, without the line end.
+/// The PIN or auth value in `path`, without the line end.
 pub(super) fn read_pin(path: &Path) -> Result<Zeroizing<String>, HsmError> {
     let unreadable = |error: &dyn std::fmt::Display| {
-        HsmError::Token(format!("the PIN file `{}`: {error}", path.display()))
+        HsmError::Token(format!("the secret in `{}`: {error}", path.display()))
     };
     let file = File::open(path).map_err(|error| unreadable(&error))?;
     check_private(path, &file)?;
