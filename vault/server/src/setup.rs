@@ -41,6 +41,7 @@ pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
         bail!("`{shown}` holds a vault already");
     }
     refuse_what_cells_cannot(config)?;
+    check_anchor_kinds(config)?;
     if let StoreConfig::Postgres(config) = &config.store {
         PostgresStore::check_vacant(config)?;
     }
@@ -285,24 +286,39 @@ fn open_device(config: &Config) -> anyhow::Result<Device> {
     }
 }
 
+/// Before any keys are made: an anchor in a device is in the one that has them.
+fn check_anchor_kinds(config: &Config) -> anyhow::Result<()> {
+    let kinds = config.anchor_kinds();
+    if kinds.is_empty() {
+        bail!("[anchor] kinds names no anchor");
+    }
+    let of_device = match config.hsm {
+        HsmConfig::Soft {} => None,
+        HsmConfig::Pkcs11(_) => Some(AnchorKind::Pkcs11),
+        HsmConfig::Tpm2(_) => Some(AnchorKind::Tpm2),
+    };
+    for (kind, name) in DEVICE_ANCHORS {
+        if kinds.contains(&kind) && of_device != Some(kind) {
+            bail!("the anchor \"{name}\" needs [hsm] kind = \"{name}\"");
+        }
+    }
+    Ok(())
+}
+
+/// Anchors that are in the device with the keys.
+const DEVICE_ANCHORS: [(AnchorKind, &str); 2] = [(AnchorKind::Pkcs11, "pkcs11"), (AnchorKind::Tpm2, "tpm2")];
+
 /// The anchors of `config` that need nobody else, one by one.
 fn own_anchors(
     config: &Config,
     mut of_device: Option<Box<dyn Anchor>>,
     key: &Zeroizing<[u8; 32]>,
 ) -> anyhow::Result<Vec<Box<dyn Anchor>>> {
+    check_anchor_kinds(config)?;
     let kinds = config.anchor_kinds();
-    if kinds.is_empty() {
-        bail!("[anchor] kinds names no anchor");
-    }
     let mut anchors: Vec<Box<dyn Anchor>> = Vec::new();
-    for (kind, name) in [(AnchorKind::Pkcs11, "pkcs11"), (AnchorKind::Tpm2, "tpm2")] {
-        if kinds.contains(&kind) {
-            let anchor = of_device.take().filter(|anchor| anchor.name() == name);
-            anchors.push(
-                anchor.with_context(|| format!("the anchor \"{name}\" needs [hsm] kind = \"{name}\""))?,
-            );
-        }
+    if DEVICE_ANCHORS.iter().any(|(kind, _)| kinds.contains(kind)) {
+        anchors.push(of_device.take().context("the device cannot be an anchor")?);
     }
     if kinds.contains(&AnchorKind::File) {
         anchors.push(Box::new(FileAnchor::new(&config.data, key.clone())));
@@ -424,6 +440,7 @@ mod tests {
             );
             let refused = init(&toml::from_str(&settings).unwrap()).unwrap_err().to_string();
             assert!(refused.contains(&format!("needs [hsm] kind = \"{kind}\"")), "{refused}");
+            assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0, "no keys before that");
         }
     }
 }

@@ -140,7 +140,8 @@ pub(crate) async fn two_copies_on_one_device<D: KeyDevice>(world: &World<D>) {
     std::fs::write(&second, world.device.settings(&copy, "")).unwrap();
 
     let first = world.serve();
-    let second = Program::start(world.device.command(PROGRAM).args(["serve", "--config"]).arg(second));
+    let second =
+        Program::start(world.device.command(PROGRAM).args(["serve", "--config"]).arg(second)).ready();
     assert_eq!(guess_wrong(&transport, &first, &slot).await, 9);
     let stopped = unlock(&transport, &[second.pin()], &slot, b"wrong").await.unwrap_err();
     assert!(matches!(stopped, VaultError::Unreachable { .. }), "{stopped}");
