@@ -8,9 +8,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use chatkeep_tests::stack::programs;
 use chatkeep_tests::stack::random::Random;
 use chatkeep_vault_client::{CourierTransport, KdfParams, VaultError, VaultPin, register};
+use chatkeep_vault_rig::KeyDevice;
 use chatkeep_vault_rig::local::{CONTEXT, KEY, PASSWORD, unlock};
 use chatkeep_vault_rig::program::{Program, courier};
 use chatkeep_vault_rig::soft_token::SoftToken;
+use chatkeep_vault_rig::swtpm::Swtpm;
 use rand_core::OsRng;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -30,16 +32,18 @@ enum Kind {
     File,
     /// A PKCS#11 token, and the whole disk.
     Token,
+    /// A TPM, and the whole disk.
+    Tpm,
     /// Two other vaults, and the whole disk.
     Witnesses,
 }
 
-const KINDS: [Kind; 4] = [Kind::DatabaseAlone, Kind::File, Kind::Token, Kind::Witnesses];
+const KINDS: [Kind; 5] = [Kind::DatabaseAlone, Kind::Token, Kind::Tpm, Kind::Witnesses, Kind::File];
 
 /// A vault with its disk, and whatever it needs beside it.
 struct Guarded {
     folder: TempDir,
-    token: Option<SoftToken>,
+    device: Option<Box<dyn KeyDevice>>,
     witnesses: Vec<Program>,
     running: Option<Program>,
     runtime: Runtime,
@@ -111,11 +115,15 @@ impl Guarded {
         let folder = tempfile::tempdir()?;
         let runtime = Runtime::new()?;
         let transport = runtime.block_on(async { courier(folder.path()) });
-        let token = (kind == Kind::Token).then(SoftToken::new);
-        let mut vault = Self { folder, token, witnesses: Vec::new(), running: None, runtime, transport };
+        let device: Option<Box<dyn KeyDevice>> = match kind {
+            Kind::Token => Some(Box::new(SoftToken::new())),
+            Kind::Tpm => Some(Box::new(Swtpm::new())),
+            _ => None,
+        };
+        let mut vault = Self { folder, device, witnesses: Vec::new(), running: None, runtime, transport };
         let data = vault.data();
-        let settings = match &vault.token {
-            Some(token) => token.settings(&data, ""),
+        let settings = match &vault.device {
+            Some(device) => device.settings(&data, ""),
             None => settings(&data),
         };
         std::fs::write(vault.config(), &settings)?;
@@ -159,8 +167,10 @@ impl Guarded {
 
     fn command(&self, what: &str) -> Result<Command> {
         let program = programs::ours("chatkeep-vault")?;
-        let mut command = match &self.token {
-            Some(token) => token.command(program),
+        let mut command = match &self.device {
+            Some(device) => {
+                device.command(program.to_str().context("the path of the workspace is not UTF-8")?)
+            }
             None => Command::new(program),
         };
         command.arg(what).arg("--config").arg(self.config());

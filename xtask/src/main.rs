@@ -68,7 +68,10 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Prove(Prove::Spine(length)) => build::and_run(length.of("spine")),
         Command::Prove(Prove::Capture(length)) => build::and_run(length.of("capture")),
-        Command::Prove(Prove::Vault(length)) => build::and_run(length.of("vault")),
+        Command::Prove(Prove::Vault(length)) => {
+            test::bring_up()?;
+            build::with_features_and_run(&[test::FEATURES], length.of("vault"))
+        }
     }
 }
 

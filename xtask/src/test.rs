@@ -24,7 +24,7 @@ const NEEDED: [(&str, &str); 13] = [
 ];
 
 /// What is not built unless somebody asks for it, because it needs a C library. Tested all the same.
-const FEATURES: &str = "chatkeep-vault-server/tpm2";
+pub(crate) const FEATURES: &str = "chatkeep-vault-server/tpm2";
 /// The crate that has them, which must hold without them, too.
 const WITH_FEATURES: &str = "chatkeep-vault-server";
 
@@ -77,7 +77,7 @@ fn second_decoder(root: &Path) -> Result<()> {
 }
 
 /// Installs what is missing when we may, else says the exact command.
-fn bring_up() -> Result<()> {
+pub(crate) fn bring_up() -> Result<()> {
     let mut missing: Vec<&str> =
         NEEDED.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
     let venv = Command::new("python3").args(["-c", "import ensurepip"]).stderr(Stdio::null()).status();

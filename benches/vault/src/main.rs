@@ -7,11 +7,15 @@ mod clients;
 mod parts;
 mod program;
 mod size;
+#[cfg(feature = "tpm2")]
+mod zgen;
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use chatkeep_vault_rig::KeyDevice;
 use chatkeep_vault_rig::soft_token::SoftToken;
+use chatkeep_vault_rig::swtpm::Swtpm;
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
@@ -91,11 +95,15 @@ fn main() -> Result<()> {
 
 fn guesses(program: &std::path::Path, backend: &str, clients: &[usize], seconds: u64) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let token = (backend == "pkcs11").then(SoftToken::new);
-    let settings = match (backend, &token) {
-        ("soft", _) => Settings::soft(folder.path()),
-        (_, Some(token)) => Settings::on_token(folder.path(), token),
-        _ => bail!("the backends are soft and pkcs11, not {backend}"),
+    let device: Option<Box<dyn KeyDevice>> = match backend {
+        "soft" => None,
+        "pkcs11" => Some(Box::new(SoftToken::new())),
+        "tpm2" => Some(Box::new(Swtpm::new())),
+        _ => bail!("the backends are soft, pkcs11 and tpm2, not {backend}"),
+    };
+    let settings = match &device {
+        None => Settings::soft(folder.path()),
+        Some(device) => Settings::on(folder.path(), &**device),
     };
     settings.init(program)?;
     let parts = settings.parts(VAULT_CORE, clients).context("measuring the parts")?;

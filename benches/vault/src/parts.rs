@@ -33,7 +33,8 @@ const RUN: Duration = Duration::from_secs(2);
 /// How often a second, alone on one core.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Parts {
-    /// What a guess asks of the keys, without our code: for software a multiplication, on a token two derivations.
+    /// What a guess asks of the keys, without our code: in software a multiplication, on a token two derivations, in a TPM
+    /// a command.
     primitive: f64,
     /// The same through the vault's own code.
     evaluations: f64,
@@ -52,6 +53,7 @@ impl Parts {
         let primitive = match &config.hsm {
             HsmConfig::Soft {} => multiplications(),
             HsmConfig::Pkcs11(token) => derivations(token)? / 2.0,
+            HsmConfig::Tpm2(tpm) => commands(&tpm.tcti)?,
         };
         let (mut parts, _lock) = setup::open(&config)?;
         let oprf = parts.keys.oprf.clone();
@@ -79,7 +81,7 @@ impl Parts {
 }
 
 /// How often a second.
-fn each(mut work: impl FnMut()) -> f64 {
+pub(crate) fn each(mut work: impl FnMut()) -> f64 {
     let (start, mut done) = (Instant::now(), 0u32);
     while start.elapsed() < RUN {
         work();
@@ -93,6 +95,16 @@ fn multiplications() -> f64 {
     let key = suite.generate_key(&mut OsRng);
     let blinded = suite.blind(b"x", &mut OsRng).element;
     each(|| drop(suite.evaluate(&key, &blinded)))
+}
+
+#[cfg(feature = "tpm2")]
+fn commands(tcti: &str) -> Result<f64> {
+    crate::zgen::measure(tcti)
+}
+
+#[cfg(not(feature = "tpm2"))]
+fn commands(_tcti: &str) -> Result<f64> {
+    anyhow::bail!("built without the feature tpm2")
 }
 
 /// ECDH on the token, with a key that is gone with the session.

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use chatkeep_vault_protocol::Identity;
-use chatkeep_vault_rig::soft_token::SoftToken;
+use chatkeep_vault_rig::KeyDevice;
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 use crate::parts::Parts;
@@ -44,10 +44,12 @@ impl Settings {
         Self::write(folder, &text, Vec::new())
     }
 
-    /// Keys on a token of SoftHSM2.
-    pub(crate) fn on_token(folder: &Path, token: &SoftToken) -> Self {
-        let text = format!("{}{POLICY}", token.settings(&folder.join("data"), ""));
-        let given = token.command("true");
+    /// Keys in a device. A TPM is written to as often as it can: it wears out in nobody's machine.
+    pub(crate) fn on(folder: &Path, device: &dyn KeyDevice) -> Self {
+        let settings = device.settings(&folder.join("data"), "");
+        let settings = settings.replace("kind = \"tpm2\"", "kind = \"tpm2\"\nanchor_pause = \"0s\"");
+        let text = format!("{settings}{POLICY}");
+        let given = device.command("true");
         let environment =
             given.get_envs().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect();
         Self::write(folder, &text, environment)
