@@ -61,11 +61,11 @@ fn main() {
     let head = store.head().unwrap();
     anchor.advance(&Anchored { seq: head.seq, root: head.root }).unwrap();
     let (start, before) = (Instant::now(), resident());
-    let revisions = digester.check(&mut store, &mut anchor).unwrap().revisions;
+    let tags = digester.check(&mut store, &mut anchor).unwrap().tags;
     let seconds = start.elapsed().as_secs_f64();
     println!(
         "checked at start in {seconds:.1} s, {:.0} accounts/s; {:.0} bytes of memory each",
-        revisions.len() as f64 / seconds,
+        tags.len() as f64 / seconds,
         each(resident() - before)
     );
 }

@@ -181,15 +181,19 @@ pub enum AnchorError {
     Store(#[from] StoreError),
 }
 
-/// The newest revision of every account: about 50 bytes of memory each.
-pub type Revisions = std::collections::HashMap<[u8; 16], u64>;
+/// Which row every account has: about 50 bytes of memory each.
+pub type Tags = std::collections::HashMap<[u8; 16], Tag>;
+
+/// The beginning of a row's MAC. Not its revision: of two rows that follow the same one, because a crash discarded the
+/// first, both have the same.
+pub type Tag = [u8; 8];
 
 /// What [`Digester::check`] found.
 pub struct Checked {
     /// Where the store is.
     pub head: Head,
-    /// While the vault runs, an older row that somebody puts back is noticed by these.
-    pub revisions: Revisions,
+    /// While the vault runs, another row that somebody puts in is noticed by these.
+    pub tags: Tags,
     /// How many records each seal key sealed.
     pub sealed_by: BTreeMap<u32, u64>,
 }
@@ -251,16 +255,21 @@ impl Digester {
         if head != self.head(head.seq, head.root, head.previous_root) {
             return Err(AnchorError::RootMismatch);
         }
-        let (mut root, mut revisions, mut sealed_by) = ([0; 32], Revisions::new(), BTreeMap::new());
+        let (mut root, mut tags, mut sealed_by) = ([0; 32], Tags::new(), BTreeMap::new());
         store.scan(&mut |account, row| {
             root = self.replace(&root, account, None, Some(row));
-            revisions.insert(*account, row.revision);
+            tags.insert(*account, self.tag(account, row));
             *sealed_by.entry(row.key_id).or_default() += 1;
         })?;
         if root != head.root {
             return Err(AnchorError::RootMismatch);
         }
-        Ok(Checked { head, revisions, sealed_by })
+        Ok(Checked { head, tags, sealed_by })
+    }
+
+    /// What tells this row from every other that this vault ever wrote for the account.
+    pub fn tag(&self, account: &[u8; 16], row: &Row) -> Tag {
+        *self.row(account, row).first_chunk().expect("a MAC has 32 bytes")
     }
 
     fn row(&self, account: &[u8; 16], row: &Row) -> [u8; 32] {

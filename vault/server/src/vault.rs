@@ -223,16 +223,16 @@ impl Vault {
                 let shared = for_writer;
                 let checked =
                     shared.check(&mut *parts.store, &mut *parts.anchor, &parts.digester, keep_trying);
-                let Checked { head, revisions, sealed_by } = match checked {
+                let Checked { head, tags, sealed_by } = match checked {
                     Ok(checked) => checked,
                     Err(error) => return drop(started.send(Err(error))),
                 };
                 shared.seq.store(head.seq, Ordering::Release);
-                shared.metrics.records.store(revisions.len() as u64, Ordering::Relaxed);
+                shared.metrics.records.store(tags.len() as u64, Ordering::Relaxed);
                 shared.ready.store(true, Ordering::Release);
                 drop(started.send(Ok(())));
                 let (store, anchor, digester, rng) = (parts.store, parts.anchor, parts.digester, parts.rng);
-                let mut writer = Writer { shared, store, anchor, digester, rng, head, revisions, sealed_by };
+                let mut writer = Writer { shared, store, anchor, digester, rng, head, tags, sealed_by };
                 match writer.run(&queue) {
                     Ok(()) | Err(WriterError::Anchor(AnchorError::Witness(WitnessFault::Stopped))) => {}
                     Err(error) => on_failure(store::chain(&error)),
@@ -446,7 +446,7 @@ impl Shared {
     ) -> Result<Checked, AnchorError> {
         let checked = digester.check_store(store)?;
         if let Some(place) = &self.place
-            && !checked.revisions.keys().all(|account| place.cell.contains(account))
+            && !checked.tags.keys().all(|account| place.cell.contains(account))
         {
             return Err(AnchorError::OtherCell);
         }

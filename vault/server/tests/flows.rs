@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::sync::{Arc, Mutex};
+
 use chatkeep_vault_client::{
     DestroyReason, KdfFloor, KdfParams, SlotError, VaultError, VaultPin, begin_change, commit_change,
     destroy, freeze, info, known_head, look, recover, register, rewrap, status, thaw, witness_head,
@@ -362,6 +364,46 @@ async fn a_record_put_back_while_it_runs_stops_the_vault() {
     let error = unlock(&transport, &pins, &slot, PASSWORD).await.unwrap_err();
     assert!(matches!(error, VaultError::Unreachable { .. }), "{error}");
     assert_eq!(vaults[0].vault().unwrap().evaluations(), evaluations);
+}
+
+/// A guess that was charged, and discarded by a crash, is in a record that nobody followed. Put in while the vault runs, it
+/// would be a guess that is paid for already.
+#[tokio::test]
+async fn a_record_of_a_state_that_was_discarded_is_noticed_while_the_vault_runs() {
+    let vaults = [Local::new("a")];
+    let (vault, pins) = (&vaults[0], pins(&vaults));
+    let slot = enroll(&transport(&vaults), &pins, 1).await.slot;
+    let path = |name: &str| vault.dir.path().join(name);
+    vault.stop();
+    for name in ["vault.db", "anchor"] {
+        std::fs::copy(path(name), path(&format!("{name}.before"))).unwrap();
+    }
+    vault.start().unwrap();
+    let (asked, answering) = (Arc::new(Mutex::new(Vec::new())), vault.clone());
+    let (mut listening, sent) = (transport(&[]), asked.clone());
+    listening.insert(pins[0].identity, move |request| {
+        sent.lock().unwrap().push(request.to_vec());
+        answering.answer(request)
+    });
+    unlock(&listening, &pins, &slot, b"wrong").await.unwrap_err();
+    vault.stop();
+    let discarded = rusqlite::Connection::open(path("vault.db")).unwrap();
+    discarded.execute("ATTACH ?1 AS kept", [path("kept.db").to_str().unwrap()]).unwrap();
+    discarded.execute("CREATE TABLE kept.record AS SELECT * FROM record", []).unwrap();
+    drop(discarded);
+    for name in ["vault.db", "anchor"] {
+        std::fs::copy(path(&format!("{name}.before")), path(name)).unwrap();
+    }
+
+    vault.start().unwrap();
+    unlock(&transport(&vaults), &pins, &slot, b"another").await.unwrap_err();
+    let database = rusqlite::Connection::open(path("vault.db")).unwrap();
+    database.execute("ATTACH ?1 AS kept", [path("kept.db").to_str().unwrap()]).unwrap();
+    database.execute("REPLACE INTO main.record SELECT * FROM kept.record", []).unwrap();
+    let evaluations = vault.vault().unwrap().evaluations();
+    let guess = asked.lock().unwrap()[0].clone();
+    assert!(vault.answer(&guess).is_err());
+    assert_eq!(vault.vault().unwrap().evaluations(), evaluations);
 }
 
 /// Somebody who knows an account's number asks for it as fast as he can.

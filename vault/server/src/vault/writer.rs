@@ -11,7 +11,7 @@ use rand_core::CryptoRngCore;
 
 use super::{Call, Job, SealError, Shared, open_record, seal_record};
 use crate::admission::{INVITE, Known};
-use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Revisions};
+use crate::anchor::{Anchor, AnchorError, Anchored, Digester, Tags};
 use crate::cells::Cell;
 use crate::core::{Context, Record, Reply, makes_account, redeem, step};
 use crate::hsm::DeviceError;
@@ -32,7 +32,7 @@ pub(super) enum WriterError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     Sealed(#[from] SealError),
-    #[error("somebody put an older record back while this vault was running")]
+    #[error("somebody put another record in place of one while this vault was running")]
     PutBack,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Writer {
     pub(super) digester: Digester,
     pub(super) rng: Box<dyn CryptoRngCore + Send>,
     pub(super) head: Head,
-    pub(super) revisions: Revisions,
+    pub(super) tags: Tags,
     pub(super) sealed_by: BTreeMap<u32, u64>,
 }
 
@@ -129,7 +129,8 @@ impl Writer {
         let rows = self.store.load(&accounts)?;
         let mut batch = Batch::with_capacity(accounts.len());
         for (account, stored) in accounts.into_iter().zip(rows) {
-            if stored.as_ref().map(|row| row.revision) != self.revisions.get(&account).copied() {
+            let tag = stored.as_ref().map(|row| self.digester.tag(&account, row));
+            if tag.as_ref() != self.tags.get(&account) {
                 return Err(WriterError::PutBack);
             }
             let open = |row| open_record(&self.shared.keys, &account, row);
@@ -211,8 +212,9 @@ impl Writer {
         let head = self.digester.head(self.head.seq + 1, root, self.head.root);
         let metrics = &self.shared.metrics;
         metrics.commit_s.time(|| self.store.commit_batch(&head, &writes))?;
-        self.revisions.extend(writes.iter().map(|write| (write.account, write.row.revision)));
-        metrics.records.store(self.revisions.len() as u64, Ordering::Relaxed);
+        let tagged = |write: &Write| (write.account, self.digester.tag(&write.account, &write.row));
+        self.tags.extend(writes.iter().map(tagged));
+        metrics.records.store(self.tags.len() as u64, Ordering::Relaxed);
         for write in &writes {
             *self.sealed_by.entry(write.row.key_id).or_default() += 1;
         }
