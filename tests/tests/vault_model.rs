@@ -19,6 +19,13 @@ fn in_no_order_of_crashes_replays_and_rollbacks_does_a_thief_get_more_guesses() 
     check_kept(&explore(BOUNDS, 3));
 }
 
+/// Deeper, because without the owner less can happen.
+#[test]
+fn a_thief_alone_gets_no_more_guesses_whatever_is_put_in_while_the_vault_runs() {
+    let tried = explore(Bounds { owner_guesses: 0, changes: 0, ..BOUNDS }, 5);
+    check_kept(&tried);
+}
+
 #[test]
 fn long_ways_at_random_give_no_more_guesses() {
     let bounds = Bounds { attempts: 5, owner_guesses: 3, changes: 2, ..BOUNDS };

@@ -92,3 +92,8 @@ pub(super) fn prove(registration: u8, blinded: &[u8], evaluated: &[u8], challeng
 pub(super) fn is_begin(bytes: &[u8]) -> bool {
     Envelope::decode(bytes).is_some_and(|envelope| matches!(envelope.request, Request::Begin(_)))
 }
+
+/// Whether it has this element.
+pub(super) fn carries(bytes: &[u8], element: &[u8]) -> bool {
+    bytes.windows(element.len()).any(|part| part == element)
+}

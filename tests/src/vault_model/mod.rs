@@ -8,7 +8,7 @@
 //! one window, which ends with a proof or a change of password, break the promise.
 //!
 //! Left out, because the count does not depend on it: records are not encrypted; elements that nobody sent yet are
-//! alike, so the thief takes the first.
+//! alike, so the thief takes the first; a plug that is pulled before the commit leaves nothing behind.
 
 mod host;
 mod messages;
@@ -159,8 +159,8 @@ enum Step {
     Unlock(Fault),
     /// The next message of a change of password.
     Change(Fault),
-    /// A guess, a copy put in while the vault runs, and a guess.
-    Swap(usize),
+    /// A guess, a copy put in while the vault runs, and something that was sent before.
+    Swap(usize, usize),
     /// A copy is put in.
     PutBack(usize),
     /// The newest disk is put in again.
@@ -177,7 +177,7 @@ impl Step {
             Self::Stranger(_) => 2,
             Self::Unlock(_) => 3,
             Self::Change(_) => 4,
-            Self::Swap(_) => 5,
+            Self::Swap(..) => 5,
             Self::PutBack(_) => 6,
             Self::PutRight => 7,
             Self::Day => 8,
@@ -234,7 +234,8 @@ impl Model for VaultModel {
         }
         steps.push(Step::Stranger(Fault::None));
         for n in 0..state.copies.len() {
-            steps.extend([Step::PutBack(n), Step::Swap(n)]);
+            steps.push(Step::PutBack(n));
+            steps.extend((0..state.sent.len()).map(|again| Step::Swap(n, again)));
         }
         if state.is_tampered() {
             steps.push(Step::PutRight);
@@ -260,7 +261,11 @@ impl Model for VaultModel {
             }
             Step::Unlock(fault) => next.unlock(given, fault, &mut count),
             Step::Change(fault) => next.change(given, fault, &mut count),
-            Step::Swap(n) => next.swap(given, state.copies.iter().nth(n)?.clone(), &mut count),
+            Step::Swap(n, again) => {
+                let (copy, again) =
+                    (state.copies.iter().nth(n)?.clone(), state.sent.iter().nth(again)?.clone());
+                next.swap(given, copy, again, &mut count);
+            }
             Step::PutBack(n) => next.put_back(given, state.copies.iter().nth(n)?.clone()),
             Step::PutRight => next.put_right(given),
             Step::Day => next.day += 1,

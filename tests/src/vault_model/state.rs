@@ -125,24 +125,22 @@ impl State {
 
     /// One life, in which `request` is asked.
     pub(super) fn ask(&mut self, given: &Given, request: Vec<u8>, fault: Fault, count: &mut Rollbacks) {
-        let for_nothing = messages::is_begin(&request);
-        self.sent.insert(request.clone());
-        self.live(given, vec![Event::Asked(request)], fault, for_nothing, count);
+        self.ask_owner(given, request, fault, count);
     }
 
-    /// The thief guesses at a registration with the first element that nobody knows there.
+    /// The thief guesses at a registration with an element that was never sent.
     pub(super) fn steal(&mut self, given: &Given, registration: u8, fault: Fault, count: &mut Rollbacks) {
-        let request = messages::guess(registration, self.next_element(given, 0));
+        let request = messages::guess(registration, self.next_element(given));
         self.ask(given, request, fault, count);
     }
 
-    /// The thief guesses, exchanges the disk of the running vault for a copy, and guesses again.
-    pub(super) fn swap(&mut self, given: &Given, copy: Disk, count: &mut Rollbacks) {
-        let registration = self.owner.active;
-        let [first, second] =
-            [0, 1].map(|n| Event::Asked(messages::guess(registration, self.next_element(given, n))));
-        let events = vec![first, Event::Swapped(copy), second];
-        let answers = self.live(given, events, Fault::None, false, count);
+    /// The thief guesses, exchanges the disk of the running vault for a copy, and sends something again.
+    pub(super) fn swap(&mut self, given: &Given, copy: Disk, again: Vec<u8>, count: &mut Rollbacks) {
+        let guess = messages::guess(self.owner.active, self.next_element(given));
+        self.sent.insert(guess.clone());
+        let for_nothing = messages::is_begin(&again);
+        let events = vec![Event::Asked(guess), Event::Swapped(copy), Event::Asked(again)];
+        let answers = self.live(given, events, Fault::None, for_nothing, count);
         self.seen.swap_stopped |=
             answers.first().is_some_and(Option::is_some) && answers.last() == Some(&None);
     }
@@ -217,14 +215,18 @@ impl State {
         count: &mut Rollbacks,
     ) -> Option<Answer> {
         let for_nothing = messages::is_begin(&request);
-        self.sent.insert(request.clone());
+        // of what nothing is left of, another one like it is as good
+        if fault != Fault::BeforeCommit {
+            self.sent.insert(request.clone());
+        }
         self.live(given, vec![Event::Asked(request)], fault, for_nothing, count).pop().flatten()
     }
 
-    /// The `n`th element that nobody ever sent.
-    fn next_element<'a>(&self, given: &'a Given, n: usize) -> &'a [u8] {
-        let unknown = |element: &&Vec<u8>| self.known.iter().all(|(_, known)| known != *element);
-        given.elements[..usize::from(OWNERS)].iter().filter(unknown).nth(n).expect("there are enough")
+    /// The first element that nobody ever sent.
+    fn next_element<'a>(&self, given: &'a Given) -> &'a [u8] {
+        let sent = |element: &[u8]| self.sent.iter().any(|request| messages::carries(request, element));
+        let mut elements = given.elements[..usize::from(OWNERS)].iter();
+        elements.find(|element| !sent(element)).expect("there are enough")
     }
 
     fn start<'a>(&self, given: &Given, disk: &'a Disk) -> Start<'a> {
