@@ -44,10 +44,9 @@ impl Settings {
         Self::write(folder, &text, Vec::new())
     }
 
-    /// Keys in a device. A TPM is written to as often as it can: it wears out in nobody's machine.
+    /// Keys in a device.
     pub(crate) fn on(folder: &Path, device: &dyn KeyDevice) -> Self {
         let settings = device.settings(&folder.join("data"), "");
-        let settings = settings.replace("kind = \"tpm2\"", "kind = \"tpm2\"\nanchor_pause = \"0s\"");
         let text = format!("{settings}{POLICY}");
         let given = device.command("true");
         let environment =

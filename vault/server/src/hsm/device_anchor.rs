@@ -80,7 +80,7 @@ impl<T: AnchorCell> DeviceAnchor<T> {
     fn replace(&mut self, expected: Option<Anchored>, next: &Anchored) -> Result<(), AnchorError> {
         let value = encode(next);
         let expected_value = expected.as_ref().map(encode);
-        let found = self.worker.call(Turn::First, move |device| match expected_value {
+        let found = self.worker.call(Turn::Batch, move |device| match expected_value {
             Some(expected) => device.replace_anchor(&expected, &value),
             None => device.set_anchor(&value).map(|()| None),
         })?;

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::hsm::DeviceError;
 
@@ -15,9 +16,16 @@ const QUEUE_LEN: usize = 1024;
 pub(super) enum Turn {
     /// The thread that decides, and with it everybody: at once.
     First,
+    /// As well, but for what a whole batch has to be done once: not before those before it had [`SHARES`] times as long.
+    /// Each evaluation that ends brings a new question. If that were anchored at once, every batch would be of one.
+    Batch,
     /// One client.
     Later,
 }
+
+/// How much longer than for one [`Turn::Batch`] the device works for clients that wait, before the next. So the anchor
+/// takes at most a fifth of its time, and waits at most four times as long as it takes.
+const SHARES: u32 = 4;
 
 type Work<T> = Box<dyn FnOnce(&mut T) + Send>;
 
@@ -67,16 +75,26 @@ impl<T> Drop for Worker<T> {
 
 /// Whatever comes with [`Turn::First`] is done before the next of the others.
 fn run<T>(mut token: T, queue: &Receiver<Job<T>>) {
-    let mut later: VecDeque<Work<T>> = VecDeque::new();
+    let (mut batches, mut later) = (VecDeque::<Work<T>>::new(), VecDeque::<Work<T>>::new());
+    // to clients, since the last batch
+    let mut owed = Duration::ZERO;
     loop {
-        let job = if later.is_empty() { queue.recv().ok() } else { queue.try_recv().ok() };
-        match job {
+        let idle = batches.is_empty() && later.is_empty();
+        match if idle { queue.recv().ok() } else { queue.try_recv().ok() } {
             Some(Job { turn: Turn::First, work }) => work(&mut token),
+            Some(Job { turn: Turn::Batch, work }) => batches.push_back(work),
             Some(Job { turn: Turn::Later, work }) => later.push_back(work),
-            None => match later.pop_front() {
-                Some(work) => work(&mut token),
-                None => return,
-            },
+            None if idle => return,
+            None => {
+                let start = Instant::now();
+                if let Some(work) = batches.pop_front_if(|_| owed.is_zero() || later.is_empty()) {
+                    work(&mut token);
+                    owed = start.elapsed() * SHARES;
+                } else if let Some(work) = later.pop_front() {
+                    work(&mut token);
+                    owed = owed.saturating_sub(start.elapsed());
+                }
+            }
         }
     }
 }
@@ -101,6 +119,35 @@ mod tests {
         go.send(()).unwrap();
         let order = worker.call(Turn::Later, |order| Ok(order.clone())).unwrap();
         assert_eq!(order, ["record", "guess 1", "guess 2"]);
+    }
+
+    /// A batch that took long is followed by a guess, whatever comes first.
+    #[test]
+    fn of_two_batches_the_second_waits_for_guesses() {
+        let worker = Worker::start(Vec::new()).unwrap();
+        let (go, gate) = sync_channel::<()>(0);
+        let jobs = worker.jobs.as_ref().unwrap();
+        let name = |name: &'static str, ms: u64| -> Work<Vec<&str>> {
+            Box::new(move |order| {
+                std::thread::sleep(Duration::from_millis(ms));
+                order.push(name);
+            })
+        };
+        jobs.send(Job { turn: Turn::First, work: Box::new(move |_| gate.recv().unwrap()) }).unwrap();
+        let waiting = [
+            (Turn::Later, name("guess 1", 1)),
+            (Turn::Batch, name("batch 1", 10)),
+            (Turn::Batch, name("batch 2", 0)),
+            (Turn::Later, name("guess 2", 1)),
+        ];
+        for (turn, work) in waiting {
+            jobs.send(Job { turn, work }).unwrap();
+        }
+        go.send(()).unwrap();
+        let order = worker.call(Turn::Later, |order| Ok(order.clone())).unwrap();
+        assert_eq!(order[..3], ["batch 1", "guess 1", "guess 2"]);
+        let order = worker.call(Turn::Batch, |order| Ok(order.clone())).unwrap();
+        assert_eq!(order[3..], ["batch 2"]);
     }
 
     #[test]
