@@ -11,7 +11,7 @@ use chatkeep_vault_server::config::Config;
 use chatkeep_vault_server::setup;
 use chatkeep_vault_server::store::{DATABASE_FILE, Row, Write};
 use chatkeep_vault_server::vault::Vault;
-use common::cells::{Cells, fail, succeed};
+use common::cells::{Cells, fail, refuse, succeed};
 use common::program::{Program, courier};
 use common::{KEY, PASSWORD, enroll, try_enroll, unlock};
 use rand_core::OsRng;
@@ -119,13 +119,13 @@ fn a_cell_needs_a_signed_map_the_vaults_keys_and_its_own_records() {
 
     let text = std::fs::read_to_string(cells.path("map")).unwrap();
     std::fs::write(cells.path("map"), text.replace("version = 3", "version = 4")).unwrap();
-    fail(&mut cells.program("serve", 0), "not signed by this vault's identity");
+    refuse(&mut cells.program("serve", 0), "not signed by this vault's identity");
     std::fs::write(cells.path("map"), &text).unwrap();
 
     let number = cells.path("0.toml");
     let config = std::fs::read_to_string(&number).unwrap();
     std::fs::write(&number, config.replace("number = 0", "number = 2")).unwrap();
-    fail(&mut cells.program("serve", 0), "there is no cell 2");
+    refuse(&mut cells.program("serve", 0), "there is no cell 2");
 
     std::fs::remove_file(cells.data("1").join("keys.soft")).unwrap();
     fail(&mut cells.program("init", 1), "needs the vault's keys");
@@ -143,7 +143,7 @@ async fn a_disk_of_another_cell_is_not_served_with_records_and_without() {
     let database = |number: &str| cells.data(number).join(DATABASE_FILE);
     std::fs::rename(database("1"), cells.path("empty")).unwrap();
     std::fs::copy(database("0"), database("1")).unwrap();
-    fail(&mut cells.program("serve", 1), "do not match their digest");
+    refuse(&mut cells.program("serve", 1), "do not match their digest");
     std::fs::rename(cells.path("empty"), database("1")).unwrap();
     {
         let served = Program::start(&mut cells.program("serve", 0));
@@ -159,7 +159,7 @@ async fn a_disk_of_another_cell_is_not_served_with_records_and_without() {
     }
     // the same disk, anchor included, served as the other cell
     move_all(&cells.data("0"), &cells.data("1"));
-    fail(&mut cells.program("serve", 1), "do not match their digest");
+    refuse(&mut cells.program("serve", 1), "do not match their digest");
 }
 
 /// Should they ever be in its database under its own digest.

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use super::program::PROGRAM;
+use super::program::{PROGRAM, Program};
 
 /// Two cells of one vault, not yet served.
 pub(crate) struct Cells {
@@ -85,4 +85,10 @@ pub(crate) fn fail(command: &mut Command, why: &str) {
     let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && errors.contains(why), "{errors}");
+}
+
+/// As [`fail`], for a `serve` that would go on for ever if it served.
+pub(crate) fn refuse(serve: &mut Command, why: &str) {
+    let said = Program::start(serve).refused();
+    assert!(said.contains(why), "{said}");
 }
