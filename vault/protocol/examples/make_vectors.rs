@@ -7,6 +7,7 @@ use chatkeep_vault_protocol::answer::{
     self, AdmissionFault, Answer, Body, Certificate, Charged, DestroyReason, Refusal, VaultInfo,
 };
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
+use chatkeep_vault_protocol::cell::CellId;
 use chatkeep_vault_protocol::head::{SignedHead, head_message};
 use chatkeep_vault_protocol::message::{
     ArchiveHead, Begin, Commit, Envelope, Finish, Freeze, Guess, Info, Latest, Prove, Request, Signed,
@@ -146,13 +147,17 @@ fn slots() -> Value {
 }
 
 fn signed_head(anchored: bool) -> SignedHead {
+    signed_head_of(None, anchored)
+}
+
+fn signed_head_of(cell: Option<CellId>, anchored: bool) -> SignedHead {
     let key = SigningKey::from_bytes(&[4; 32]);
     let (vault, seq) = (key.verifying_key().to_bytes(), 500);
     let (previous_root, root) = ([5; 32], [6; 32]);
-    let message = head_message(&vault, seq, &previous_root, &root, anchored);
+    let message = head_message(&vault, cell, seq, &previous_root, &root, anchored);
     let signature = Fixed(key.sign(&message).to_bytes());
     let (previous_root, root) = (Fixed(previous_root), Fixed(root));
-    SignedHead { vault: Fixed(vault), seq, previous_root, root, anchored, signature }
+    SignedHead { vault: Fixed(vault), cell, seq, previous_root, root, anchored, signature }
 }
 
 fn archive_head() -> ArchiveHead {
@@ -163,6 +168,7 @@ fn messages() -> Value {
     let (account, epoch, signature) = (Fixed([1; 16]), Fixed([2; 16]), Fixed([3; 64]));
     let blinded = || Blob(vec![4; 32]);
     let signed = Signed { account, epoch, signature };
+    let cell = CellId::new(3, 4);
     let begin = Begin {
         account,
         epoch,
@@ -188,12 +194,15 @@ fn messages() -> Value {
         ("destroy", Request::Destroy(signed.clone())),
         ("cosign", Request::Cosign(signed_head(false))),
         ("cosign, anchored", Request::Cosign(signed_head(true))),
-        ("latest", Request::Latest(Latest { vault: signed_head(false).vault })),
+        ("latest", Request::Latest(Latest { vault: signed_head(false).vault, cell: None })),
         (
             "witness head",
             Request::WitnessHead(WitnessHead { account, epoch, head: archive_head(), signature }),
         ),
         ("head", Request::Head(signed)),
+        ("cosign, of a cell", Request::Cosign(signed_head_of(cell, false))),
+        ("cosign, of a cell, anchored", Request::Cosign(signed_head_of(cell, true))),
+        ("latest, of a cell", Request::Latest(Latest { vault: signed_head(false).vault, cell })),
     ];
     let valid: Vec<_> = requests
         .into_iter()
@@ -212,6 +221,14 @@ fn messages() -> Value {
     let nonce = short_nonce.windows(2).position(|window| window == [0x50, 9]).unwrap();
     short_nonce[nonce] = 0x4f;
     short_nonce.remove(nonce + 1);
+    let latest = Request::Latest(Latest { vault: signed_head(false).vault, cell: CellId::new(3, 4) });
+    let latest = Envelope { version: 1, nonce: Fixed([9; 16]), request: latest }.encode();
+    let with_cell = |number: u8, of: u8| {
+        let mut bytes = latest.clone();
+        let at = bytes.windows(4).position(|window| window == [b'c', 0x82, 3, 4]).unwrap();
+        (bytes[at + 2], bytes[at + 3]) = (number, of);
+        bytes
+    };
     let invalid = vec![
         bad("empty", &[]),
         bad("a byte after the end", &[&info[..], &[0]].concat()),
@@ -222,6 +239,8 @@ fn messages() -> Value {
         bad("no map", &[0x01]),
         bad("deeply nested", &[0x81; 64]),
         bad("a length without bytes", &[0x5b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]),
+        bad("a cell that there is not", &with_cell(4, 4)),
+        bad("a number of cells that is no power of two", &with_cell(0, 3)),
     ];
     json!({ "valid": valid, "invalid": invalid })
 }
@@ -292,6 +311,11 @@ fn answers() -> Value {
         ("refused, not witnessed", Answer::Refused { why: Refusal::NotWitnessed }),
         ("refused, out of order", Answer::Refused { why: Refusal::OutOfOrder }),
         ("refused, conflict", Answer::Refused { why: Refusal::Conflict }),
+        (
+            "latest, of a cell",
+            Answer::Latest { head: Some(Box::new(signed_head_of(CellId::new(3, 4), true))) },
+        ),
+        ("refused, other cells", Answer::Refused { why: Refusal::OtherCells }),
     ];
     let sign = |body: &Body| answer::sign(&operational, &certificate, &public, &request, body);
     let valid: Vec<_> = said

@@ -178,6 +178,8 @@ pub enum Refusal {
     OutOfOrder,
     /// Another state, or another entry, was remembered under this number.
     Conflict,
+    /// `cosign`, `latest`: this witness remembers states of this vault that is cut into another number of cells.
+    OtherCells,
 }
 
 /// See [`Answer::AdmissionRefused`].

@@ -7,6 +7,7 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use serde::{Deserialize, Serialize};
 
 use crate::cbor::{Fixed, decode, encode};
+use crate::cell::CellId;
 
 /// Number and digest of a state before the first commit.
 pub const ORIGIN: (u64, [u8; 32]) = (0, [0; 32]);
@@ -43,6 +44,9 @@ pub struct SignedHead {
     /// Whose state.
     #[serde(rename = "v")]
     pub vault: Fixed<32>,
+    /// Of which of its cells; absent for a vault that is whole.
+    #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
+    pub cell: Option<CellId>,
     /// Number of the commit.
     #[serde(rename = "q")]
     pub seq: u64,
@@ -63,8 +67,8 @@ pub struct SignedHead {
 impl SignedHead {
     /// Whether the vault that it names signed it.
     pub fn is_genuine(&self) -> bool {
-        let message =
-            head_message(&self.vault.0, self.seq, &self.previous_root.0, &self.root.0, self.anchored);
+        let (previous_root, root) = (&self.previous_root.0, &self.root.0);
+        let message = head_message(&self.vault.0, self.cell, self.seq, previous_root, root, self.anchored);
         VerifyingKey::from_bytes(&self.vault.0)
             .is_ok_and(|key| key.verify_strict(&message, &Signature::from_bytes(&self.signature.0)).is_ok())
     }
@@ -93,15 +97,25 @@ impl SignedHead {
 }
 
 /// What the identity key of a vault signs of a head.
+///
+/// The state of a cell has labels of its own, so no signature for a cell is one for the whole, or the other way round.
 pub fn head_message(
     vault: &[u8; 32],
+    cell: Option<CellId>,
     seq: u64,
     previous_root: &[u8; 32],
     root: &[u8; 32],
     anchored: bool,
 ) -> Vec<u8> {
-    let label: &[u8] = if anchored { b"chatkeep vault anchored v1" } else { b"chatkeep vault step v1" };
-    [label, vault, &seq.to_be_bytes(), previous_root, root].concat()
+    let label: &[u8] = match (cell, anchored) {
+        (None, false) => b"chatkeep vault step v1",
+        (None, true) => b"chatkeep vault anchored v1",
+        (Some(_), false) => b"chatkeep vault cell step v1",
+        (Some(_), true) => b"chatkeep vault cell anchored v1",
+    };
+    let cell = cell.map(CellId::to_bytes);
+    let cell = cell.as_ref().map_or(&[][..], |cell| cell);
+    [label, vault, cell, &seq.to_be_bytes(), previous_root, root].concat()
 }
 
 #[cfg(test)]
@@ -112,12 +126,17 @@ mod tests {
     use super::*;
 
     fn head(anchored: bool) -> SignedHead {
+        head_of(None, anchored)
+    }
+
+    fn head_of(cell: Option<CellId>, anchored: bool) -> SignedHead {
         let key = SigningKey::from_bytes(&[1; 32]);
         let vault = key.verifying_key().to_bytes();
-        let message = head_message(&vault, 7, &[2; 32], &[3; 32], anchored);
+        let message = head_message(&vault, cell, 7, &[2; 32], &[3; 32], anchored);
         let signature = Fixed(key.sign(&message).to_bytes());
         SignedHead {
             vault: Fixed(vault),
+            cell,
             seq: 7,
             previous_root: Fixed([2; 32]),
             root: Fixed([3; 32]),
@@ -140,7 +159,9 @@ mod tests {
 
     #[test]
     fn every_field_of_a_head_is_signed() {
-        for good in [head(false), head(true)] {
+        let cells = [None, CellId::new(0, 2), CellId::new(1, 2), CellId::new(0, 4)];
+        let heads = cells.iter().flat_map(|cell| [false, true].map(|anchored| head_of(*cell, anchored)));
+        for good in heads {
             assert!(good.is_genuine());
             assert_eq!(SignedHead::decode(&good.encode()), Some(good));
             let vault = SigningKey::from_bytes(&[9; 32]).verifying_key().to_bytes();
@@ -152,6 +173,10 @@ mod tests {
                 SignedHead { anchored: !good.anchored, ..good },
                 SignedHead { signature: Fixed([9; 64]), ..good },
             ] {
+                assert!(!forged.is_genuine(), "{forged:?}");
+            }
+            for cell in cells.into_iter().filter(|cell| *cell != good.cell) {
+                let forged = SignedHead { cell, ..good };
                 assert!(!forged.is_genuine(), "{forged:?}");
             }
         }

@@ -14,6 +14,8 @@ pub const NAME_LEN_MAX: usize = 64;
 pub const URL_LEN_MAX: usize = 256;
 /// Most addresses of one cell of a vault: the active process, its standbys, and where they move to.
 pub const CELL_ADDRESSES_MAX: usize = 4;
+/// Most cells of one vault: with 2^31 accounts, half a million in each.
+pub const CELLS_MAX: usize = 4096;
 /// Longest encoded slot: 15 vaults with the longest names and URLs need 6019 bytes.
 pub const SLOT_LEN_MAX: usize = 8192;
 /// Longest password, in bytes before normalisation.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Suite;
 use crate::cbor::{Blob, Fixed, decode, encode};
+use crate::cell::CellId;
 use crate::head::SignedHead;
 use crate::limits::{REQUEST_LEN_MAX, VERSION};
 
@@ -162,6 +163,9 @@ pub struct Latest {
     /// Identity of the vault that is asked about.
     #[serde(rename = "v")]
     pub vault: Fixed<32>,
+    /// Which of its cells; absent for a vault that is whole.
+    #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
+    pub cell: Option<CellId>,
 }
 
 /// See [`Request::WitnessHead`].

@@ -44,6 +44,17 @@ impl SoftToken {
         token
     }
 
+    /// As it is now, with all its objects, in a folder of its own: what a maker's tool does to a token that may be cloned.
+    #[must_use]
+    pub fn cloned(&self) -> Self {
+        let clone = Self::new();
+        let tokens = |token: &Self| token.dir.join("tokens");
+        std::fs::remove_dir_all(tokens(&clone)).unwrap();
+        let copied = Command::new("cp").arg("-r").args([tokens(self), tokens(&clone)]).status().unwrap();
+        assert!(copied.success());
+        clone
+    }
+
     /// The token knows this mechanism no longer; all others again.
     pub fn forbid(&self, mechanism: &str) {
         // version 2.6.1 does not see the first name of a list that begins with `-`; nobody needs this one

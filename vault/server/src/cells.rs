@@ -12,14 +12,15 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use chatkeep_vault_protocol::answer::Answer;
-use chatkeep_vault_protocol::limits::{CELL_ADDRESSES_MAX, URL_LEN_MAX};
+use chatkeep_vault_protocol::cell::CellId;
+use chatkeep_vault_protocol::limits::{CELL_ADDRESSES_MAX, CELLS_MAX, URL_LEN_MAX};
 use ed25519_dalek::{Signature, VerifyingKey};
+use hmac::{Hmac, Mac as _};
 use serde::Deserialize;
+use sha2::Sha256;
+use zeroize::Zeroizing;
 
 use crate::hsm::{DeviceError, IdentityKey};
-
-/// Most cells of one vault: with 2^31 accounts, half a million in each.
-pub const CELLS_MAX: usize = 4096;
 
 /// `[cell]`: which part of the accounts a process serves.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -45,6 +46,22 @@ impl Cell {
     fn of(account: &[u8; 16], bits: u32) -> Self {
         let prefix = u16::from_be_bytes([account[0], account[1]]);
         Self { number: prefix.checked_shr(16 - bits).unwrap_or(0), bits }
+    }
+
+    /// Its number, and how many there are.
+    pub fn id(&self) -> CellId {
+        CellId::new(self.number, 1 << self.bits).expect("a cell is one of a map")
+    }
+
+    /// The key of the digest over this cell's records, from that of the vault.
+    ///
+    /// Every cell has another one, and the number of cells is in it: a database, or an anchor in a file, that is exchanged
+    /// for that of another cell fits neither, also before there are records in it.
+    pub fn digest_key(&self, vault: &[u8; 32]) -> Zeroizing<[u8; 32]> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(vault).expect("HMAC takes keys of any length");
+        mac.update(b"chatkeep vault cell digest key v1");
+        mac.update(&self.id().to_bytes());
+        Zeroizing::new(mac.finalize().into_bytes().into())
     }
 
     /// Whether `account` is here.
@@ -195,7 +212,7 @@ impl Place {
 
     /// For people: `cell 3 of 32, map 7`.
     pub fn describe(&self) -> String {
-        format!("cell {} of {}, map {}", self.cell.number, self.map.cells.len(), self.map.version)
+        format!("{}, map {}", self.cell.id(), self.map.version)
     }
 }
 
@@ -253,7 +270,23 @@ mod tests {
             }
         }
         assert_eq!(Cell::WHOLE.bounds(), ([0, 0], None));
+        assert_eq!(Place::new(CellMap::parse(&map(4096)).unwrap(), 4095).unwrap().cell.id().of(), 4096);
         assert!(Cell::WHOLE.contains(&account(0xffff)));
+    }
+
+    #[test]
+    fn every_cell_of_every_map_has_a_digest_key_of_its_own() {
+        let mut keys = std::collections::BTreeSet::new();
+        for cells in [1, 2, 4, 128] {
+            let map = CellMap::parse(&map(cells)).unwrap();
+            for number in 0..cells as u16 {
+                let cell = Place::new(map.clone(), number).unwrap().cell;
+                assert_eq!(cell.digest_key(&[7; 32]), cell.digest_key(&[7; 32]));
+                assert_ne!(cell.digest_key(&[7; 32]), cell.digest_key(&[8; 32]));
+                keys.insert(*cell.digest_key(&[7; 32]));
+            }
+        }
+        assert_eq!(keys.len(), 1 + 2 + 4 + 128);
     }
 
     #[test]

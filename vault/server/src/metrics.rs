@@ -241,6 +241,7 @@ fn outcome(answer: &Result<Answer, Unanswered>) -> &'static str {
             Refusal::NotWitnessed => "refused_not_witnessed",
             Refusal::OutOfOrder => "refused_out_of_order",
             Refusal::Conflict => "refused_conflict",
+            Refusal::OtherCells => "refused_other_cells",
         },
     }
 }

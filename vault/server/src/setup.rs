@@ -17,7 +17,7 @@ use crate::anchor::{ANCHOR_FILE, Anchor, Anchored, Digester, FileAnchor};
 use crate::cells::{Cell, Place};
 use crate::composite::AllOf;
 use crate::config::{AnchorKind, BadSetting, Config, HsmConfig};
-use crate::hsm::{self, Device, IdentityKey, KEY_FILE, Keys};
+use crate::hsm::{self, Device, IdentityKey, KEY_FILE, Keys, Part};
 use crate::store::{DATABASE_FILE, Head, PostgresStore, SqliteStore, Store, StoreConfig};
 use crate::vault::{Clock, Parts};
 use crate::witness::{self, WitnessAnchor};
@@ -29,7 +29,7 @@ const LOCK_FILE: &str = "lock";
 const MANY_TPM_WRITES: u64 = 100_000;
 
 /// Makes keys, an empty database and its anchors. Refuses where there are any of them; but a cell is made around the keys
-/// that are there: all cells have one identity.
+/// that are there: all cells have one identity, and on a token each has an anchor and seal keys of its own.
 pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
     let dir = &config.data;
     let shown = dir.display();
@@ -40,19 +40,21 @@ pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
     if dir.join(DATABASE_FILE).exists() {
         bail!("`{shown}` holds a vault already");
     }
-    refuse_what_cells_cannot(config)?;
     check_anchor_kinds(config)?;
     if let StoreConfig::Postgres(config) = &config.store {
         PostgresStore::check_vacant(config)?;
     }
-    let device = if config.cell.is_some() {
-        hsm::open(&config.hsm, dir).context("a cell needs the vault's keys in its data directory")?
-    } else if dir.join(KEY_FILE).exists() {
+    if config.cell.is_none() && dir.join(KEY_FILE).exists() {
         bail!("`{shown}` has the keys of a vault already: {KEY_FILE}");
-    } else {
-        let clock = system_clock();
-        hsm::create(&config.hsm, dir, clock(), &mut OsRng).context("cannot make the keys")?
-    };
+    }
+    let clock = system_clock();
+    let device = hsm::create(&config.hsm, dir, part(config), clock(), &mut OsRng).context(
+        if config.cell.is_some() {
+            "a cell needs the vault's keys, in its data directory or on its token, and a map that they signed"
+        } else {
+            "cannot make the keys"
+        },
+    )?;
     let identity = device.keys.identity.public();
     init_around(config, device).context(
         "the keys are made, but the vault is not. Before `init` is tried again, remove them: nobody uses them yet",
@@ -63,9 +65,10 @@ pub fn init(config: &Config) -> anyhow::Result<[u8; 32]> {
 /// Store and anchors for keys that are there.
 fn init_around(config: &Config, device: Device) -> anyhow::Result<()> {
     let dir = &config.data;
-    let cell = place(config, &*device.keys.identity)?.map_or(Cell::WHOLE, |place| place.cell);
-    let digester = Digester::new(device.digest_key.clone());
-    let anchors = own_anchors(config, device.anchor, &device.digest_key)?;
+    let cell = device.place.as_ref().map_or(Cell::WHOLE, |place| place.cell);
+    let key = digest_key(&device);
+    let anchors = own_anchors(config, device.anchor, &key)?;
+    let digester = Digester::new(key);
     let head = digester.head(0, [0; 32], [0; 32]);
     match &config.store {
         StoreConfig::Sqlite {} => drop(SqliteStore::create(dir, &head)?),
@@ -143,9 +146,8 @@ pub fn open_apart(config: &Config) -> anyhow::Result<Opened> {
 }
 
 fn open_parts(config: &Config, standby: Option<&mut dyn FnMut()>) -> anyhow::Result<Opened> {
-    refuse_what_cells_cannot(config)?;
     let dir = &config.data;
-    let device = open_device(config)?;
+    let device = open_device(config, part(config))?;
     let lock = dir.join(LOCK_FILE);
     let lock = File::options()
         .create(true)
@@ -159,21 +161,24 @@ fn open_parts(config: &Config, standby: Option<&mut dyn FnMut()>) -> anyhow::Res
     for caution in &device.cautions {
         tracing::warn!("{caution}");
     }
-    let place = place(config, &*device.keys.identity)?;
     let store = open_store(config, &lock, standby)?;
-    let clock = system_clock();
+    // before that, the process that had the store may have exchanged the seal key. The device itself was opened before: what
+    // is wrong with it is told at once, and not when a standby is needed
+    device.keys.sealer.look_again()?;
+    let (clock, key) = (system_clock(), digest_key(&device));
+    let cell = device.place.as_ref().map(|place| place.cell.id());
     let anchors = Anchors {
-        own: own_anchors(config, device.anchor, &device.digest_key)?,
-        witnesses: witness::config::witness_anchor(config, &device.keys.identity, &clock)?,
+        own: own_anchors(config, device.anchor, &key)?,
+        witnesses: witness::config::witness_anchor(config, cell, &device.keys.identity, &clock)?,
     };
     Ok(Opened {
         inviter: Inviter::of(&config.admission, &device.digest_key),
         keys: device.keys,
         store,
-        digester: Digester::new(device.digest_key),
+        digester: Digester::new(key),
         anchors,
         lock,
-        place,
+        place: device.place,
         clock,
     })
 }
@@ -216,8 +221,9 @@ pub struct Inspected {
 
 /// Looks at keys, database and anchors, also while it is served. Asks no witnesses.
 pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
-    let device = open_device(config)?;
-    let own = own_anchors(config, device.anchor, &device.digest_key)?;
+    let device = open_device(config, part(config))?;
+    let key = digest_key(&device);
+    let own = own_anchors(config, device.anchor, &key)?;
     let witnessed = config.anchor_kinds().contains(&AnchorKind::Witness);
     let names = own.iter().map(|anchor| anchor.name()).chain(witnessed.then_some("witness"));
     let anchor = names.collect::<Vec<_>>().join("+");
@@ -258,7 +264,8 @@ pub fn inspect(config: &Config) -> anyhow::Result<Inspected> {
 
 /// Makes invitations, also while the vault is served: they are stored when they are used.
 pub fn inviter(config: &Config) -> anyhow::Result<Inviter> {
-    let device = open_device(config)?;
+    // with its own place in no cell: one invitation is good in all of them
+    let device = open_device(config, Part::Common)?;
     Inviter::of(&config.admission, &device.digest_key).context(
         "this vault makes accounts for everybody; set [admission] kind = \"invite\" to ask for invitations",
     )
@@ -269,17 +276,30 @@ pub fn identity(config: &Config) -> anyhow::Result<[u8; 32]> {
     Ok(identity_key(config)?.public())
 }
 
-/// The key itself.
+/// The key itself. Also for a map of cells that is not signed yet.
 pub fn identity_key(config: &Config) -> anyhow::Result<Arc<dyn IdentityKey>> {
-    Ok(open_device(config)?.keys.identity)
+    Ok(open_device(config, Part::Common)?.keys.identity)
 }
 
-fn open_device(config: &Config) -> anyhow::Result<Device> {
+/// The accounts that `config` is for.
+fn part(config: &Config) -> Part<'_> {
+    config.cell.as_ref().map_or(Part::Whole, Part::Cell)
+}
+
+/// Keys the digest over the records, and the anchor in a file.
+fn digest_key(device: &Device) -> Zeroizing<[u8; 32]> {
+    match &device.place {
+        Some(place) => place.cell.digest_key(&device.digest_key),
+        None => device.digest_key.clone(),
+    }
+}
+
+fn open_device(config: &Config, part: Part<'_>) -> anyhow::Result<Device> {
     let dir = &config.data;
     if !dir.try_exists().with_context(|| dir.display().to_string())? {
         bail!("there is no `{}`: make a vault with `chatkeep-vault init`", dir.display());
     }
-    let opened = hsm::open(&config.hsm, dir);
+    let opened = hsm::open(&config.hsm, dir, part);
     match config.hsm {
         HsmConfig::Soft {} => opened.with_context(|| format!("the keys in `{}`", dir.display())),
         HsmConfig::Pkcs11(_) | HsmConfig::Tpm2(_) => Ok(opened?),
@@ -355,25 +375,6 @@ fn open_store(
     })
 }
 
-fn place(config: &Config, identity: &dyn IdentityKey) -> anyhow::Result<Option<Place>> {
-    Ok(config.cell.as_ref().map(|cell| Place::read(cell, &identity.public())).transpose()?)
-}
-
-/// All cells have one identity, and each a head of its own: a token has one anchor and one seal key, which another cell
-/// would need when this one exchanges it, and a witness remembers one head for an identity.
-fn refuse_what_cells_cannot(config: &Config) -> anyhow::Result<()> {
-    if config.cell.is_none() {
-        return Ok(());
-    }
-    if config.hsm != (HsmConfig::Soft {}) {
-        bail!("cells cannot have their keys on a token so far");
-    }
-    if config.anchor_kinds().contains(&AnchorKind::Witness) {
-        bail!("cells cannot have witnesses so far: to them, all cells are one vault");
-    }
-    Ok(())
-}
-
 fn system_clock() -> Clock {
     Arc::new(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()))
 }
@@ -383,17 +384,19 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
-    /// Of a configuration for a folder that stays empty: what cells cannot have is refused before anything is made.
-    #[track_caller]
-    fn check_refused(more: &str, why: &str) {
+    /// A TPM belongs to one machine. A token and witnesses are for many: `tests/cells_on_a_token.rs`,
+    /// `tests/cells_with_witnesses.rs`.
+    #[test]
+    fn cells_have_no_keys_in_a_tpm() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("vault");
         let base = format!("data = \"{}\"\nlisten = \"127.0.0.1:0\"\ninsecure_dev = true\n", data.display());
         let cell = "[cell]\nmap = \"/nowhere\"\nnumber = 0\n";
-        let config: Config = toml::from_str(&format!("{base}{cell}{more}")).unwrap();
+        let tpm = "[hsm]\nkind = \"tpm2\"\nauth_file = \"/nowhere\"\n";
+        let config: Config = toml::from_str(&format!("{base}{cell}{tpm}")).unwrap();
         for refused in [init(&config).map(drop), open(&config).map(drop)] {
-            let error = refused.unwrap_err().to_string();
-            assert!(error.contains(why), "{error}");
+            let error = format!("{:#}", refused.unwrap_err());
+            assert!(error.contains("cells cannot have their keys in a TPM"), "{error}");
         }
         assert_eq!(std::fs::read_dir(&data).unwrap().count(), 0);
     }
@@ -406,7 +409,6 @@ mod tests {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             let config = Config::read(&path).unwrap_or_else(|error| panic!("{}: {error:?}", path.display()));
-            refuse_what_cells_cannot(&config).unwrap();
             assert_eq!(config.policy.policy(config.insecure_dev).unwrap().delays_s.last(), Some(&86_400));
             let in_software = config.hsm == HsmConfig::Soft {};
             assert_eq!(in_software, config.insecure_dev, "{}", path.display());
@@ -418,14 +420,6 @@ mod tests {
         }
         names.sort();
         assert_eq!(names, ["cell", "organisation", "self-hoster"]);
-    }
-
-    #[test]
-    fn cells_have_no_keys_on_a_token_and_no_witnesses() {
-        let token =
-            "[hsm]\nkind = \"pkcs11\"\nmodule = \"/nowhere\"\ntoken = \"t\"\npin_file = \"/nowhere\"\n";
-        check_refused(token, "on a token");
-        check_refused("[anchor]\nkinds = [\"file\", \"witness\"]\nquorum = 1\n", "witnesses");
     }
 
     /// An anchor that is in no device of this vault would be none.

@@ -3,88 +3,18 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use chatkeep_vault_client::{Invite, Invites, KdfParams, VaultError, VaultPin, info, register_invited};
-use common::program::{PROGRAM, Program, courier};
+use chatkeep_vault_server::anchor::AnchorError;
+use chatkeep_vault_server::config::Config;
+use chatkeep_vault_server::setup;
+use chatkeep_vault_server::store::{DATABASE_FILE, Row, Write};
+use chatkeep_vault_server::vault::Vault;
+use common::cells::{Cells, fail, refuse, succeed};
+use common::program::{Program, courier};
 use common::{KEY, PASSWORD, enroll, try_enroll, unlock};
 use rand_core::OsRng;
-
-/// Two cells of one vault, not yet served.
-struct Cells {
-    dir: tempfile::TempDir,
-    ports: [u16; 2],
-}
-
-impl Cells {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        // free a moment ago: good enough for a test
-        let ports = [(); 2]
-            .map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port());
-        let cells = Self { dir, ports };
-        succeed(Command::new(PROGRAM).args(["init", "--insecure-dev", "--data"]).arg(cells.data("keys")));
-        let [a, b] = ports;
-        let map = format!("version = 3\ncells = [['https://127.0.0.1:{a}'], ['https://127.0.0.1:{b}']]\n");
-        std::fs::write(cells.path("map"), map).unwrap();
-        for number in [0, 1] {
-            let data = cells.data(&number.to_string());
-            std::fs::create_dir(&data).unwrap();
-            std::fs::copy(cells.data("keys").join("keys.soft"), data.join("keys.soft")).unwrap();
-            let config = format!(
-                "data = '{}'\nlisten = '127.0.0.1:{}'\ninsecure_dev = true\n[cell]\nmap = '{}'\nnumber = {number}\n",
-                data.display(),
-                ports[number],
-                cells.path("map").display()
-            );
-            std::fs::write(cells.path(&format!("{number}.toml")), config).unwrap();
-        }
-        cells
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn data(&self, name: &str) -> PathBuf {
-        self.dir.path().join("data-".to_owned() + name)
-    }
-
-    fn sign_map(&self) {
-        succeed(
-            Command::new(PROGRAM)
-                .arg("sign-cells")
-                .arg("--data")
-                .arg(self.data("keys"))
-                .arg(self.path("map")),
-        );
-    }
-
-    fn program(&self, command: &str, number: usize) -> Command {
-        let mut program = Command::new(PROGRAM);
-        program.arg(command).arg("--config").arg(self.path(&format!("{number}.toml")));
-        program
-    }
-
-    fn records(&self, number: usize) -> u64 {
-        let status = succeed(&mut self.program("status", number));
-        let status = String::from_utf8(status.stdout).unwrap();
-        status.lines().find_map(|line| line.strip_prefix("records ")).unwrap().parse().unwrap()
-    }
-}
-
-fn succeed(command: &mut Command) -> Output {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    output
-}
-
-fn fail(command: &mut Command, why: &str) {
-    let output = command.output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && errors.contains(why), "{errors}");
-}
 
 #[tokio::test]
 async fn one_address_leads_to_every_account() {
@@ -153,9 +83,7 @@ async fn an_invitation_is_counted_in_each_cell_and_its_record_is_at_home_there()
     let cells = Cells::new();
     cells.sign_map();
     for number in [0, 1] {
-        let path = cells.path(&format!("{number}.toml"));
-        let config = std::fs::read_to_string(&path).unwrap() + "[admission]\nkind = 'invite'\n";
-        std::fs::write(path, config).unwrap();
+        cells.configure(number, "[admission]\nkind = 'invite'\n");
         succeed(&mut cells.program("init", number));
     }
     let made = succeed(cells.program("invite", 0).args(["--expires", "1h"]));
@@ -191,13 +119,13 @@ fn a_cell_needs_a_signed_map_the_vaults_keys_and_its_own_records() {
 
     let text = std::fs::read_to_string(cells.path("map")).unwrap();
     std::fs::write(cells.path("map"), text.replace("version = 3", "version = 4")).unwrap();
-    fail(&mut cells.program("serve", 0), "not signed by this vault's identity");
+    refuse(&mut cells.program("serve", 0), "not signed by this vault's identity");
     std::fs::write(cells.path("map"), &text).unwrap();
 
     let number = cells.path("0.toml");
     let config = std::fs::read_to_string(&number).unwrap();
     std::fs::write(&number, config.replace("number = 0", "number = 2")).unwrap();
-    fail(&mut cells.program("serve", 0), "there is no cell 2");
+    refuse(&mut cells.program("serve", 0), "there is no cell 2");
 
     std::fs::remove_file(cells.data("1").join("keys.soft")).unwrap();
     fail(&mut cells.program("init", 1), "needs the vault's keys");
@@ -205,10 +133,18 @@ fn a_cell_needs_a_signed_map_the_vaults_keys_and_its_own_records() {
 
 /// Records of another cell could be guessed at here and there.
 #[tokio::test]
-async fn a_cell_with_accounts_of_another_cell_does_not_serve() {
+async fn a_disk_of_another_cell_is_not_served_with_records_and_without() {
     let cells = Cells::new();
     cells.sign_map();
-    succeed(&mut cells.program("init", 0));
+    for number in [0, 1] {
+        succeed(&mut cells.program("init", number));
+    }
+    // nothing was committed in either: all but the key of the digest is the same
+    let database = |number: &str| cells.data(number).join(DATABASE_FILE);
+    std::fs::rename(database("1"), cells.path("empty")).unwrap();
+    std::fs::copy(database("0"), database("1")).unwrap();
+    refuse(&mut cells.program("serve", 1), "do not match their digest");
+    std::fs::rename(cells.path("empty"), database("1")).unwrap();
     {
         let served = Program::start(&mut cells.program("serve", 0));
         let (transport, pins) = (courier(cells.dir.path()), [served.pin()]);
@@ -221,9 +157,29 @@ async fn a_cell_with_accounts_of_another_cell_does_not_serve() {
         }
         assert!(cells.records(0) > 0);
     }
-    // the same disk, served as the other cell
+    // the same disk, anchor included, served as the other cell
     move_all(&cells.data("0"), &cells.data("1"));
-    fail(&mut cells.program("serve", 1), "records of another cell");
+    refuse(&mut cells.program("serve", 1), "do not match their digest");
+}
+
+/// Should they ever be in its database under its own digest.
+#[test]
+fn a_cell_with_accounts_of_another_cell_does_not_serve() {
+    let cells = Cells::new();
+    cells.sign_map();
+    succeed(&mut cells.program("init", 0));
+    let open = || setup::open(&Config::read(&cells.path("0.toml")).unwrap()).unwrap();
+    let (mut parts, lock) = open();
+    let head = parts.store.head().unwrap();
+    let account = [0xff; 16];
+    let row = Row { revision: 1, key_id: 1, sealed: vec![1; 9] };
+    let root = parts.digester.replace(&head.root, &account, None, Some(&row));
+    let next = parts.digester.head(head.seq + 1, root, head.root);
+    parts.store.commit_batch(&next, &[Write { account, row }]).unwrap();
+    drop((parts, lock));
+    let (parts, _lock) = open();
+    let refused = Vault::start(parts, |_| {}).err();
+    assert!(matches!(refused, Some(AnchorError::OtherCell)), "{refused:?}");
 }
 
 fn move_all(from: &Path, to: &Path) {

@@ -12,7 +12,7 @@ use chatkeep_vault_protocol::cbor::{Blob, Fixed};
 use chatkeep_vault_protocol::message::{Begin, Envelope, Request};
 use chatkeep_vault_rig::soft_token::{MODULE, PIN, SoftToken};
 use chatkeep_vault_server::config::Config;
-use chatkeep_vault_server::hsm::{self, Device};
+use chatkeep_vault_server::hsm::{self, Device, Part};
 use chatkeep_vault_server::reseal::{self, ResealError};
 use chatkeep_vault_server::setup;
 use chatkeep_vault_server::vault::Vault;
@@ -36,7 +36,7 @@ fn config(token: &SoftToken) -> Config {
 fn device(token: &SoftToken) -> Device {
     let config = config(token);
     setup::init(&config).unwrap();
-    hsm::open(&config.hsm, &config.data).unwrap()
+    hsm::open(&config.hsm, &config.data, Part::Whole).unwrap()
 }
 
 /// The token, as anybody with the PIN has it.
@@ -108,6 +108,21 @@ fn an_evaluation_is_that_of_rfc_9497_under_the_product_of_both_keys() {
     });
     let public = public.unwrap().to_projective();
     device_cases::evaluations(&*oprf, &public);
+}
+
+/// As when a process has lost its store to another one, and does not know it yet.
+#[test]
+fn two_processes_on_one_token_make_no_two_seal_keys_of_one_number() {
+    let Some(token) = SoftToken::of_parent() else {
+        let name = "two_processes_on_one_token_make_no_two_seal_keys_of_one_number";
+        return SoftToken::new().pass_in_child(name);
+    };
+    let (one, config) = (device(&token), config(&token));
+    let other = hsm::open(&config.hsm, &config.data, Part::Whole).unwrap();
+    assert_eq!([&one, &other, &one].map(|device| device.keys.sealer.make_key(1).unwrap()), [2, 3, 4]);
+    one.keys.sealer.destroy_old_keys().unwrap();
+    let left = hsm::open(&config.hsm, &config.data, Part::Whole).unwrap().keys.sealer.keys().unwrap();
+    assert_eq!(left.iter().map(|key| key.id).collect::<Vec<_>>(), [4]);
 }
 
 #[test]

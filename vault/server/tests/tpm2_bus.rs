@@ -64,7 +64,7 @@ fn no_secret_travels_but_what_lets_the_root_be_used() {
     let config: Config = toml::from_str(&settings).unwrap();
 
     setup::init(&config).unwrap();
-    let mut device = hsm::open(&config.hsm, &config.data).unwrap();
+    let mut device = hsm::open(&config.hsm, &config.data, hsm::Part::Whole).unwrap();
     device.keys.sealer.make_key(1).unwrap();
     let anchor = device.anchor.as_mut().unwrap();
     let mut value = anchor.read().unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use chatkeep_vault_rig::swtpm::{self, Swtpm};
 use chatkeep_vault_server::config::Config;
-use chatkeep_vault_server::hsm::{self, Device, DeviceError, HsmError, SealKey};
+use chatkeep_vault_server::hsm::{self, Device, DeviceError, HsmError, Part, SealKey};
 use chatkeep_vault_server::setup;
 use common::device_cases;
 use p256::PublicKey;
@@ -32,7 +32,7 @@ impl Made {
     }
 
     fn open(&self) -> Result<Device, HsmError> {
-        hsm::open(&self.config.hsm, &self.config.data)
+        hsm::open(&self.config.hsm, &self.config.data, Part::Whole)
     }
 
     fn refused(&self) -> String {

@@ -20,6 +20,7 @@ use rand_core::CryptoRngCore;
 use zeroize::Zeroizing;
 
 use crate::anchor::Anchor;
+use crate::cells::{CellConfig, CellMapError, Place};
 use crate::config::HsmConfig;
 use crate::core::Evaluator;
 
@@ -30,6 +31,11 @@ pub use soft::{KEY_FILE, SoftHsm};
 pub trait Sealer: Send + Sync {
     /// The keys there are, oldest first; the last one seals. More than one: an exchange is not finished.
     fn keys(&self) -> Result<Vec<SealKey>, DeviceError>;
+    /// Finds the keys anew: another process, on another machine, may have exchanged them. Where several processes do not
+    /// share a device there is nothing to be found.
+    fn look_again(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
     /// Ciphertext of `plaintext`, bound to `aad` and the key's number.
     fn seal(&self, aad: &[u8], plaintext: &[u8], rng: &mut dyn CryptoRngCore) -> Result<Sealed, DeviceError>;
     /// An error if it was not sealed by this device for this `aad`.
@@ -86,12 +92,37 @@ pub struct Keys {
     pub oprf: Arc<dyn OprfRoot>,
 }
 
+/// For which accounts the keys are wanted. Identity and OPRF root are those of the whole vault; a cell has its own anchor
+/// in a device, and its own seal keys, where several cells share one.
+#[derive(Debug, Clone, Copy)]
+pub enum Part<'a> {
+    /// All of them. Refused if they are cut into cells.
+    Whole,
+    /// Those of one cell.
+    Cell(&'a CellConfig),
+    /// None: what all cells have in common is enough.
+    Common,
+}
+
+impl Part<'_> {
+    /// The cell, in a map that `identity` signed.
+    fn place(&self, identity: &[u8; 32]) -> Result<Option<Place>, CellMapError> {
+        match self {
+            Self::Cell(config) => Place::read(config, identity).map(Some),
+            Self::Whole | Self::Common => Ok(None),
+        }
+    }
+}
+
 /// Everything that a backend gives.
 pub struct Device {
     /// What the vault works with.
     pub keys: Keys,
-    /// Keys the digest over all records. In memory while the vault runs, on no disk of its own.
+    /// Keys the digest over all records, or gives the keys for the cells ([`crate::cells::Cell::digest_key`]). In memory
+    /// while the vault runs, on no disk of its own.
     pub digest_key: Zeroizing<[u8; 32]>,
+    /// The cell that was asked for.
+    pub place: Option<Place>,
     /// An anchor in the device, if it can be one.
     pub anchor: Option<Box<dyn Anchor>>,
     /// Why it is for development only, if it is.
@@ -164,30 +195,50 @@ pub enum HsmError {
     /// It was reached, and failed.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// Nobody knows which cell it should be.
+    #[error(transparent)]
+    Cells(#[from] CellMapError),
 }
 
-/// Makes a vault's keys where `config` says; `dir` is for keys in software and notes. Never overwrites: refuses when any exist.
+/// Makes a vault's keys where `config` says, or what one cell has of its own there; `dir` is for keys in software and notes.
+/// Never overwrites: refuses when any exist.
 pub fn create(
     config: &HsmConfig,
     dir: &Path,
+    part: Part<'_>,
     now_s: u64,
     rng: &mut dyn CryptoRngCore,
 ) -> Result<Device, HsmError> {
-    match config {
-        HsmConfig::Soft {} => Ok(SoftHsm::create(dir, rng)?.device()),
-        HsmConfig::Pkcs11(settings) => pkcs11::create(settings, now_s),
-        HsmConfig::Tpm2(settings) => tpm2::create(settings, dir, now_s, rng),
+    match (config, part) {
+        // all of them are in one file, which whoever makes a cell puts there
+        (HsmConfig::Soft {}, Part::Cell(_)) => open(config, dir, part),
+        (HsmConfig::Soft {}, _) => Ok(SoftHsm::create(dir, rng)?.device()),
+        (HsmConfig::Pkcs11(settings), _) => pkcs11::create(settings, part, now_s),
+        (HsmConfig::Tpm2(_), Part::Cell(_)) => Err(tpm_of_one_machine()),
+        (HsmConfig::Tpm2(settings), _) => tpm2::create(settings, dir, now_s, rng),
     }
 }
 
 /// Opens a vault's keys, and tests them.
-pub fn open(config: &HsmConfig, dir: &Path) -> Result<Device, HsmError> {
-    match config {
-        HsmConfig::Soft {} => Ok(SoftHsm::open(dir)?.device()),
-        HsmConfig::Pkcs11(settings) => pkcs11::open(settings),
-        HsmConfig::Tpm2(settings) => tpm2::open(settings, dir),
+pub fn open(config: &HsmConfig, dir: &Path, part: Part<'_>) -> Result<Device, HsmError> {
+    match (config, part) {
+        (HsmConfig::Soft {}, _) => {
+            let device = SoftHsm::open(dir)?.device();
+            Ok(Device { place: part.place(&device.keys.identity.public())?, ..device })
+        }
+        (HsmConfig::Pkcs11(settings), _) => pkcs11::open(settings, part),
+        (HsmConfig::Tpm2(_), Part::Cell(_)) => Err(tpm_of_one_machine()),
+        (HsmConfig::Tpm2(settings), _) => tpm2::open(settings, dir),
     }
 }
+
+fn tpm_of_one_machine() -> HsmError {
+    HsmError::Token(TPM_OF_ONE_MACHINE.to_owned())
+}
+
+/// Why a cell's keys are in no TPM.
+pub const TPM_OF_ONE_MACHINE: &str =
+    "cells cannot have their keys in a TPM: it belongs to one machine, and the cells of a vault to many";
 
 /// What the key of the digest is the HMAC of, under a device's secret for the host.
 const DIGEST_LABEL: &[u8] = b"chatkeep vault digest key v1";

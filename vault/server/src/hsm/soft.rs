@@ -80,6 +80,7 @@ impl SoftHsm {
         Device {
             keys: Keys { name: Self::NAME.to_owned(), identity: hsm.clone(), sealer: hsm.clone(), oprf: hsm },
             digest_key,
+            place: None,
             anchor: None,
             weakness: Some(
                 "the keys are in software (hsm: soft): whoever copies this machine's disk can guess without limit",

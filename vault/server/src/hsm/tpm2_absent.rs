@@ -35,13 +35,14 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use crate::config::Config;
+    use crate::hsm::Part;
 
     #[test]
     fn a_program_without_it_says_how_it_is_built() {
         let settings =
             "data = \"/v\"\nlisten = \"127.0.0.1:0\"\n[hsm]\nkind = \"tpm2\"\nauth_file = \"/nowhere\"\n";
         let config: Config = toml::from_str(settings).unwrap();
-        let refused = crate::hsm::open(&config.hsm, Path::new("/v")).err().unwrap().to_string();
+        let refused = crate::hsm::open(&config.hsm, Path::new("/v"), Part::Whole).err().unwrap().to_string();
         assert!(refused.contains("--features tpm2") && refused.contains("libtss2-dev"), "{refused}");
     }
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use chatkeep_vault_protocol::cell::CellId;
 use chatkeep_vault_protocol::head::{ORIGIN, SignedHead};
 
 use crate::anchor::{Anchor, AnchorError, Anchored, Interrupter, Lags};
@@ -89,11 +90,12 @@ pub struct WitnessAnchor {
 }
 
 impl WitnessAnchor {
-    /// `quorum` of `peers`. Reading gives up after `patience`; advancing never does.
+    /// `quorum` of `peers`, for the state of `cell` or of a vault that is whole. Reading gives up after `patience`; advancing never does.
     pub fn new(
         peers: Vec<Peer>,
         quorum: usize,
         keys: Arc<dyn IdentityKey>,
+        cell: Option<CellId>,
         clock: Clock,
         patience: Duration,
     ) -> Result<Self, AnchorError> {
@@ -101,7 +103,7 @@ impl WitnessAnchor {
         if quorum > witnesses || 2 * quorum <= witnesses {
             return Err(WitnessFault::BadQuorum { quorum, witnesses }.into());
         }
-        Ok(Self { board: Board::start(peers, keys, clock)?, quorum, last: None, patience })
+        Ok(Self { board: Board::start(peers, keys, cell, clock)?, quorum, last: None, patience })
     }
 
     /// Shows the database's state to all witnesses as final: to witnesses that are new, or that lost their memory.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use chatkeep_vault_protocol::Identity;
+use chatkeep_vault_protocol::cell::CellId;
 use serde::Deserialize;
 
 use crate::config::{AnchorKind, Config};
@@ -48,9 +49,10 @@ impl TryFrom<String> for Pinned {
     }
 }
 
-/// `[[witness]]` and its quorum; `None` if there are none.
+/// `[[witness]]` and its quorum, for the state of `cell` or of a vault that is whole; `None` if there are none.
 pub fn witness_anchor(
     config: &Config,
+    cell: Option<CellId>,
     keys: &Arc<dyn IdentityKey>,
     clock: &Clock,
 ) -> anyhow::Result<Option<WitnessAnchor>> {
@@ -76,7 +78,8 @@ pub fn witness_anchor(
         let link = TlsLink::new(address, identity).with_context(|| format!("the witness `{address}`"))?;
         peers.push(Peer { name: address.clone(), identity, link: Box::new(link) });
     }
-    Ok(Some(WitnessAnchor::new(peers, quorum, keys.clone(), clock.clone(), START_PATIENCE)?))
+    let clock = clock.clone();
+    Ok(Some(WitnessAnchor::new(peers, quorum, keys.clone(), cell, clock, START_PATIENCE)?))
 }
 
 /// The witness for `[[witness_for]]`; `None` if there is nobody to witness.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use chatkeep_vault_protocol::answer::{self, Answer, Refusal};
 use chatkeep_vault_protocol::cbor::Fixed;
+use chatkeep_vault_protocol::cell::CellId;
 use chatkeep_vault_protocol::head::{ORIGIN, SignedHead, commits, head_message, restores};
 use chatkeep_vault_protocol::message::{Envelope, Latest, Request};
 use rand_core::OsRng;
@@ -41,6 +42,8 @@ pub(super) struct Board {
     state: Mutex<State>,
     changed: Condvar,
     keys: Arc<dyn IdentityKey>,
+    /// Whose state it is; `None`: that of a vault that is whole.
+    cell: Option<CellId>,
     clock: Clock,
 }
 
@@ -134,6 +137,7 @@ impl Board {
     pub(super) fn start(
         peers: Vec<Peer>,
         keys: Arc<dyn IdentityKey>,
+        cell: Option<CellId>,
         clock: Clock,
     ) -> std::io::Result<Arc<Self>> {
         let seat = |peer: &Peer| Seat {
@@ -146,7 +150,7 @@ impl Board {
         let seats = peers.iter().map(seat).collect();
         // round 1, so that nobody is taken as heard
         let state = State { goal: None, anchored: None, round: 1, seats, stop: false };
-        let board = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), keys, clock });
+        let board = Arc::new(Self { state: Mutex::new(state), changed: Condvar::new(), keys, cell, clock });
         for (index, peer) in peers.into_iter().enumerate() {
             let board = board.clone();
             std::thread::Builder::new()
@@ -188,10 +192,11 @@ impl Board {
         anchored: bool,
     ) -> Result<SignedHead, DeviceError> {
         let vault = self.keys.public();
-        let message = head_message(&vault, seq, &previous_root, &root, anchored);
+        let cell = self.cell;
+        let message = head_message(&vault, cell, seq, &previous_root, &root, anchored);
         let signature = Fixed(self.keys.sign(&message)?);
         let (previous_root, root) = (Fixed(previous_root), Fixed(root));
-        Ok(SignedHead { vault: Fixed(vault), seq, previous_root, root, anchored, signature })
+        Ok(SignedHead { vault: Fixed(vault), cell, seq, previous_root, root, anchored, signature })
     }
 
     fn attend(&self, index: usize, mut peer: Peer) {
@@ -252,15 +257,18 @@ impl Board {
     }
 
     fn ask(&self, peer: &mut Peer) -> Result<Held, Failure> {
-        let vault = self.keys.public();
-        match self.call(peer, Request::Latest(Latest { vault: Fixed(vault) }))? {
+        let (vault, cell) = (Fixed(self.keys.public()), self.cell);
+        match self.call(peer, Request::Latest(Latest { vault, cell }))? {
             Answer::Latest { head: None } => Ok(Held::Nothing),
-            Answer::Latest { head: Some(head) } if head.vault.0 == vault && head.is_genuine() => {
+            Answer::Latest { head: Some(head) }
+                if head.vault == vault && head.cell == cell && head.is_genuine() =>
+            {
                 Ok(Held::State(*head))
             }
             Answer::Latest { head: Some(head) } => Err(Failure::new(format!(
-                "lies: it shows a state of commit {} that this vault never signed",
-                head.seq
+                "lies: it shows a state of commit {} that this vault never signed{}",
+                head.seq,
+                cell.map(|cell| format!(" for {cell}")).unwrap_or_default()
             ))),
             other => Err(Failure::unasked(&other)),
         }
@@ -302,6 +310,11 @@ impl Failure {
                 "does not witness this vault: its operator has to name this vault's identity in [[witness_for]]"
                     .to_owned()
             }
+            Refusal::OtherCells => {
+                "refuses: it remembers states of this vault that is whole, or cut into another number of cells"
+                    .to_owned()
+            }
+            Refusal::Malformed => "refuses: its program may be too old, for cells above all".to_owned(),
             Refusal::OutOfOrder => "refuses: it holds another state than it told".to_owned(),
             Refusal::Conflict => "refuses: it signed another state of this commit".to_owned(),
             why => format!("refuses: {why:?}"),

@@ -1,6 +1,7 @@
 //! What a witness signs: every state of a vault once, in order, and never back. Pure.
 
 use chatkeep_vault_protocol::answer::Refusal;
+use chatkeep_vault_protocol::cell::CellId;
 use chatkeep_vault_protocol::head::{ORIGIN, SignedHead, follows};
 
 /// What to do with a state that a vault asks to be witnessed.
@@ -14,7 +15,14 @@ pub enum Verdict {
     Refuse(Refusal),
 }
 
-/// Decides about `asked`, a genuine head of the vault whose newest state here is `last`; `None` before the first.
+/// Whether two parts of a vault are of the same number of cells, or both the whole. The cells of a vault are fixed when it is
+/// made: somebody who is asked about others would remember the same accounts twice.
+pub fn are_cut_alike(one: Option<CellId>, other: Option<CellId>) -> bool {
+    one.map(CellId::of) == other.map(CellId::of)
+}
+
+/// Decides about `asked`, a genuine head of the vault, or of the cell, whose newest state here is `last`; `None` before the
+/// first.
 ///
 /// A step must follow the last state, number and digest. Who was away when states passed has missed steps: a state that
 /// the vault says is anchored lets it catch up, and only forward. A vault says so when a quorum holds that state, so a
@@ -49,7 +57,7 @@ mod tests {
     fn head(seq: u64, previous: u8, root: u8, anchored: bool) -> SignedHead {
         let (vault, signature) = (Fixed([1; 32]), Fixed([0; 64]));
         let (previous_root, root) = (Fixed([previous; 32]), Fixed([root; 32]));
-        SignedHead { vault, seq, previous_root, root, anchored, signature }
+        SignedHead { vault, cell: None, seq, previous_root, root, anchored, signature }
     }
 
     #[test]

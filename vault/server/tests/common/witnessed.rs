@@ -8,15 +8,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use chatkeep_vault_protocol::Suite;
 use chatkeep_vault_protocol::answer::{self, Answer, Body, Certificate, VaultInfo};
 use chatkeep_vault_protocol::cbor::{Blob, Fixed};
+use chatkeep_vault_protocol::cell::CellId;
 use chatkeep_vault_protocol::head::SignedHead;
 use chatkeep_vault_protocol::message::{
     self, Begin, Commit, Envelope, Finish, Guess, Info, Latest, Operation, owner_message, sign,
 };
 use chatkeep_vault_server::anchor::AnchorError;
+use chatkeep_vault_server::cells::{CellConfig, CellMap};
 use chatkeep_vault_server::ceremony::{self, CeremonyError, Restored};
 use chatkeep_vault_server::composite::AllOf;
 use chatkeep_vault_server::config::Config;
-use chatkeep_vault_server::hsm::{IdentityKey as _, SoftHsm};
+use chatkeep_vault_server::hsm::{IdentityKey as _, KEY_FILE, SoftHsm};
 use chatkeep_vault_server::setup;
 use chatkeep_vault_server::vault::{Parts, Vault};
 use chatkeep_vault_server::witness::peers::{Link, Peer};
@@ -37,6 +39,8 @@ pub(crate) enum Behaviour {
     SignsSomethingElse,
     /// Has another identity.
     SomebodyElse,
+    /// Shows the state of the other cell, which the vault did sign.
+    ShowsTheOtherCell,
 }
 
 /// One vault with its disk.
@@ -44,6 +48,8 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) dir: TempDir,
     identity: [u8; 32],
+    /// Which cell it is, of a vault with the map in the file [`MAP`].
+    cell: Option<u16>,
     witnessed_by: Mutex<(Vec<Way>, usize)>,
     witness_for: Mutex<Vec<[u8; 32]>>,
     running: Mutex<Option<(Arc<Vault>, File)>>,
@@ -57,24 +63,54 @@ struct Way {
     behaviour: Arc<Mutex<Behaviour>>,
 }
 
+/// Name of the map of cells on a node's disk.
+const MAP: &str = "cells.toml";
+
 impl Node {
     pub(crate) fn new(name: &str) -> Arc<Self> {
         let dir = tempfile::tempdir().unwrap();
         setup::init(&Config::development(dir.path())).unwrap();
-        Self::on(dir, name)
+        Self::on(dir, name, None)
+    }
+
+    /// Both cells of one vault.
+    pub(crate) fn two_cells() -> [Arc<Self>; 2] {
+        let keys = tempfile::tempdir().unwrap();
+        setup::init(&Config::development(keys.path())).unwrap();
+        let identity = SoftHsm::open(keys.path()).unwrap();
+        let map = "version = 1\ncells = [['https://cell-0'], ['https://cell-1']]\n";
+        let map = CellMap::sign(map, &identity).unwrap();
+        [0, 1].map(|number| {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::copy(keys.path().join(KEY_FILE), dir.path().join(KEY_FILE)).unwrap();
+            std::fs::write(dir.path().join(MAP), &map).unwrap();
+            let node = Self::on(dir, &format!("cell {number}"), Some(number));
+            setup::init(&node.config()).unwrap();
+            node
+        })
+    }
+
+    fn config(&self) -> Config {
+        let cell = self.cell.map(|number| CellConfig { map: self.dir.path().join(MAP), number });
+        Config { cell, ..Config::development(self.dir.path()) }
+    }
+
+    fn cell_id(&self) -> Option<CellId> {
+        self.cell.and_then(|number| CellId::new(number, 2))
     }
 
     /// With a copy of a stopped vault's disk, keys included.
     pub(crate) fn clone_of(other: &Self, name: &str) -> Arc<Self> {
-        Self::on(disk(other), name)
+        Self::on(disk(other), name, other.cell)
     }
 
-    fn on(dir: TempDir, name: &str) -> Arc<Self> {
+    fn on(dir: TempDir, name: &str, cell: Option<u16>) -> Arc<Self> {
         let identity = SoftHsm::open(dir.path()).unwrap().public();
         Arc::new(Self {
             name: name.to_owned(),
             dir,
             identity,
+            cell,
             witnessed_by: Mutex::default(),
             witness_for: Mutex::default(),
             running: Mutex::default(),
@@ -105,7 +141,7 @@ impl Node {
     }
 
     fn parts(&self) -> anyhow::Result<(Parts, File)> {
-        setup::open(&Config::development(self.dir.path()))
+        setup::open(&self.config())
     }
 
     fn anchor(&self, parts: &Parts, patience: Duration) -> Result<Option<WitnessAnchor>, AnchorError> {
@@ -118,8 +154,8 @@ impl Node {
             Peer { name: node.name.clone(), identity: node.identity, link: Box::new(way) }
         };
         let peers = ways.into_iter().map(peer).collect();
-        WitnessAnchor::new(peers, quorum, parts.keys.identity.clone(), parts.clock.clone(), patience)
-            .map(Some)
+        let (keys, clock) = (parts.keys.identity.clone(), parts.clock.clone());
+        WitnessAnchor::new(peers, quorum, keys, self.cell_id(), clock, patience).map(Some)
     }
 
     /// Gives up on witnesses after `patience`.
@@ -226,7 +262,7 @@ impl Node {
 
     /// The commit of `other` that this node holds as its witness.
     pub(crate) fn latest_of(&self, other: &Self) -> Option<u64> {
-        let latest = Latest { vault: Fixed(other.identity) };
+        let latest = Latest { vault: Fixed(other.identity), cell: other.cell_id() };
         match self.ask(&Request::new(message::Request::Latest(latest))) {
             Answer::Latest { head } => head.map(|head| head.seq),
             other => panic!("{other:?}"),
@@ -267,6 +303,9 @@ impl Node {
                 **head = SignedHead { seq: head.seq + 1000, ..**head };
             }
             (Behaviour::SignsSomethingElse, Answer::Cosigned { root, .. }) => root.0[0] ^= 1,
+            (Behaviour::ShowsTheOtherCell, answer @ Answer::Latest { .. }) => {
+                *answer = self.latest_of_the_other_cell(request);
+            }
             _ => {}
         }
         if behaviour == Behaviour::SomebodyElse {
@@ -279,6 +318,18 @@ impl Node {
             );
         }
         signed(&|message| identity.sign(message).unwrap(), self, request, &body)
+    }
+}
+
+impl Node {
+    fn latest_of_the_other_cell(&self, request: &[u8]) -> Answer {
+        let Some(message::Request::Latest(Latest { vault, cell: Some(cell) })) =
+            Envelope::decode(request).map(|envelope| envelope.request)
+        else {
+            panic!("the vault has cells");
+        };
+        let cell = CellId::new(cell.of() - 1 - cell.number(), cell.of());
+        self.ask(&Request::new(message::Request::Latest(Latest { vault, cell })))
     }
 }
 
@@ -350,6 +401,10 @@ impl Account {
     pub(crate) fn new(node: &Node) -> Self {
         let mut id = [0; 16];
         OsRng.fill_bytes(&mut id);
+        if let Some(cell) = node.cell {
+            // of two: the first bit
+            id[0] = id[0] >> 1 | (cell as u8) << 7;
+        }
         let (account, epoch) = (Fixed(id), EPOCH);
         let key = SigningKey::generate(&mut OsRng);
         let begin = Begin {

@@ -1,7 +1,7 @@
 //! Keys on a PKCS#11 token, from SoftHSM2 to a rack of hardware.
 //!
-//! In reading order: the way to the token (`connect`), its objects (`objects`), what is done with them (`token`), the
-//! arithmetic around it (`curve`).
+//! In reading order: the way to the token (`connect`), its objects (`objects`), those that each cell has of its own (`own`),
+//! what is done with them (`token`), the arithmetic around it (`curve`).
 //!
 //! Bound mode: the OPRF key of an account is K·k_a with K in the token and k_a random, in the sealed record. The result
 //! is a plain evaluation of RFC 9497, and none can be made without the token, not even with a copy of all else. Derived
@@ -11,6 +11,7 @@
 mod connect;
 mod curve;
 mod objects;
+mod own;
 mod token;
 
 use std::sync::Arc;
@@ -29,33 +30,55 @@ use super::device_anchor::DeviceAnchor;
 use super::worker::{Turn, Worker};
 use super::{
     DIGEST_LABEL, Device, DeviceError, HsmError, IDENTITY_LABEL, IdentityKey, Keys, NONCE_LEN, OprfRoot,
-    SealKey, Sealed, Sealer,
+    Part, SealKey, Sealed, Sealer,
 };
 use crate::config::Pkcs11Config;
 use crate::core::Evaluator;
 
 const ACCOUNT_LABEL: &[u8] = b"chatkeep vault account key v1";
 
-/// Makes a vault's keys on the token. Refuses a token that has any.
-pub fn create(settings: &Pkcs11Config, now_s: u64) -> Result<Device, HsmError> {
+/// Makes a vault's keys on the token, or what a cell has of its own there. Refuses a token that has any.
+pub fn create(settings: &Pkcs11Config, part: Part<'_>, now_s: u64) -> Result<Device, HsmError> {
     let connected = connect(settings)?;
     let in_software = connected.in_software;
-    device(Token::create(connected, now_s)?, in_software)
+    let token = match part {
+        Part::Cell(_) => Token::find(connected)?,
+        Part::Whole | Part::Common => Token::create(connected, now_s)?,
+    };
+    device(token, part, Some(now_s), in_software)
 }
 
 /// Opens a vault's keys on the token, and tests them.
-pub fn open(settings: &Pkcs11Config) -> Result<Device, HsmError> {
+pub fn open(settings: &Pkcs11Config, part: Part<'_>) -> Result<Device, HsmError> {
     let connected = connect(settings)?;
     let in_software = connected.in_software;
-    device(Token::open(connected)?, in_software)
+    device(Token::find(connected)?, part, None, in_software)
 }
 
-fn device(token: Token, in_software: bool) -> Result<Device, HsmError> {
+/// With `made_at_s`, what a cell has of its own is made.
+fn device(
+    mut token: Token,
+    part: Part<'_>,
+    made_at_s: Option<u64>,
+    in_software: bool,
+) -> Result<Device, HsmError> {
     let digest_key = token.host_secret(DIGEST_LABEL)?;
     let signer = match token.identity() {
         Some(public) => Signer::OnToken(public),
         None => Signer::InMemory(Box::new(SigningKey::from_bytes(&*token.host_secret(IDENTITY_LABEL)?))),
     };
+    let place = part.place(&signer.public())?;
+    match (&part, &place) {
+        (_, Some(place)) => {
+            if let Some(now_s) = made_at_s {
+                token.make_cell(place.cell.id(), now_s)?;
+            }
+            token.enter(place.cell.id())?;
+        }
+        (Part::Whole, None) => token.check_whole()?,
+        (Part::Cell(_) | Part::Common, None) => {}
+    }
+    token.test()?;
     let root = token.root();
     let name = name(&root, &signer, in_software);
     let worker = Arc::new(Worker::start(token)?);
@@ -69,6 +92,7 @@ fn device(token: Token, in_software: bool) -> Result<Device, HsmError> {
     Ok(Device {
         keys: Keys { name, identity: hsm.clone(), sealer: hsm.clone(), oprf: hsm },
         digest_key,
+        place,
         anchor: Some(Box::new(DeviceAnchor::new("pkcs11", worker, Duration::ZERO))),
         weakness: in_software.then_some(
             "the token says that it is no hardware (hsm: … +software): whoever copies its files and the PIN can guess \
@@ -104,6 +128,15 @@ struct Pkcs11Hsm {
 enum Signer {
     OnToken([u8; 32]),
     InMemory(Box<SigningKey>),
+}
+
+impl Signer {
+    fn public(&self) -> [u8; 32] {
+        match self {
+            Self::OnToken(public) => *public,
+            Self::InMemory(key) => key.verifying_key().to_bytes(),
+        }
+    }
 }
 
 /// An evaluator whose questions have their turn first, or after others.
@@ -186,10 +219,7 @@ impl OprfRoot for Pkcs11Hsm {
 
 impl IdentityKey for Pkcs11Hsm {
     fn public(&self) -> [u8; 32] {
-        match &self.signer {
-            Signer::OnToken(public) => *public,
-            Signer::InMemory(key) => key.verifying_key().to_bytes(),
-        }
+        self.signer.public()
     }
 
     fn sign(&self, message: &[u8]) -> Result<[u8; 64], DeviceError> {
@@ -206,6 +236,10 @@ impl IdentityKey for Pkcs11Hsm {
 impl Sealer for Pkcs11Hsm {
     fn keys(&self) -> Result<Vec<SealKey>, DeviceError> {
         self.worker.call(Turn::First, |token| Ok(token.seal_keys()))
+    }
+
+    fn look_again(&self) -> Result<(), DeviceError> {
+        self.worker.call(Turn::First, Token::look_again)
     }
 
     fn seal(&self, aad: &[u8], plaintext: &[u8], rng: &mut dyn CryptoRngCore) -> Result<Sealed, DeviceError> {

@@ -1,6 +1,6 @@
 //! Which objects on the token are the vault's, what they may be used for, and how they are made.
 //!
-//! They are found by their labels: one vault on one token. Keys are made on the token, sensitive and never extractable.
+//! They are found by their labels: one vault on one token; what a cell has of its own has the cell's number there. Keys are made on the token, sensitive and never extractable.
 
 use cryptoki::error::Error;
 use cryptoki::mechanism::Mechanism;
@@ -48,9 +48,20 @@ pub(super) fn failed(doing: &'static str) -> impl Fn(Error) -> DeviceError {
 pub(super) fn all(session: &Session) -> Result<Vec<ObjectHandle>, DeviceError> {
     let mut found = Vec::new();
     for label in ALL {
-        found.extend(session.find_objects(&[named(label)]).map_err(failed("list objects"))?);
+        found.extend(named_so(session, label)?);
     }
     Ok(found)
+}
+
+/// All objects with this label.
+pub(super) fn named_so(session: &Session, label: &str) -> Result<Vec<ObjectHandle>, DeviceError> {
+    session.find_objects(&[named(label)]).map_err(failed("list objects"))
+}
+
+/// All secret keys with this label.
+pub(super) fn secret_keys(session: &Session, label: &str) -> Result<Vec<ObjectHandle>, DeviceError> {
+    let template = [Attribute::Class(ObjectClass::SECRET_KEY), named(label)];
+    session.find_objects(&template).map_err(failed("list objects"))
 }
 
 /// The one object of this class with this label, if there is any.
@@ -139,9 +150,10 @@ pub(super) fn make_hmac_key(session: &Session, keep: Keep, label: &str) -> Resul
 pub(super) fn make_seal_key(
     session: &Session,
     keep: Keep,
+    label: &str,
     key: SealKey,
 ) -> Result<ObjectHandle, DeviceError> {
-    let mut template = locked_in(keep, SEAL);
+    let mut template = locked_in(keep, label);
     template.extend([
         Attribute::KeyType(KeyType::AES),
         Attribute::ValueLen(32.into()),
@@ -165,14 +177,14 @@ pub(super) fn describe_seal_key(session: &Session, key: ObjectHandle) -> Result<
 
 /// The object whose `CKA_ID` is the anchor. Data objects have no `CKA_ID`, and their `CKA_VALUE` is not changed on
 /// every token; a key's `CKA_ID` is.
-pub(super) fn make_anchor(session: &Session, keep: Keep) -> Result<ObjectHandle, DeviceError> {
+pub(super) fn make_anchor(session: &Session, keep: Keep, label: &str) -> Result<ObjectHandle, DeviceError> {
     let template = [
         on_token(keep),
         Attribute::Private(true),
         Attribute::Modifiable(true),
         Attribute::Sensitive(true),
         Attribute::Extractable(false),
-        named(ANCHOR),
+        named(label),
         Attribute::KeyType(KeyType::GENERIC_SECRET),
         Attribute::ValueLen(32.into()),
         Attribute::Sign(false),

@@ -1,7 +1,6 @@
 //! The vault's keys on a token, opened, and what is done with them. One thread owns it.
 
-use std::collections::BTreeMap;
-
+use chatkeep_vault_protocol::cell::CellId;
 use cryptoki::error::{Error, RvError};
 use cryptoki::mechanism::aead::GcmParams;
 use cryptoki::mechanism::eddsa::{EddsaParams, EddsaSignatureScheme};
@@ -17,7 +16,8 @@ use zeroize::Zeroizing;
 
 use super::connect::Connected;
 use super::curve::{self, DeviceAnswer, Question, Uncompressed};
-use super::objects::{self, ANCHOR, HOST, IDENTITY, Keep, ROOT, SEAL, failed};
+use super::objects::{self, HOST, IDENTITY, Keep, ROOT, failed};
+use super::own::{self, Own};
 use crate::hsm::device_anchor::{ANCHOR_LEN, AnchorCell};
 use crate::hsm::{DeviceError, HsmError, NONCE_LEN, SealKey, Sealed, aad_with_key};
 
@@ -28,10 +28,9 @@ const TAG_BITS: u64 = 128;
 pub(super) struct Token {
     session: Session,
     root: Root,
-    seal: BTreeMap<u32, (ObjectHandle, SealKey)>,
     host: ObjectHandle,
     identity: Option<(ObjectHandle, [u8; 32])>,
-    anchor: ObjectHandle,
+    own: Own,
 }
 
 /// Which of the two ways to an OPRF key the token knows. Chosen when the keys are made, and never again: the other way
@@ -77,7 +76,7 @@ impl Token {
             ));
         }
         match make_all(&connected, now_s) {
-            Ok(()) => Self::open(connected),
+            Ok(()) => Self::find(connected),
             Err(error) => {
                 // half a vault is none: everything with our labels was made just now
                 for object in objects::all(session).unwrap_or_default() {
@@ -88,17 +87,33 @@ impl Token {
         }
     }
 
-    /// Finds the keys, and tests that they do what they should.
-    pub(super) fn open(connected: Connected) -> Result<Self, HsmError> {
+    /// Finds what all cells have in common, and what a vault that is whole has beside it. Call [`Self::test`] when it is
+    /// known for which accounts it is.
+    pub(super) fn find(connected: Connected) -> Result<Self, HsmError> {
         let session = connected.session;
         let root = find_root(&session)?;
         let host = objects::need(&session, ObjectClass::SECRET_KEY, HOST)?;
         objects::check_locked_in(&session, host, HOST)?;
-        let anchor = objects::need(&session, ObjectClass::SECRET_KEY, ANCHOR)?;
         let identity = find_identity(&session)?;
-        let token = Self { seal: find_seal_keys(&session)?, session, root, host, identity, anchor };
-        token.test()?;
-        Ok(token)
+        let own = Own::find(&session, None)?;
+        Ok(Self { session, root, host, identity, own })
+    }
+
+    /// Makes what `cell` has of its own. Refuses what there is already, and a cell of another map.
+    pub(super) fn make_cell(&self, cell: CellId, now_s: u64) -> Result<(), HsmError> {
+        Own::make_of_cell(&self.session, cell, now_s)
+    }
+
+    /// From now on it seals and anchors for `cell`.
+    pub(super) fn enter(&mut self, cell: CellId) -> Result<(), HsmError> {
+        own::check_cut(&self.session, cell)?;
+        self.own = Own::find(&self.session, Some(cell))?;
+        Ok(())
+    }
+
+    /// Refuses a vault that is cut into cells.
+    pub(super) fn check_whole(&self) -> Result<(), HsmError> {
+        own::check_whole(&self.session)
     }
 
     /// How the OPRF is evaluated.
@@ -136,7 +151,12 @@ impl Token {
 
     /// The seal keys, oldest first.
     pub(super) fn seal_keys(&self) -> Vec<SealKey> {
-        self.seal.values().map(|(_, key)| *key).collect()
+        self.own.seal.values().map(|(_, key)| *key).collect()
+    }
+
+    /// Finds the seal keys anew.
+    pub(super) fn look_again(&mut self) -> Result<(), DeviceError> {
+        self.own.look_again(&self.session)
     }
 
     /// Encrypts with the newest seal key.
@@ -146,10 +166,10 @@ impl Token {
         plaintext: &[u8],
         nonce: [u8; NONCE_LEN],
     ) -> Result<Sealed, DeviceError> {
-        let (&key_id, (key, _)) = self.seal.last_key_value().expect("`open` found at least one");
+        let (key_id, key) = self.own.newest();
         let (mut nonce, aad) = (nonce, aad_with_key(aad, key_id));
         let params = GcmParams::new(&mut nonce, &aad, TAG_BITS.into()).map_err(failed("seal a record"))?;
-        let sealed = self.session.encrypt(&Mechanism::AesGcm(params), *key, plaintext);
+        let sealed = self.session.encrypt(&Mechanism::AesGcm(params), key, plaintext);
         let sealed = sealed.map_err(failed("seal a record"))?;
         // read after the call: tokens that draw the nonce themselves put it there
         Ok(Sealed { key_id, bytes: [&nonce[..], &sealed].concat() })
@@ -162,7 +182,7 @@ impl Token {
         aad: &[u8],
         sealed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, DeviceError> {
-        let (key, _) = self.seal.get(&key_id).ok_or(DeviceError::NoSuchKey { key_id })?;
+        let (key, _) = self.own.seal.get(&key_id).ok_or(DeviceError::NoSuchKey { key_id })?;
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>().ok_or(DeviceError::NotSealedHere)?;
         let (mut nonce, aad) = (*nonce, aad_with_key(aad, key_id));
         let params = GcmParams::new(&mut nonce, &aad, TAG_BITS.into()).map_err(failed("open a record"))?;
@@ -179,26 +199,16 @@ impl Token {
 
     /// Makes the next seal key, which seals from now on.
     pub(super) fn make_seal_key(&mut self, now_s: u64) -> Result<u32, DeviceError> {
-        let (newest, _) = self.seal.last_key_value().expect("`open` found at least one");
-        let key = SealKey { id: newest + 1, made_at_s: now_s };
-        let handle = objects::make_seal_key(&self.session, Keep::OnToken, key)?;
-        self.seal.insert(key.id, (handle, key));
-        Ok(key.id)
+        self.own.make_seal_key(&self.session, now_s)
     }
 
     /// Destroys all seal keys but the newest.
     pub(super) fn destroy_old_seal_keys(&mut self) -> Result<(), DeviceError> {
-        while self.seal.len() > 1 {
-            let (oldest, (handle, _)) = self.seal.first_key_value().expect("there are two");
-            let oldest = *oldest;
-            self.session.destroy_object(*handle).map_err(failed("destroy a seal key"))?;
-            self.seal.remove(&oldest);
-        }
-        Ok(())
+        self.own.destroy_old_seal_keys(&self.session)
     }
 
     /// Everything is tried once, so that a token that changed its ways is noticed before anybody is charged for it.
-    fn test(&self) -> Result<(), HsmError> {
+    pub(super) fn test(&self) -> Result<(), HsmError> {
         match self.root {
             Root::Bound { key, public } => test_root(&self.session, key, &public)?,
             Root::Derived { .. } => drop(self.derive(b"test")?),
@@ -219,12 +229,12 @@ impl Token {
 
 impl AnchorCell for Token {
     fn anchor(&mut self) -> Result<Vec<u8>, DeviceError> {
-        objects::read_id(&self.session, self.anchor)
+        objects::read_id(&self.session, self.own.anchor)
     }
 
     fn set_anchor(&mut self, value: &[u8; ANCHOR_LEN]) -> Result<(), DeviceError> {
         let value = Attribute::Id(value.to_vec());
-        self.session.update_attributes(self.anchor, &[value]).map_err(failed("write the anchor"))
+        self.session.update_attributes(self.own.anchor, &[value]).map_err(failed("write the anchor"))
     }
 }
 
@@ -244,9 +254,7 @@ fn make_all(connected: &Connected, now_s: u64) -> Result<(), HsmError> {
         }
     }
     objects::make_hmac_key(session, Keep::OnToken, HOST)?;
-    objects::make_anchor(session, Keep::OnToken)?;
-    objects::make_seal_key(session, Keep::OnToken, SealKey { id: 1, made_at_s: now_s })?;
-    Ok(())
+    Ok(Own::make(session, now_s)?)
 }
 
 /// Whether the token gives the x-coordinate of a product away: some bar `CKD_NULL`, or reading what was derived.
@@ -301,22 +309,6 @@ fn find_identity(session: &Session) -> Result<Option<(ObjectHandle, [u8; 32])>, 
     objects::check_locked_in(session, key, IDENTITY)?;
     let public = objects::need(session, ObjectClass::PUBLIC_KEY, IDENTITY)?;
     Ok(Some((key, read_identity(session, public)?)))
-}
-
-fn find_seal_keys(session: &Session) -> Result<BTreeMap<u32, (ObjectHandle, SealKey)>, HsmError> {
-    let template = [Attribute::Class(ObjectClass::SECRET_KEY), Attribute::Label(SEAL.into())];
-    let mut keys = BTreeMap::new();
-    for handle in session.find_objects(&template).map_err(failed("list objects"))? {
-        objects::check_locked_in(session, handle, SEAL)?;
-        let key = objects::describe_seal_key(session, handle)?;
-        if keys.insert(key.id, (handle, key)).is_some() {
-            return Err(HsmError::Token(format!("the token has two seal keys with the number {}", key.id)));
-        }
-    }
-    if keys.is_empty() {
-        return Err(HsmError::Token(format!("the token has no `{SEAL}`")));
-    }
-    Ok(keys)
 }
 
 fn read_point(session: &Session, public: ObjectHandle) -> Result<ProjectivePoint, HsmError> {

@@ -163,6 +163,7 @@ fn device(
             oprf: hsm,
         },
         digest_key: derived(DIGEST_LABEL),
+        place: None,
         anchor: Some(Box::new(DeviceAnchor::new("tpm2", worker, pause))),
         weakness: in_software.then_some(
             "the TPM is a program (hsm: tpm2+software): whoever copies its state and the auth value can guess without limit, \
