@@ -100,7 +100,7 @@ pub async fn recover(
             Ok(Recovered { absent, ..recovered })
         }
         Err(SlotError::DoesNotOpen) => Err(VaultError::WrongPassword {
-            left: attackers_bound(attempts.iter().map(|a| a.charged.left).collect(), t),
+            left: attackers_bound(attempts.iter().map(Attempt::left).collect(), t),
             max: attackers_bound(attempts.iter().map(|a| a.charged.max).collect(), t),
         }),
         Err(error) => Err(error.into()),
@@ -111,6 +111,13 @@ struct Attempt<'a> {
     vault: &'a VaultPin,
     blinded: &'a [u8],
     charged: Charged,
+}
+
+impl Attempt<'_> {
+    /// Attempts left after this one. A vault that says more than that contradicts itself: it charged this one.
+    fn left(&self) -> u16 {
+        self.charged.left.min(self.charged.max.saturating_sub(1))
+    }
 }
 
 async fn prove(
@@ -143,7 +150,7 @@ async fn prove(
         let mut counted = attempt.charged.failed_since_change;
         let error = match answered.map(|answered| answered.answer) {
             Ok(Answer::Reset { left: now }) => {
-                left.push(now);
+                left.push(now.min(attempt.charged.max));
                 failed = failed.max(counted.saturating_sub(1));
                 continue;
             }
@@ -154,7 +161,7 @@ async fn prove(
             dead += 1;
             counted = counted.saturating_sub(1);
         } else {
-            left.push(attempt.charged.left);
+            left.push(attempt.left());
         }
         failed = failed.max(counted);
         unproved.push((attempt.vault.name.clone(), error));

@@ -236,6 +236,21 @@ async fn three_of_five_work_with_one_absent_and_one_lying() {
     assert_eq!(wrong, VaultError::WrongPassword { left: 5, max: 6 });
 }
 
+/// As many liars as it takes to decide what the count is: the number is theirs, but it is a number of attempts.
+#[tokio::test]
+async fn vaults_that_lie_about_the_count_make_no_attempts() {
+    let vaults = ["a", "b", "c"].map(Local::new);
+    let pins = pins(&vaults);
+    let slot = enroll(&transport(&vaults), &pins, 2).await.slot;
+    let mut transport = transport(&vaults);
+    for vault in &vaults[..2] {
+        let liar = vault.clone();
+        transport.insert(liar.pin.identity, move |request| lie(&liar, request));
+    }
+    let wrong = unlock(&transport, &pins, &slot, b"wrong").await.unwrap_err();
+    assert_eq!(wrong, VaultError::WrongPassword { left: 5, max: 6 });
+}
+
 #[tokio::test]
 async fn an_answer_by_another_identity_is_not_believed() {
     let vaults = [Local::new("a"), Local::new("b")];
