@@ -5,6 +5,7 @@
 //! binds every guess to itself. It does **not** make its own live host obey the count.
 
 mod device_anchor;
+mod device_root;
 mod host_seal;
 pub mod pkcs11;
 mod secret_file;

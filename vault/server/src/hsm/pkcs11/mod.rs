@@ -27,13 +27,13 @@ use self::connect::connect;
 use self::curve::Question;
 use self::token::{Root, Token};
 use super::device_anchor::DeviceAnchor;
+use super::device_root::{DeviceRoot, Multiply};
 use super::worker::{Turn, Worker};
 use super::{
-    DIGEST_LABEL, Device, DeviceError, HsmError, IDENTITY_LABEL, IdentityKey, Keys, NONCE_LEN, OprfRoot,
-    Part, SealKey, Sealed, Sealer,
+    DIGEST_LABEL, Device, DeviceError, HsmError, IDENTITY_LABEL, IdentityKey, Keys, NONCE_LEN, Part, SealKey,
+    Sealed, Sealer,
 };
 use crate::config::Pkcs11Config;
-use crate::core::Evaluator;
 
 const ACCOUNT_LABEL: &[u8] = b"chatkeep vault account key v1";
 
@@ -82,15 +82,10 @@ fn device(
     let root = token.root();
     let name = name(&root, &signer, in_software);
     let worker = Arc::new(Worker::start(token)?);
-    let evaluator = |turn| Turned { worker: worker.clone(), root, turn };
-    let hsm = Arc::new(Pkcs11Hsm {
-        first: evaluator(Turn::First),
-        later: evaluator(Turn::Later),
-        worker: worker.clone(),
-        signer,
-    });
+    let oprf = Arc::new(DeviceRoot::new(TokenRoot { worker: worker.clone(), root }));
+    let hsm = Arc::new(Pkcs11Hsm { worker: worker.clone(), signer });
     Ok(Device {
-        keys: Keys { name, identity: hsm.clone(), sealer: hsm.clone(), oprf: hsm },
+        keys: Keys { name, identity: hsm.clone(), sealer: hsm, oprf },
         digest_key,
         place,
         anchor: Some(Box::new(DeviceAnchor::new("pkcs11", worker, Duration::ZERO))),
@@ -121,8 +116,6 @@ fn name(root: &Root, signer: &Signer, in_software: bool) -> String {
 struct Pkcs11Hsm {
     worker: Arc<Worker<Token>>,
     signer: Signer,
-    first: Turned,
-    later: Turned,
 }
 
 enum Signer {
@@ -139,25 +132,31 @@ impl Signer {
     }
 }
 
-/// An evaluator whose questions have their turn first, or after others.
-struct Turned {
+/// Multiplies with both keys, or derives the account's.
+#[derive(Clone)]
+struct TokenRoot {
     worker: Arc<Worker<Token>>,
     root: Root,
-    turn: Turn,
 }
 
-impl Turned {
-    fn evaluate_or_fail(&self, suite: Suite, key: &[u8; 32], blinded: &[u8]) -> Result<Vec<u8>, DeviceError> {
+impl Multiply for TokenRoot {
+    fn multiply(
+        &self,
+        turn: Turn,
+        suite: Suite,
+        key: &[u8; 32],
+        blinded: &[u8],
+    ) -> Result<Vec<u8>, DeviceError> {
         let failed = |_| DeviceError::Wrong;
         match self.root {
             Root::Bound { public, .. } => {
                 let question = Question::new(blinded).ok_or(DeviceError::Wrong)?;
-                let coordinates = self.worker.call(self.turn, move |token| token.multiply(&question))?;
+                let coordinates = self.worker.call(turn, move |token| token.multiply(&question))?;
                 suite.evaluate(key, &coordinates.product(&public)?).map_err(failed)
             }
             Root::Derived { .. } => {
                 let key = Zeroizing::new(*key);
-                let key = self.worker.call(self.turn, move |token| account_key(token, suite, &key))?;
+                let key = self.worker.call(turn, move |token| account_key(token, suite, &key))?;
                 suite.evaluate(&key, blinded).map_err(failed)
             }
         }
@@ -173,48 +172,6 @@ fn account_key(token: &Token, suite: Suite, key: &[u8; 32]) -> Result<Zeroizing<
         }
     }
     Err(DeviceError::Wrong)
-}
-
-impl Evaluator for Turned {
-    fn suites(&self) -> &[Suite] {
-        &[Suite::P256]
-    }
-
-    fn generate_key(&self, suite: Suite, mut rng: &mut dyn CryptoRngCore) -> Zeroizing<[u8; 32]> {
-        suite.generate_key(&mut rng)
-    }
-
-    fn evaluate(&self, suite: Suite, key: &[u8; 32], blinded: &[u8]) -> Option<Vec<u8>> {
-        if !self.suites().contains(&suite) {
-            return None;
-        }
-        let evaluated = self.evaluate_or_fail(suite, key, blinded);
-        evaluated.inspect_err(|error| tracing::error!(%error, "an evaluation failed")).ok()
-    }
-}
-
-impl Evaluator for Pkcs11Hsm {
-    fn suites(&self) -> &[Suite] {
-        self.later.suites()
-    }
-
-    fn generate_key(&self, suite: Suite, rng: &mut dyn CryptoRngCore) -> Zeroizing<[u8; 32]> {
-        self.later.generate_key(suite, rng)
-    }
-
-    fn evaluate(&self, suite: Suite, key: &[u8; 32], blinded: &[u8]) -> Option<Vec<u8>> {
-        self.later.evaluate(suite, key, blinded)
-    }
-}
-
-impl OprfRoot for Pkcs11Hsm {
-    fn at_once(&self) -> &dyn Evaluator {
-        &self.first
-    }
-
-    fn waits(&self) -> bool {
-        true
-    }
 }
 
 impl IdentityKey for Pkcs11Hsm {

@@ -32,15 +32,14 @@ use self::make::AuthValues;
 use self::note::Note;
 use self::tpm::{HostSecrets, Tpm};
 use super::device_anchor::DeviceAnchor;
+use super::device_root::{DeviceRoot, Multiply};
 use super::host_seal::HostSealKey;
 use super::secret_file::read_pin;
 use super::worker::{Turn, Worker};
 use super::{
-    DIGEST_LABEL, Device, DeviceError, HsmError, IDENTITY_LABEL, IdentityKey, Keys, OprfRoot, SealKey,
-    Sealed, Sealer,
+    DIGEST_LABEL, Device, DeviceError, HsmError, IDENTITY_LABEL, IdentityKey, Keys, SealKey, Sealed, Sealer,
 };
 use crate::config::Tpm2Config;
-use crate::core::Evaluator;
 
 /// Shorter ones could be guessed: no key here counts wrong tries. Random letters: 20 of base64 are 120 bits.
 const AUTH_LEN_MIN: usize = 20;
@@ -152,15 +151,14 @@ fn device(
     let hsm = Arc::new(Tpm2Hsm {
         identity: SigningKey::from_bytes(&derived(IDENTITY_LABEL)),
         seal: RwLock::new(seal.collect()),
-        first: Turned { worker: worker.clone(), turn: Turn::First },
-        later: Turned { worker: worker.clone(), turn: Turn::Later },
+        worker: worker.clone(),
     });
     Ok(Device {
         keys: Keys {
             name: if in_software { "tpm2+software" } else { "tpm2" }.to_owned(),
             identity: hsm.clone(),
-            sealer: hsm.clone(),
-            oprf: hsm,
+            sealer: hsm,
+            oprf: Arc::new(DeviceRoot::new(TpmRoot(worker.clone()))),
         },
         digest_key: derived(DIGEST_LABEL),
         place: None,
@@ -177,58 +175,24 @@ fn device(
 struct Tpm2Hsm {
     identity: SigningKey,
     seal: RwLock<BTreeMap<u32, Arc<HostSealKey>>>,
-    first: Turned,
-    later: Turned,
-}
-
-/// An evaluator whose questions have their turn first, or after others.
-struct Turned {
     worker: Arc<Worker<Tpm>>,
-    turn: Turn,
 }
 
-impl Evaluator for Turned {
-    fn suites(&self) -> &[Suite] {
-        &[Suite::P256]
-    }
+/// Multiplies in the TPM, and with the account's key here.
+#[derive(Clone)]
+struct TpmRoot(Arc<Worker<Tpm>>);
 
-    fn generate_key(&self, suite: Suite, mut rng: &mut dyn CryptoRngCore) -> Zeroizing<[u8; 32]> {
-        suite.generate_key(&mut rng)
-    }
-
-    fn evaluate(&self, suite: Suite, key: &[u8; 32], blinded: &[u8]) -> Option<Vec<u8>> {
-        if !self.suites().contains(&suite) {
-            return None;
-        }
+impl Multiply for TpmRoot {
+    fn multiply(
+        &self,
+        turn: Turn,
+        suite: Suite,
+        key: &[u8; 32],
+        blinded: &[u8],
+    ) -> Result<Vec<u8>, DeviceError> {
         let element = blinded.to_vec();
-        let product = self.worker.call(self.turn, move |tpm| tpm.multiply(&element));
-        let evaluated =
-            product.and_then(|product| suite.evaluate(key, &product).map_err(|_| DeviceError::Wrong));
-        evaluated.inspect_err(|error| tracing::error!(%error, "an evaluation failed")).ok()
-    }
-}
-
-impl Evaluator for Tpm2Hsm {
-    fn suites(&self) -> &[Suite] {
-        self.later.suites()
-    }
-
-    fn generate_key(&self, suite: Suite, rng: &mut dyn CryptoRngCore) -> Zeroizing<[u8; 32]> {
-        self.later.generate_key(suite, rng)
-    }
-
-    fn evaluate(&self, suite: Suite, key: &[u8; 32], blinded: &[u8]) -> Option<Vec<u8>> {
-        self.later.evaluate(suite, key, blinded)
-    }
-}
-
-impl OprfRoot for Tpm2Hsm {
-    fn at_once(&self) -> &dyn Evaluator {
-        &self.first
-    }
-
-    fn waits(&self) -> bool {
-        true
+        let product = self.0.call(turn, move |tpm| tpm.multiply(&element))?;
+        suite.evaluate(key, &product).map_err(|_| DeviceError::Wrong)
     }
 }
 
@@ -267,14 +231,14 @@ impl Sealer for Tpm2Hsm {
     }
 
     fn make_key(&self, now_s: u64) -> Result<u32, DeviceError> {
-        let (key, secret) = self.first.worker.call(Turn::First, move |tpm| tpm.make_seal_key(now_s))?;
+        let (key, secret) = self.worker.call(Turn::First, move |tpm| tpm.make_seal_key(now_s))?;
         let made = Arc::new(HostSealKey::new(key, &secret));
         self.seal.write().expect("no one panics while holding it").insert(key.id, made);
         Ok(key.id)
     }
 
     fn destroy_old_keys(&self) -> Result<(), DeviceError> {
-        self.first.worker.call(Turn::First, Tpm::destroy_old_seal_keys)?;
+        self.worker.call(Turn::First, Tpm::destroy_old_seal_keys)?;
         let mut keys = self.seal.write().expect("no one panics while holding it");
         while keys.len() > 1 {
             keys.pop_first();
