@@ -4,26 +4,17 @@
 
 mod small_world;
 
-use std::path::Path;
-use std::sync::Arc;
-
 use chatkeep_format::Keyslot;
-use chatkeep_ipc::{Server, Settings};
 use chatkeep_planner::{Level, Millis, SourceId};
 use chatkeep_vault_client::{KdfParams, SlotSecret, VaultPin};
 use chatkeep_vault_protocol::slot::Header;
 use chatkeep_vault_protocol::{Suite, ppss};
-use chatkeepd::config::Config;
-use chatkeepd::courier::Courier;
 use chatkeepd::event::{Command, Event};
-use chatkeepd::guard::{Book, Counted, Look, LookOrder, VaultSeen};
-use chatkeepd::jobs::Tools;
-use chatkeepd::keys::KeyFiles;
-use chatkeepd::paths::Paths;
-use chatkeepd::registry::{Registration, Registry};
+use chatkeepd::guard::{Counted, Look, LookOrder, VaultSeen};
 use chatkeepd::service::Service;
 use chatkeepd::witness::Compared;
 use rand_core::OsRng;
+use small_world::service::opened;
 use small_world::{BEGIN_US, World};
 
 const MINUTE: u64 = 60_000;
@@ -65,49 +56,11 @@ async fn service(world: &mut World, settings: &str, password: bool) -> Service {
         (running.opened.keys.slots, running.opened.keys.secret) =
             (vec![Keyslot::Password(slot)], Some(secret));
     }
-    let path = |name: &str| world.folder.path().join(name);
-    for name in ["data", "elsewhere"] {
-        std::fs::create_dir_all(path(name)).unwrap();
-    }
-    let mut registry = Registry::default();
-    let registration = Registration {
-        display_name: "chat".to_owned(),
-        app_id: String::new(),
-        path: path("chat.db"),
-        more_databases: Vec::new(),
-        attachments: Vec::new(),
-        store: "disk".to_owned(),
-        archive: Some(world.archive().id),
-        vault: "home".to_owned(),
-    };
-    registry.database.insert("chat".to_owned(), registration);
-    registry.save(&path("data/registrations.toml")).unwrap();
-    let text = format!(
-        "{settings}\n[[store]]\nname = 'disk'\nurl = 'file://{}'\n[[vault]]\nname = 'home'\nurl = 'https://v.example'\n\
-         identity = '{}'\n",
-        path("elsewhere").display(),
+    let vault = format!(
+        "[[vault]]\nname = 'home'\nurl = 'https://v.example'\nidentity = '{}'\n",
         hex::encode(IDENTITY)
     );
-    let (calls, _) = tokio::sync::mpsc::channel(1);
-    let tools = Tools {
-        catalogue: running.catalogue.clone(),
-        key_store: Arc::new(KeyFiles::new(path("data"))),
-        book: Book::new(Arc::new(Courier::new(path("courier.sock"))), running.catalogue.clone()),
-        notify: false,
-        server: Server::new(calls, Settings::default()),
-        paths: Arc::new(Paths {
-            config: path("config.toml"),
-            data: path("data"),
-            state: path("state"),
-            runtime: path("run"),
-        }),
-    };
-    let config = Config::parse(&text, Path::new("config.toml")).unwrap();
-    let mut service = Service::new(tools, config, path("config.toml")).unwrap();
-    service.begin(Millis(0));
-    let opened = Event::Opened { source: SOURCE, result: Ok(Some(Box::new(running.opened))) };
-    service.handle(opened, Millis(1));
-    service
+    opened(world, running, SOURCE, settings, &vault)
 }
 
 /// What is asked for at a tick: a look, with what it is to compare.

@@ -4,21 +4,12 @@
 
 mod small_world;
 
-use std::path::Path;
-use std::sync::Arc;
-
-use chatkeep_ipc::{Call, Error, JobId, Server, Settings, VerifyDepth};
+use chatkeep_ipc::{Call, Error, JobId, VerifyDepth};
 use chatkeep_planner::{Level, Millis, SourceId};
-use chatkeepd::config::Config;
-use chatkeepd::courier::Courier;
 use chatkeepd::event::{Command, Event, Outcome, Work};
 use chatkeepd::fault::Fault;
-use chatkeepd::guard::Book;
-use chatkeepd::jobs::Tools;
-use chatkeepd::keys::KeyFiles;
-use chatkeepd::paths::Paths;
-use chatkeepd::registry::{Registration, Registry};
 use chatkeepd::service::Service;
+use small_world::service::opened;
 use small_world::{BEGIN_US, World};
 
 const MINUTE: u64 = 60_000;
@@ -28,44 +19,7 @@ const SOURCE: SourceId = SourceId(0);
 async fn service(world: &mut World, settings: &str) -> Service {
     world.write(&[Level::Base, Level::Entry], BEGIN_US).await;
     let running = world.start().await;
-    let path = |name: &str| world.folder.path().join(name);
-    for name in ["data", "elsewhere"] {
-        std::fs::create_dir_all(path(name)).unwrap();
-    }
-    let mut registry = Registry::default();
-    let registration = Registration {
-        display_name: "chat".to_owned(),
-        app_id: String::new(),
-        path: path("chat.db"),
-        more_databases: Vec::new(),
-        attachments: Vec::new(),
-        store: "disk".to_owned(),
-        archive: Some(world.archive().id),
-        vault: String::new(),
-    };
-    registry.database.insert("chat".to_owned(), registration);
-    registry.save(&path("data/registrations.toml")).unwrap();
-    let text =
-        format!("{settings}\n[[store]]\nname = 'disk'\nurl = 'file://{}'\n", path("elsewhere").display());
-    let (calls, _) = tokio::sync::mpsc::channel(1);
-    let tools = Tools {
-        catalogue: running.catalogue.clone(),
-        key_store: Arc::new(KeyFiles::new(path("data"))),
-        book: Book::new(Arc::new(Courier::new(path("courier.sock"))), running.catalogue.clone()),
-        notify: false,
-        server: Server::new(calls, Settings::default()),
-        paths: Arc::new(Paths {
-            config: path("config.toml"),
-            data: path("data"),
-            state: path("state"),
-            runtime: path("run"),
-        }),
-    };
-    let config = Config::parse(&text, Path::new("config.toml")).unwrap();
-    let mut service = Service::new(tools, config, path("config.toml")).unwrap();
-    service.begin(Millis(0));
-    let opened = Event::Opened { source: SOURCE, result: Ok(Some(Box::new(running.opened))) };
-    service.handle(opened, Millis(1));
+    let mut service = opened(world, running, SOURCE, settings, "");
     service.handle(Event::Found { source: SOURCE }, Millis(2));
     service
 }

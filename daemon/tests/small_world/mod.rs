@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "tests; not every test file uses everything")]
 
+pub(crate) mod service;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
