@@ -28,6 +28,7 @@ const LIBRARIES: &[&str] = &[
     "chatkeep-sqlite",
     "chatkeep-attachments",
     "chatkeep-store",
+    "chatkeep-store-host",
     "chatkeep-store-local",
     "chatkeep-ipc",
     "chatkeep-vault-protocol",
@@ -42,7 +43,15 @@ const ALL: &[&str] = &[
     "chatkeep-sqlite",
     "chatkeep-attachments",
     "chatkeep-store",
+    "chatkeep-store-cloud",
+    "chatkeep-store-dav",
+    "chatkeep-store-host",
     "chatkeep-store-local",
+    "chatkeep-store-program",
+    "chatkeep-store-rclone",
+    "chatkeep-store-rig",
+    "chatkeep-store-serve",
+    "chatkeep-store-sftp",
     "chatkeep-ipc",
     "chatkeep-vault-protocol",
     "chatkeep-vault-client",
@@ -56,6 +65,7 @@ const ALL: &[&str] = &[
 
 const FORMAT: &[&str] = &["chatkeep-format"];
 const STORE: &[&str] = &["chatkeep-store"];
+const RIG: &[&str] = &["chatkeep-store-rig"];
 const PROTOCOL: &[&str] = &["chatkeep-vault-protocol"];
 
 #[rustfmt::skip]
@@ -67,6 +77,14 @@ const MAP: &[Place] = &[
     Place { name: "chatkeep-attachments", folder: "attachments", imports: &[], test_imports: &[], why: "a leaf: one folder of files, no idea of archives" },
     Place { name: "chatkeep-store", folder: "plugins/store", imports: &[], test_imports: &[], why: "a leaf: the contract" },
     Place { name: "chatkeep-store-local", folder: "plugins/local", imports: STORE, test_imports: &[], why: "a store sees ciphertext: it must not be able to do more" },
+    Place { name: "chatkeep-store-host", folder: "plugins/host", imports: STORE, test_imports: &["chatkeep-store-serve"], why: "talks to plugins over a socket: it needs none of them" },
+    Place { name: "chatkeep-store-serve", folder: "plugins/serve", imports: STORE, test_imports: &[], why: "the other end of that socket" },
+    Place { name: "chatkeep-store-cloud", folder: "plugins/cloud", imports: STORE, test_imports: RIG, why: "a store sees ciphertext: it must not be able to do more" },
+    Place { name: "chatkeep-store-dav", folder: "plugins/dav", imports: STORE, test_imports: RIG, why: "the same" },
+    Place { name: "chatkeep-store-sftp", folder: "plugins/sftp", imports: STORE, test_imports: RIG, why: "the same" },
+    Place { name: "chatkeep-store-rclone", folder: "plugins/rclone", imports: STORE, test_imports: RIG, why: "the same" },
+    Place { name: "chatkeep-store-program", folder: "plugins/program", imports: &["chatkeep-store", "chatkeep-store-serve", "chatkeep-store-cloud", "chatkeep-store-dav", "chatkeep-store-sftp", "chatkeep-store-rclone"], test_imports: RIG, why: "has the network, so it must not have the keys" },
+    Place { name: "chatkeep-store-rig", folder: "plugins/rig", imports: &[], test_imports: &[], why: "servers for tests, whatever is tested" },
     Place { name: "chatkeep-ipc", folder: "ipc", imports: &[], test_imports: &[], why: "a leaf: D-Bus and no decisions" },
     Place { name: "chatkeep-vault-protocol", folder: "vault/protocol", imports: &[], test_imports: &[], why: "a leaf: both ends agree on it" },
     Place { name: "chatkeep-vault-client", folder: "vault/client", imports: PROTOCOL, test_imports: &[], why: "knows vaults, not archives" },
@@ -101,6 +119,7 @@ const BANS: &[Ban] = &[
     Ban { below: "chatkeep-crypto", banned: WAITING, why: "pure: no I/O, no async" },
     Ban { below: "chatkeep-planner", banned: WAITING, why: "pure: no I/O, no async" },
     Ban { below: "chatkeep-vault-protocol", banned: WAITING, why: "pure: no I/O, no async" },
+    Ban { below: "chatkeep-store-program", banned: &["chatkeep-crypto", "chatkeep-format", "chatkeep-sqlite", "oo7"], why: "the process that has the network has no keys" },
     Ban { below: "chatkeep-vault-courier", banned: &["chatkeep-crypto", "chatkeep-sqlite", "oo7"], why: "the process that has the network has no keys" },
 ];
 

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 /// A program that a test runs for real, or a file that a build needs, and the Debian packages that have it. Some are not on
 /// the path.
-const NEEDED: [(&str, &str); 13] = [
+const NEEDED: [(&str, &str); 17] = [
     ("dbus-daemon", "dbus-daemon"),
     ("dbus-monitor", "dbus-bin"),
     ("gnome-keyring-daemon", "gnome-keyring"),
@@ -21,6 +21,10 @@ const NEEDED: [(&str, &str); 13] = [
     ("/usr/sbin/tpm2-abrmd", "tpm2-abrmd libtss2-tcti-tabrmd0"),
     ("/usr/include/tss2/tss2_esys.h", "libtss2-dev"),
     ("pkg-config", "pkg-config"),
+    ("/usr/sbin/sshd", "openssh-server"),
+    ("/usr/sbin/nginx", "nginx-extras"),
+    ("/usr/sbin/apache2", "apache2"),
+    ("npm", "npm"),
 ];
 
 /// What is not built unless somebody asks for it, because it needs a C library. Tested all the same.

@@ -128,6 +128,7 @@ impl Store for LocalStore {
             range: true,
             delete_is_final: true,
             usage: true,
+            retain: false,
             object_len_max: None,
             // each put waits for the disk two times; more at once only queue up there
             parallel: 8,

@@ -91,6 +91,7 @@ pub enum Operation {
     Head,
     List,
     Delete,
+    Retain,
     Usage,
 }
 
@@ -342,6 +343,19 @@ impl<S: Store> Store for ChaosStore<S> {
             }
             Turn::Fault(Fault::Forgotten) => Ok(()),
             _ => self.delete_now(key).await,
+        }
+    }
+
+    async fn retain(&self, key: &StoreKey, until_s: u64) -> Result<()> {
+        match self.next(Operation::Retain, key.as_str()) {
+            Turn::Dark { .. } => Err(power_off()),
+            Turn::Fault(Fault::Fail(kind)) => Err(error_of(kind, key)),
+            Turn::Fault(Fault::DoneButFails(kind)) => {
+                self.inner.retain(key, until_s).await?;
+                Err(error_of(kind, key))
+            }
+            Turn::Fault(Fault::Forgotten) => Ok(()),
+            _ => self.inner.retain(key, until_s).await,
         }
     }
 

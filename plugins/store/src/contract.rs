@@ -49,6 +49,13 @@ pub trait Store: Send + Sync {
     /// Deletes an object. Also succeeds when there is none.
     async fn delete(&self, key: &StoreKey) -> Result<()>;
 
+    /// Locks an object against deletion and overwriting until a time in seconds since 1970, or refuses as
+    /// [`Unsupported`](StoreError::Unsupported). An object that is locked for longer stays so; nothing shortens a lock.
+    async fn retain(&self, key: &StoreKey, until_s: u64) -> Result<()> {
+        let _ = (key, until_s);
+        Err(StoreError::Unsupported { what: "lock objects against deletion" })
+    }
+
     /// Says how full the store is, or [`Unsupported`](StoreError::Unsupported).
     async fn usage(&self) -> Result<Usage>;
 
@@ -107,6 +114,8 @@ pub struct Capabilities {
     pub delete_is_final: bool,
     /// Whether [`Store::usage`] works.
     pub usage: bool,
+    /// Whether [`Store::retain`] works.
+    pub retain: bool,
     /// The largest object, in bytes; `None` is: larger than any object of ours.
     pub object_len_max: Option<u64>,
     /// How many calls at once are useful.

@@ -124,10 +124,19 @@ fn fault_of(text: &str) -> Option<&'static str> {
     })
 }
 
-/// A text that may be hostile, for a message: at most 60 characters, nothing a terminal would obey.
+/// A name that may be hostile, for a message: at most 60 characters, nothing a terminal would obey.
 pub(crate) fn shown(text: &str) -> String {
-    let mut short: String = text.chars().take(60).flat_map(char::escape_debug).collect();
-    if text.chars().nth(60).is_some() {
+    escaped(text, 60)
+}
+
+/// Words of a store that may be hostile, for a message: at most 300 characters, nothing a terminal would obey.
+pub(crate) fn shown_long(text: &str) -> String {
+    escaped(text, 300)
+}
+
+fn escaped(text: &str, chars_max: usize) -> String {
+    let mut short: String = text.chars().take(chars_max).flat_map(char::escape_debug).collect();
+    if text.chars().nth(chars_max).is_some() {
         short.push('…');
     }
     short

@@ -84,6 +84,7 @@ impl Store for MemoryStore {
             range: true,
             delete_is_final: true,
             usage: true,
+            retain: false,
             object_len_max: None,
             parallel: 16,
         }

@@ -1,0 +1,1 @@
+//! Object stores of the large clouds, and whatever speaks their protocols.

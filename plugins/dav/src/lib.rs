@@ -1,0 +1,1 @@
+//! WebDAV servers: Nextcloud, Apache, nginx and others.

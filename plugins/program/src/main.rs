@@ -1,0 +1,3 @@
+//! `chatkeep-store`: the plugin of every store that Chatkeep ships.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! nginx and Apache as WebDAV servers.

@@ -1,0 +1,1 @@
+//! moto: an S3 server with conditions, versions and locks.

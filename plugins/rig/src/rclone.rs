@@ -1,0 +1,1 @@
+//! rclone of a version that has what the store needs.

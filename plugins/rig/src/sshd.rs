@@ -1,0 +1,1 @@
+//! OpenSSH: a server with keys of its own.

@@ -1,0 +1,1 @@
+//! Folders on other machines, reached with the user's own ssh.
