@@ -33,6 +33,14 @@ pub enum Event {
         /// How much there is to capture, in bytes. A repeat with the same number is no new activity.
         pending_bytes: u64,
     },
+    /// Captures of a source that nobody asked for wait for so long: its store is to be asked less often. The last word on
+    /// this counts.
+    Spare {
+        /// Which.
+        source: SourceId,
+        /// From now, in milliseconds.
+        wait_ms: u64,
+    },
     /// A person asked for a backup: goes ahead of debounce, back-off and pause.
     CaptureNow {
         /// Which.

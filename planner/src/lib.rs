@@ -4,12 +4,14 @@
 //! what time it is ([`Millis`]), and carries out the [`Command`]s it gets back. In reading order: [`event`] is all
 //! that can be said in either direction, [`policy`] the user's choice, [`scheduler`] the decisions about captures and
 //! uploads, [`levels`] what the next entry of an archive holds, [`restore`] which objects a restore reads and in which
-//! order, [`retention`] which recovery points stay, [`prune`] what is deleted from a store, [`damage`] what an object
+//! order, [`pause`] and [`budget`] when nothing is sent and what sending costs, [`retention`] which recovery points stay, [`prune`] what is deleted from a store, [`damage`] what an object
 //! that is damaged costs. [`year`] tries them on a model.
 
+pub mod budget;
 pub mod damage;
 pub mod event;
 pub mod levels;
+pub mod pause;
 pub mod policy;
 pub mod prune;
 pub mod restore;
@@ -17,11 +19,13 @@ pub mod retention;
 pub mod scheduler;
 pub mod year;
 
+pub use budget::{Budget, Month, Prices, Spent};
 pub use damage::Dependents;
 pub use event::{Command, Event, Millis, Retry, SourceId, UploadId};
 pub use levels::{
     ChainLink, EntryPlan, Level, LevelPolicy, advance_chain, chain_of, next_of_chain, plan_entry,
 };
+pub use pause::{Conditions, Gate, OnMetered, PausePolicy, PauseReason, gate};
 pub use policy::{Backoff, CapturePolicy};
 pub use prune::{KnownEntry, Mark, PackName, Prunable, PrunePlan, StoreView, plan_prune};
 pub use restore::{ChainError, RestorePlan, Target, choose_point, follows, plan_restore};

@@ -118,6 +118,9 @@ impl Scheduler {
             Event::Changed { source, pending_bytes } => {
                 self.with(source, |it| it.changed(pending_bytes, now));
             }
+            Event::Spare { source, wait_ms } => {
+                self.with(source, |it| it.not_before = now.after_ms(wait_ms));
+            }
             Event::CaptureNow { source } => self.with(source, Source::ask_for_capture),
             Event::CaptureDone { source, more } => self.with(source, |it| it.capture_done(more, now)),
             Event::CaptureFailed { source, retry: when } => {

@@ -143,6 +143,17 @@ fn a_person_need_not_wait() {
 }
 
 #[test]
+fn a_store_that_is_to_be_spared_lets_captures_wait_unless_a_person_asks() {
+    let mut world = World::with(&[A]);
+    world.expect(Event::Spare { source: A, wait_ms: 60_000 }, &[]);
+    world.expect(changed(A, 1), &[]);
+    world.expect_at(60_000, &[CAPTURE_A]);
+    world.expect(done(A), &[]);
+    world.expect(Event::Spare { source: A, wait_ms: 60_000 }, &[]);
+    world.expect(Event::CaptureNow { source: A }, &[CAPTURE_A]);
+}
+
+#[test]
 fn asking_during_a_capture_leads_to_one_more() {
     let mut world = World::with(&[A]);
     world.expect(Event::CaptureNow { source: A }, &[CAPTURE_A]);

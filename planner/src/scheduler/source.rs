@@ -18,6 +18,8 @@ pub(super) struct Source {
     pressing: bool,
     capture: Option<RunningCapture>,
     capture_failures: Failures,
+    /// Nothing is captured before that nobody asked for.
+    pub(super) not_before: Moment,
     /// In the order of upload; those under way stay until they are done.
     queue: VecDeque<Waiting>,
     uploading: Vec<Running>,
@@ -71,6 +73,7 @@ impl Source {
             pressing: false,
             capture: None,
             capture_failures: Failures::default(),
+            not_before: Moment::default(),
             queue: VecDeque::new(),
             uploading: Vec::new(),
             upload_failures: Failures::default(),
@@ -183,6 +186,7 @@ impl Source {
         let late = change.first_at.after_ms(policy.wait_max_ms);
         let settled =
             if change.pending_bytes >= policy.pending_bytes_max { change.last_at } else { silent.min(late) };
+        let settled = settled.max(self.not_before);
         match self.capture_failures.wait {
             None => Some(settled),
             Some((Wait::Never, _)) => None,
