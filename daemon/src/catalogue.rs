@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chatkeep_format::{ArchiveId, DatabaseKind, DatabaseRecord, DatabaseState, Entry, PageSet};
-use chatkeep_planner::{ChainLink, Level};
+use chatkeep_planner::{ChainLink, Level, Spent};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
@@ -327,6 +327,21 @@ impl Catalogue {
             warn!(%error, "the cache cannot be written");
         }
         facts
+    }
+
+    /// What was asked of a store, and in which month (counted from January 1970).
+    pub fn spent(&self, store: &str) -> Option<(u32, Spent)> {
+        let (month, [writes, reads, deletes, bytes_up, bytes_down]): (u32, [u64; 5]) =
+            self.get("spent", store.as_bytes())?;
+        Some((month, Spent { writes, reads, deletes, bytes_up, bytes_down }))
+    }
+
+    /// Remembers what was asked of a store.
+    pub fn put_spent(&self, store: &str, month: u32, spent: Spent) {
+        let counts = [spent.writes, spent.reads, spent.deletes, spent.bytes_up, spent.bytes_down];
+        if let Err(error) = self.put("spent", store.as_bytes(), &(month, counts)) {
+            warn!(%error, "the cache cannot be written");
+        }
     }
 
     /// What is known to be damaged, located among the points that there are.

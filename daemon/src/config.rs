@@ -2,14 +2,15 @@
 //!
 //! `config.example.toml` in the repository shows every key with its unit and default; a test parses it.
 
+mod stores;
 mod vaults;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use chatkeep_planner::{CapturePolicy, RetentionPolicy};
 use serde::Deserialize;
 
+pub use stores::{Limits, Metered, Place, PriceList, Rate, Retain, Size, Store};
 pub use vaults::{Vault, Vaults};
 
 /// The whole configuration file.
@@ -42,6 +43,8 @@ pub struct Service {
     pub key_storage: KeyStorage,
     /// Flatpak application ids that may call us although they are sandboxed.
     pub allowed_apps: Vec<String>,
+    /// Secrets may be taken from the environment (`env:NAME`), where other processes of the user can read them.
+    pub secrets_from_environment: bool,
     /// Listening socket of the vault courier; none = `$XDG_RUNTIME_DIR/chatkeep-courier.sock`.
     pub courier_socket: Option<PathBuf>,
 }
@@ -102,22 +105,6 @@ pub struct Upkeep {
     pub verify_every: Period,
     /// A restore is rehearsed in full.
     pub drill_every: Period,
-}
-
-/// `[[store]]`
-#[derive(Debug, Clone, Deserialize, PartialEq)]
-#[serde(deny_unknown_fields)]
-pub struct Store {
-    /// Its name on D-Bus and in logs.
-    pub name: String,
-    /// The scheme picks the kind of store.
-    pub url: String,
-    /// Settings of that kind of store, handed over as they are.
-    #[serde(default)]
-    pub options: BTreeMap<String, toml::Value>,
-    /// Where each secret of the store lives: `"keyring"`, `"credential:NAME"` or `"env:NAME"`. Never the secret.
-    #[serde(default)]
-    pub secrets: BTreeMap<String, String>,
 }
 
 /// `[[source]]`
@@ -200,7 +187,12 @@ impl<'de> Deserialize<'de> for Period {
 
 impl Default for Service {
     fn default() -> Self {
-        Self { key_storage: KeyStorage::SecretService, allowed_apps: Vec::new(), courier_socket: None }
+        Self {
+            key_storage: KeyStorage::SecretService,
+            allowed_apps: Vec::new(),
+            secrets_from_environment: false,
+            courier_socket: None,
+        }
     }
 }
 
@@ -381,9 +373,18 @@ impl Config {
             }
         }
         for store in &self.store {
-            if !store.url.contains(':') {
-                return Err(format!("store `{}`: `{}` is not a URL", store.name, store.url));
-            }
+            store.check()?;
+        }
+        let from_environment =
+            |store: &&Store| store.secrets.values().any(|place| matches!(place, Place::Environment(_)));
+        if let Some(store) = self.store.iter().find(from_environment)
+            && !self.service.secrets_from_environment
+        {
+            return Err(format!(
+                "store `{}` takes a secret from the environment, where other processes of the user can read it; where that is \
+                 right, say `service.secrets_from_environment = true`",
+                store.name
+            ));
         }
         self.vaults.check(self.vault.len())?;
         if !(1..=19).contains(&self.capture.compression_level) {
@@ -466,7 +467,7 @@ fn secret_in(table: &toml::Table, at: &str) -> Option<String> {
 }
 
 fn names_a_place(value: &str) -> bool {
-    value == "keyring" || value.starts_with("credential:") || value.starts_with("env:")
+    Place::parse(value).is_some()
 }
 
 /// `https://user:password@host/`
@@ -530,7 +531,7 @@ mod tests {
     #[test]
     fn the_place_of_a_secret_is_no_secret() {
         let config = parse("[[store]]\nname='a'\nurl='file:///x'\nsecrets={token='keyring'}\n").unwrap();
-        assert_eq!(config.store[0].secrets["token"], "keyring");
+        assert_eq!(config.store[0].secrets["token"], Place::Keyring);
     }
 
     #[test]

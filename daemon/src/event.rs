@@ -127,6 +127,13 @@ pub enum Event {
         /// Which button.
         button: crate::desktop::Button,
     },
+    /// The line, the battery or the sleep of the machine changed.
+    Conditions {
+        /// As it is now.
+        conditions: chatkeep_planner::Conditions,
+        /// Answered when nothing is sent any more that must not be.
+        seen: tokio::sync::oneshot::Sender<()>,
+    },
     /// Something appeared in a folder where a database is missing, or the configuration changed.
     FolderChanged {
         /// What.

@@ -4,7 +4,7 @@
 //! happen and all that can be done; [`service`] decides, [`hands`] act. What they work with: [`keys`] (the device's
 //! copy), [`keyring`] (what can be done with keys), [`archive`] and [`log`] (what is in a store), [`registry`] (what is
 //! watched), [`catalogue`] (what is remembered), [`spool`] (what waits),
-//! [`damage`] (what is found damaged), [`guard`] (who tried the password), [`witness`] (what vaults know of the store). The way out: [`follower`] captures on a
+//! [`damage`] (what is found damaged), [`guard`] (who tried the password), [`witness`] (what vaults know of the store), [`line`](mod@line) (what the machine says of its line and battery). The way out: [`follower`] captures on a
 //! thread of its own, [`sealing`] makes packs and [`writer`] the entry. The way back: [`restore`]. [`jobs`] is everything a person waits for,
 //! [`secrets`] what people type, [`desktop`] what they are told without having asked.
 
@@ -30,6 +30,7 @@ pub mod invites;
 pub mod keyring;
 pub mod keys;
 pub mod known;
+pub mod line;
 pub mod log;
 pub mod pack_pages;
 pub mod registry;

@@ -154,6 +154,9 @@ async fn serve(arguments: Arguments) -> Result<u8, Failed> {
         other => Failed::ForNow(anyhow::Error::from(other).context("the control socket cannot be served")),
     })?;
     let bus = if arguments.no_bus { None } else { join_bus(&server, &events).await? };
+    if !arguments.no_bus {
+        tokio::spawn(chatkeepd::line::watch_system(events.clone()));
+    }
     listen_for_signals(&events).context("signals cannot be received")?;
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     info!(version = env!("CARGO_PKG_VERSION"), "ready");

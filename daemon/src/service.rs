@@ -5,6 +5,7 @@ mod damage;
 mod encryption;
 mod events;
 mod guard;
+mod line;
 mod overlap;
 mod pins;
 mod register;
@@ -34,6 +35,7 @@ use crate::follower::CaptureOrder;
 use crate::jobs::Tools;
 use crate::registry::{Registration, Registry};
 use crate::source::{Phase, Source};
+use crate::stores::Managed;
 use crate::writer::Writer;
 
 /// With more than this waiting for the store, in bytes, nothing is captured: one capture holds it all once the store is
@@ -61,6 +63,9 @@ pub struct Service {
     config: Config,
     config_path: PathBuf,
     stores: BTreeMap<String, Arc<dyn Store>>,
+    /// The same, as what regulates them.
+    managed: BTreeMap<String, Arc<Managed>>,
+    line: line::Line,
     pins: Vec<VaultPin>,
     vaults: vaults::Vaults,
     registry: Registry,
@@ -74,6 +79,8 @@ pub struct Service {
     next_upload: u64,
     /// Stores that did not answer lately.
     silent_stores: BTreeSet<String>,
+    /// What they last said.
+    seen_stores: BTreeMap<String, chatkeep_ipc::StoreState>,
     /// Folders watched for databases that appear.
     folders: BTreeSet<PathBuf>,
     now: Millis,
@@ -93,6 +100,8 @@ impl Service {
             config,
             config_path,
             stores: BTreeMap::new(),
+            managed: BTreeMap::new(),
+            line: line::Line::default(),
             pins: Vec::new(),
             vaults: vaults::Vaults::default(),
             registry,
@@ -104,6 +113,7 @@ impl Service {
             next_source: 0,
             next_upload: 0,
             silent_stores: BTreeSet::new(),
+            seen_stores: BTreeMap::new(),
             folders: BTreeSet::new(),
             now: Millis(0),
             out: Vec::new(),
@@ -119,10 +129,13 @@ impl Service {
     fn connect(&mut self) -> anyhow::Result<()> {
         let with_archives = self.registry.database.values().filter(|known| known.archive.is_some());
         let used = with_archives.map(|known| known.store.clone()).collect();
-        let stores = crate::stores::open_all(&self.config.store, &used)?;
+        let managed = crate::stores::open_all(&self.config.store, &used)?;
         let pins = crate::stores::pins(&self.config.vault)?;
         self.pins = crate::stores::with_confirmed(pins, &self.registry.vault);
-        self.stores = stores;
+        let as_store =
+            |(name, store): (&String, &Arc<Managed>)| (name.clone(), store.clone() as Arc<dyn Store>);
+        self.stores = managed.iter().map(as_store).collect();
+        self.managed = managed;
         Ok(())
     }
 
@@ -164,6 +177,7 @@ impl Service {
             }
         }
         self.update_folders();
+        self.regulate();
         std::mem::take(&mut self.out)
     }
 
@@ -187,6 +201,7 @@ impl Service {
     }
 
     fn stop(&mut self) {
+        self.note_spending();
         self.plan(Happened::Stopping);
         self.tell_vaults_at_last();
         for job in self.jobs.values() {

@@ -170,6 +170,11 @@ pub struct PointSummary {
 }
 
 impl PointSummary {
+    /// Bytes of all of them in the store.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Adds a point, newer than those before. One that was counted already changes nothing.
     pub fn add(&mut self, point: &Point) {
         if point.seq <= self.newest_seq {

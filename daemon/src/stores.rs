@@ -1,5 +1,7 @@
 //! From the configuration to stores and vaults.
 
+mod managed;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,18 +13,18 @@ use chatkeep_vault_client::{Identity, VaultPin};
 use crate::config;
 use crate::registry::ConfirmedVault;
 
+pub use managed::Managed;
+
 /// Opens every configured store. Whether it can be reached shows later: a drive that is not plugged in is no mistake.
 ///
 /// Those in `used` hold archives of ours already: an empty folder in their place is a drive that is away, not a new store.
-pub fn open_all(
-    stores: &[config::Store],
-    used: &BTreeSet<String>,
-) -> Result<BTreeMap<String, Arc<dyn Store>>> {
-    let mut opened: BTreeMap<String, Arc<dyn Store>> = BTreeMap::new();
+pub fn open_all(stores: &[config::Store], used: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Managed>>> {
+    let mut opened = BTreeMap::new();
     for store in stores {
         let found =
             open(store, used.contains(&store.name)).with_context(|| format!("store `{}`", store.name))?;
-        opened.insert(store.name.clone(), found);
+        let retain_s = store.retain.0.map(|span| span.0 / 1000);
+        opened.insert(store.name.clone(), Arc::new(Managed::new(found, retain_s)));
     }
     Ok(opened)
 }

@@ -394,6 +394,18 @@ pub trait Store {
     /// `State`
     #[zbus(property)]
     fn state(&self) -> zbus::Result<String>;
+    /// `PauseReason`
+    #[zbus(property)]
+    fn pause_reason(&self) -> zbus::Result<String>;
+    /// `MonthRequests`
+    #[zbus(property)]
+    fn month_requests(&self) -> zbus::Result<u64>;
+    /// `MonthBytes`
+    #[zbus(property)]
+    fn month_bytes(&self) -> zbus::Result<u64>;
+    /// `MonthCost`
+    #[zbus(property)]
+    fn month_cost(&self) -> zbus::Result<i64>;
     /// `BytesUsed`
     #[zbus(property)]
     fn bytes_used(&self) -> zbus::Result<u64>;

@@ -167,8 +167,16 @@ pub struct StoreState {
     pub kind: String,
     /// Where it is, without secrets.
     pub url: String,
-    /// `unknown ok unreachable auth full error`
+    /// `unknown ok paused unreachable auth full error`
     pub state: String,
+    /// Why nothing is sent although something may wait: `sleep offline metered battery power-saver budget`, or empty.
+    pub pause_reason: String,
+    /// Requests of this calendar month (UTC).
+    pub month_requests: u64,
+    /// Bytes of this month, in both directions.
+    pub month_bytes: u64,
+    /// What this month's requests and a month of keeping cost, in millionths of a currency's unit; -1 if nobody knows.
+    pub month_cost: i64,
     /// Bytes in use.
     pub bytes_used: u64,
     /// Bytes there are, 0 if unknown.

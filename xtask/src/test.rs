@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 /// A program that a test runs for real, or a file that a build needs, and the Debian packages that have it. Some are not on
 /// the path.
-const NEEDED: [(&str, &str); 17] = [
+const NEEDED: [(&str, &str); 18] = [
     ("dbus-daemon", "dbus-daemon"),
     ("dbus-monitor", "dbus-bin"),
     ("gnome-keyring-daemon", "gnome-keyring"),
@@ -25,6 +25,7 @@ const NEEDED: [(&str, &str); 17] = [
     ("/usr/sbin/nginx", "nginx-extras"),
     ("/usr/sbin/apache2", "apache2"),
     ("npm", "npm"),
+    ("/usr/lib/python3/dist-packages/dbusmock/__init__.py", "python3-dbusmock"),
 ];
 
 /// What is not built unless somebody asks for it, because it needs a C library. Tested all the same.

@@ -52,6 +52,11 @@ impl Service {
                 }
                 self.job_ended(&job, result, vault.as_ref());
             }
+            Event::Conditions { conditions, seen } => {
+                self.conditions(conditions);
+                // nobody waits for it any more if it took too long
+                let _ = seen.send(());
+            }
             Event::Remembered { source, done } => self.remembered(source, done),
             Event::Guarded { source, look } => self.guarded(source, look),
             Event::Pressed { vault, button } => self.pressed(&vault, button),

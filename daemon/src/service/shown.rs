@@ -1,7 +1,10 @@
 //! What clients see of the state.
 
+use std::collections::BTreeSet;
+
 use chatkeep_ipc::{ManagerState, StoreState};
-use chatkeep_planner::SourceId;
+use chatkeep_planner::{PauseReason, SourceId};
+use chatkeep_store::protocol::Caps;
 
 use super::Service;
 use crate::fault::Fault;
@@ -13,7 +16,8 @@ impl Service {
         let now_us = crate::clock::now_us();
         let next = self.scheduler.state(number).and_then(|view| view.next_attempt);
         let next_run = next.map_or(0, |at| now_us + at.0.saturating_sub(self.now.0) * 1000);
-        let state = source.database_state(self.pause.is_some(), next_run, now_us);
+        let held = !source.uploads.is_empty() && self.pause_of(&source.registration.store).is_some();
+        let state = source.database_state(self.pause.is_some() || held, next_run, now_us);
         let mut encryption = source.encryption_state();
         (encryption.vaults, encryption.threshold) = self.vaults_of(source);
         self.tools.server.upsert_database(&source.id, state, encryption);
@@ -23,22 +27,78 @@ impl Service {
         self.tools.server.set_manager(ManagerState {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             paused: self.pause.is_some(),
+            pause_reasons: self.pause_reasons(),
             key_storage: self.tools.key_store.kind().to_owned(),
             ..ManagerState::default()
         });
     }
 
+    /// Why some store is not sent to, each reason once.
+    fn pause_reasons(&self) -> Vec<String> {
+        let reasons: BTreeSet<PauseReason> =
+            self.managed.values().filter_map(|store| store.gate().reason()).collect();
+        reasons.into_iter().map(|reason| reason.as_str().to_owned()).collect()
+    }
+
     pub(super) fn show_stores(&self) {
         for store in &self.config.store {
-            let kind = store.url.split(':').next().unwrap_or_default().to_owned();
-            let state = StoreState {
-                kind,
-                url: store.url.clone(),
-                state: "unknown".to_owned(),
-                ..StoreState::default()
-            };
+            let state = StoreState { state: "unknown".to_owned(), ..self.store_state(store) };
             self.tools.server.upsert_store(&store.name, state);
         }
+    }
+
+    /// Shows a store anew, with what it last said.
+    pub(super) fn show_store(&self, name: &str) {
+        let Some(config) = self.config.store.iter().find(|store| store.name == name) else { return };
+        let mut state = self.store_state(config);
+        if let Some(seen) = self.seen_stores.get(name) {
+            state.state.clone_from(&seen.state);
+            (state.bytes_used, state.bytes_quota) = (seen.bytes_used, seen.bytes_quota);
+            state.last_error.clone_from(&seen.last_error);
+        }
+        if state.pause_reason.is_empty() && state.state.is_empty() {
+            "unknown".clone_into(&mut state.state);
+        } else if !state.pause_reason.is_empty() {
+            "paused".clone_into(&mut state.state);
+        }
+        self.tools.server.upsert_store(name, state);
+    }
+
+    /// What is known of a store without asking it.
+    fn store_state(&self, config: &crate::config::Store) -> StoreState {
+        let spent = self.spent(&config.name);
+        let kept = self.sources.values().filter(|source| source.registration.store == config.name);
+        let kept = kept.map(|source| source.points.bytes()).sum();
+        let cost = config.price_list().map(|prices| prices.cost(&spent, kept));
+        StoreState {
+            kind: config.scheme().to_owned(),
+            url: config.url.clone(),
+            pause_reason: self.pause_of(&config.name).map_or("", PauseReason::as_str).to_owned(),
+            month_requests: spent.requests(),
+            month_bytes: spent.bytes(),
+            month_cost: cost.map_or(-1, |cost| i64::try_from(cost).unwrap_or(i64::MAX)),
+            capabilities: self.capabilities_of(&config.name),
+            ..StoreState::default()
+        }
+    }
+
+    /// The words of plugin protocol 1 for what a store says it can do.
+    fn capabilities_of(&self, name: &str) -> Vec<String> {
+        let Some(store) = self.stores.get(name) else { return Vec::new() };
+        let can = store.capabilities();
+        let caps = Caps::from(can);
+        let mut words: Vec<String> = [
+            ("create", caps.create),
+            ("read-after-write", caps.read_after_write),
+            ("list-after-write", caps.list_after_write),
+            ("delete", caps.delete),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name}={}", value?)))
+        .collect();
+        let switches = [("range", can.range), ("usage", can.usage), ("retain", can.retain)];
+        words.extend(switches.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()));
+        words
     }
 
     /// Shows what a store just did.
@@ -48,7 +108,6 @@ impl Service {
         fault: Option<&Fault>,
         usage: Option<chatkeep_store::Usage>,
     ) {
-        let Some(config) = self.config.store.iter().find(|store| store.name == name) else { return };
         let state = match fault.map(|fault| fault.error.short_name()) {
             None => "ok",
             Some(name) => match name.as_str() {
@@ -66,27 +125,15 @@ impl Service {
         } else {
             self.silent_stores.remove(name)
         };
-        let usage = usage.unwrap_or_default();
-        let shown = StoreState {
-            kind: config.url.split(':').next().unwrap_or_default().to_owned(),
-            url: config.url.clone(),
-            state: state.to_owned(),
-            bytes_used: usage.used.unwrap_or(0),
-            bytes_quota: usage.total.unwrap_or(0),
-            last_error: fault.map(Fault::pair).unwrap_or_default(),
-            capabilities: Vec::new(),
-        };
-        self.tools.server.upsert_store(name, shown);
+        let seen = self.seen_stores.entry(name.to_owned()).or_default();
+        state.clone_into(&mut seen.state);
+        seen.last_error = fault.map(Fault::pair).unwrap_or_default();
+        if let Some(usage) = usage {
+            (seen.bytes_used, seen.bytes_quota) = (usage.used.unwrap_or(0), usage.total.unwrap_or(0));
+        }
+        self.show_store(name);
         if was_silent {
-            let back: Vec<SourceId> = self
-                .sources
-                .iter()
-                .filter(|(_, source)| source.registration.store == name)
-                .map(|(number, _)| *number)
-                .collect();
-            for source in back {
-                self.plan(chatkeep_planner::Event::StoreReachable { source });
-            }
+            self.store_is_back(name);
         }
     }
 }

@@ -115,14 +115,15 @@ impl Service {
         self.run(job, operation, Some(number), false, work);
     }
 
-    /// Its store answers, and nothing else is done with it or waits.
+    /// Its store answers and may be used, and nothing else is done with it or waits.
     fn is_idle(&self, number: SourceId, source: &Source) -> bool {
         let waits =
             !source.uploads.is_empty() || !source.waiters.is_empty() || !source.pin_requests.is_empty();
         let works = source.capturing.is_some() || self.jobs.values().any(|job| job.source == Some(number));
         let log = source.log.as_ref();
         let stored = log.is_some_and(|log| log.confirmed && log.stored.seq > 0);
-        let answers = !self.silent_stores.contains(&source.registration.store);
+        let store = &source.registration.store;
+        let answers = !self.silent_stores.contains(store) && self.pause_of(store).is_none();
         source.phase == Phase::Open && stored && answers && !waits && !works
     }
 

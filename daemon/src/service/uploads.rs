@@ -91,6 +91,13 @@ impl Service {
                 if let Some(log) = &mut source.log {
                     log.confirmed = false;
                 }
+                if self.pause_of(&store).is_some() && matches!(fault.error, Error::StoreUnreachable(_)) {
+                    // Nothing failed: it goes on when the gate opens.
+                    let retry = Retry::WhenReachable;
+                    self.plan(Happened::UploadFailed { source: number, upload, retry });
+                    self.show(number);
+                    return;
+                }
                 self.saw_store(&store, Some(&fault), None);
                 let ends = matches!(
                     fault.error,

@@ -95,6 +95,26 @@ impl StoreInterface {
     }
 
     #[zbus(property)]
+    fn pause_reason(&self) -> String {
+        self.read(|state| state.pause_reason.clone())
+    }
+
+    #[zbus(property)]
+    fn month_requests(&self) -> u64 {
+        self.read(|state| state.month_requests)
+    }
+
+    #[zbus(property)]
+    fn month_bytes(&self) -> u64 {
+        self.read(|state| state.month_bytes)
+    }
+
+    #[zbus(property)]
+    fn month_cost(&self) -> i64 {
+        self.read(|state| state.month_cost)
+    }
+
+    #[zbus(property)]
     fn bytes_used(&self) -> u64 {
         self.read(|state| state.bytes_used)
     }
