@@ -83,7 +83,7 @@ impl<R: Read> Lines<R> {
                 Err(error) => return Err(Failure::local("the secret cannot be read", &error)),
             }
             if line.len() > SECRET_LEN_MAX {
-                return Err(Failure::said("the secret is longer than 1024 bytes", ""));
+                return Err(Failure::said("the secret is longer than 4096 bytes", ""));
             }
         }
         if line.is_empty() {
@@ -139,7 +139,7 @@ fn type_secret(prompt: &str) -> Result<Secret> {
             0x15 => typed.clear(),                             // Ctrl-U
             0x08 | 0x7f => erase(&mut typed),
             other if typed.len() < SECRET_LEN_MAX => typed.push(other),
-            _ => return Err(Failure::said("the secret is longer than 1024 bytes", "")),
+            _ => return Err(Failure::said("the secret is longer than 4096 bytes", "")),
         }
     }
     drop(silent);
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn too_long_is_refused() {
-        assert_eq!(Lines::new(&[b'x'; 1024][..]).next().unwrap().as_bytes().len(), 1024);
+        assert_eq!(Lines::new(&[b'x'; SECRET_LEN_MAX][..]).next().unwrap().as_bytes().len(), SECRET_LEN_MAX);
         assert!(Lines::new(&[b'x'; 1025][..]).next().is_err());
     }
 

@@ -8,7 +8,7 @@
 use std::collections::HashMap;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use chatkeep_crypto::BackupKey;
@@ -62,6 +62,14 @@ pub trait KeyStore: Send + Sync {
     async fn load(&self, archive: &ArchiveId) -> Result<DeviceKeys, KeyStoreError>;
     /// Replaces the keys of `archive`, durably, before it returns.
     async fn save(&self, archive: &ArchiveId, keys: &DeviceKeys) -> Result<(), KeyStoreError>;
+    /// A secret of a store; nothing when none was ever saved.
+    async fn load_credential(
+        &self,
+        store: &str,
+        name: &str,
+    ) -> Result<Option<Zeroizing<String>>, KeyStoreError>;
+    /// Replaces a secret of a store, durably, before it returns.
+    async fn save_credential(&self, store: &str, name: &str, value: &str) -> Result<(), KeyStoreError>;
     /// As shown on D-Bus: `secret-service` or `file`.
     fn kind(&self) -> &'static str;
 }
@@ -124,6 +132,24 @@ impl KeyFiles {
     fn path(&self, archive: &ArchiveId) -> PathBuf {
         self.folder.join(format!("{archive}.key"))
     }
+
+    /// Names of stores and of secrets have no slash ([`crate::config::Store`], manifests).
+    fn credential_path(&self, store: &str, name: &str) -> PathBuf {
+        self.folder.join(format!("store.{store}.{name}.secret"))
+    }
+
+    fn replace(&self, path: &Path, content: &[u8]) -> std::io::Result<()> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(".new");
+        let temporary = PathBuf::from(temporary);
+        let _ = std::fs::remove_file(&temporary);
+        let mut file =
+            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        std::fs::File::open(&self.folder)?.sync_all()
+    }
 }
 
 #[async_trait]
@@ -137,16 +163,24 @@ impl KeyStore for KeyFiles {
     }
 
     async fn save(&self, archive: &ArchiveId, keys: &DeviceKeys) -> Result<(), KeyStoreError> {
-        let path = self.path(archive);
-        let temporary = path.with_extension("key.new");
-        let _ = std::fs::remove_file(&temporary);
-        let mut file =
-            std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(&keys.encode())?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, &path)?;
-        std::fs::File::open(&self.folder)?.sync_all()?;
-        Ok(())
+        Ok(self.replace(&self.path(archive), &keys.encode())?)
+    }
+
+    async fn load_credential(
+        &self,
+        store: &str,
+        name: &str,
+    ) -> Result<Option<Zeroizing<String>>, KeyStoreError> {
+        match std::fs::read_to_string(self.credential_path(store, name)) {
+            Ok(value) => Ok(Some(Zeroizing::new(value))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Err(KeyStoreError::Damaged),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn save_credential(&self, store: &str, name: &str, value: &str) -> Result<(), KeyStoreError> {
+        Ok(self.replace(&self.credential_path(store, name), value.as_bytes())?)
     }
 
     fn kind(&self) -> &'static str {
@@ -180,6 +214,14 @@ impl SecretService {
 
 fn unavailable(error: oo7::dbus::Error) -> KeyStoreError {
     KeyStoreError::Unavailable(Box::new(error))
+}
+
+fn credential_attributes(store: &str, name: &str) -> HashMap<String, String> {
+    HashMap::from([
+        (oo7::XDG_SCHEMA_ATTRIBUTE.to_owned(), "io.github.chatkeep.Chatkeep1.Store".to_owned()),
+        ("store".to_owned(), store.to_owned()),
+        ("name".to_owned(), name.to_owned()),
+    ])
 }
 
 fn attributes(archive: &ArchiveId) -> HashMap<String, String> {
@@ -216,6 +258,29 @@ impl KeyStore for SecretService {
         if *kept.encode() == *record { Ok(()) } else { Err(KeyStoreError::Damaged) }
     }
 
+    async fn load_credential(
+        &self,
+        store: &str,
+        name: &str,
+    ) -> Result<Option<Zeroizing<String>>, KeyStoreError> {
+        let attributes = credential_attributes(store, name);
+        let items = self.collection().await?.search_items(&attributes).await.map_err(unavailable)?;
+        let Some(item) = items.first() else { return Ok(None) };
+        let secret = item.secret().await.map_err(unavailable)?;
+        let text = std::str::from_utf8(secret.as_bytes()).map_err(|_| KeyStoreError::Damaged)?;
+        Ok(Some(Zeroizing::new(text.to_owned())))
+    }
+
+    async fn save_credential(&self, store: &str, name: &str, value: &str) -> Result<(), KeyStoreError> {
+        let (label, attributes) =
+            (format!("Chatkeep store {store}: {name}"), credential_attributes(store, name));
+        let collection = self.collection().await?;
+        let created = collection.create_item(&label, &attributes, oo7::Secret::text(value), true, None);
+        created.await.map_err(unavailable)?;
+        let kept = self.load_credential(store, name).await?;
+        if kept.is_some_and(|kept| *kept == value) { Ok(()) } else { Err(KeyStoreError::Damaged) }
+    }
+
     fn kind(&self) -> &'static str {
         "secret-service"
     }
@@ -248,6 +313,19 @@ mod tests {
         assert!(back.slot_secret.is_none() && back.next_key.is_none());
         assert_eq!(*back.next_slot_secret.unwrap().0, [9; 32]);
         let mode = std::fs::metadata(store.path(&archive())).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn secrets_of_stores_are_kept_beside_the_keys_and_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = KeyFiles::new(folder.path().to_owned());
+        assert!(keys.load_credential("nas", "token").await.unwrap().is_none());
+        keys.save_credential("nas", "token", "one").await.unwrap();
+        keys.save_credential("nas", "token", "two").await.unwrap();
+        assert_eq!(*keys.load_credential("nas", "token").await.unwrap().unwrap(), "two");
+        assert!(keys.load_credential("nas.token", "").await.unwrap().is_none());
+        let mode = std::fs::metadata(keys.credential_path("nas", "token")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 

@@ -23,6 +23,7 @@ pub mod archive;
 pub mod catalogue;
 pub mod clock;
 pub mod courier;
+pub mod credentials;
 pub mod damage;
 pub mod drill;
 pub mod guard;

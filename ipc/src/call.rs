@@ -220,8 +220,8 @@ pub enum Call {
     // Store
     /// Write, read and delete a probe.
     StoreTest { store: String, job: NewJob, reply: Reply<JobId> },
-    /// Keep these where the store's plugin gets them.
-    SetCredentials { store: String, credentials: Secret, reply: Reply<()> },
+    /// Keep a secret of the store where this device keeps its keys.
+    SetCredentials { store: String, name: String, value: Secret, reply: Reply<()> },
     /// Ask how much is in use.
     StoreUsage { store: String, job: NewJob, reply: Reply<JobId> },
 

@@ -378,7 +378,7 @@ pub trait Vault {
 pub trait Store {
     /// Writes, reads and deletes a probe.
     fn test(&self, options: Options<'_>) -> Result<OwnedObjectPath>;
-    /// Keeps them for the store.
+    /// Keeps a secret of the store; option `name`.
     fn set_credentials(&self, credentials: Fd<'_>, options: Options<'_>) -> Result<()>;
     /// Asks how much is in use.
     fn usage(&self, options: Options<'_>) -> Result<OwnedObjectPath>;

@@ -17,8 +17,8 @@ use zeroize::Zeroizing;
 
 use crate::Error;
 
-/// The longest secret that is read.
-pub const SECRET_LEN_MAX: usize = 1024;
+/// The longest secret that is read: a page, which is what any pipe takes at once. A service account of Google has 2,400 bytes.
+pub const SECRET_LEN_MAX: usize = 4096;
 /// How long the writer may take until it closes its end.
 pub const SECRET_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -48,7 +48,7 @@ impl Secret {
     /// A pipe with the secret in it and its write end closed: what a client passes as an argument.
     pub fn into_pipe(self) -> io::Result<OwnedFd> {
         if self.0.len() > SECRET_LEN_MAX {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the secret is longer than 1024 bytes"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the secret is longer than 4096 bytes"));
         }
         let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
         File::from(write).write_all(&self.0)?; // fits into any pipe, cannot block
@@ -153,7 +153,7 @@ fn read_to_end(fd: &OwnedFd, timeout: Duration) -> Result<Secret, Error> {
     match filled {
         0 => Err(Error::InvalidSecret("the pipe was empty".into())),
         1..=SECRET_LEN_MAX => Ok(Secret(Zeroizing::new(buffer[..filled].to_vec()))),
-        _ => Err(Error::InvalidSecret("the secret is longer than 1024 bytes".into())),
+        _ => Err(Error::InvalidSecret("the secret is longer than 4096 bytes".into())),
     }
 }
 
@@ -178,10 +178,10 @@ mod tests {
 
     #[test]
     fn the_length_limit_is_exact() {
-        assert_eq!(read_bytes(&[b'x'; 1024]).unwrap().as_bytes().len(), 1024);
-        let mut with_newline = vec![b'x'; 1024];
+        assert_eq!(read_bytes(&[b'x'; SECRET_LEN_MAX]).unwrap().as_bytes().len(), SECRET_LEN_MAX);
+        let mut with_newline = vec![b'x'; SECRET_LEN_MAX];
         with_newline.push(b'\n');
-        assert_eq!(read_bytes(&with_newline).unwrap().as_bytes().len(), 1024);
+        assert_eq!(read_bytes(&with_newline).unwrap().as_bytes().len(), SECRET_LEN_MAX);
         assert!(matches!(read_bytes(&[b'x'; 1025]), Err(Error::InvalidSecret(_))));
         assert!(matches!(read_bytes(&[b'x'; 4096]), Err(Error::InvalidSecret(_))));
     }

@@ -9,7 +9,7 @@ use zbus::zvariant::{OwnedFd, OwnedObjectPath};
 use crate::options::RawOptions;
 use crate::request::{Request, Result, Rights, secret};
 use crate::shared::Shared;
-use crate::{Call, StoreState};
+use crate::{Call, Error, StoreState};
 
 pub(crate) struct StoreInterface {
     pub(crate) shared: Arc<Shared>,
@@ -56,10 +56,13 @@ impl StoreInterface {
         #[zbus(connection)] connection: &Connection,
         #[zbus(header)] header: Header<'_>,
     ) -> Result<()> {
-        let request = self.request(connection, &header, options).await?;
-        let credentials = secret(credentials).await?;
+        let mut request = self.request(connection, &header, options).await?;
+        let name = request.options.text("name")?;
+        let name =
+            name.ok_or_else(|| Error::InvalidArgument("option name must say which secret".to_owned()))?;
+        let value = secret(credentials).await?;
         let store = self.id.clone();
-        request.ask(move |_, reply| Call::SetCredentials { store, credentials, reply }).await
+        request.ask(move |_, reply| Call::SetCredentials { store, name, value, reply }).await
     }
 
     #[zbus(out_args("job"))]
