@@ -186,6 +186,8 @@ pub struct Facts {
     pub verified_us: u64,
     /// A whole restore was carried out and proved.
     pub drilled_us: u64,
+    /// Locks against deletion were renewed.
+    pub retained_us: u64,
     /// The secret was last proved by the user.
     pub secret_checked_us: u64,
     /// When the key was made, or last rotated.

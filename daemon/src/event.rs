@@ -327,6 +327,13 @@ pub enum Work {
         /// In the spool.
         packs: Vec<Spooled>,
     },
+    /// Lock what is needed against deletion for longer.
+    Retain {
+        /// Where.
+        opened: Arc<Opened>,
+        /// Until when, in seconds since 1970.
+        until_s: u64,
+    },
     /// Encrypt with a password: a new archive.
     EnablePassword {
         /// The new archive.
@@ -496,6 +503,8 @@ pub enum Outcome {
     },
     /// The user proved to know the secret.
     Checked,
+    /// Locks against deletion were renewed.
+    Retained,
     /// A restore was carried out and proved.
     Restored {
         /// Which point.

@@ -4,6 +4,7 @@ mod drill;
 mod keys;
 pub mod prune;
 mod repair;
+mod retain;
 mod stores;
 mod vaults;
 mod verify;
@@ -134,6 +135,7 @@ impl Job {
                     readable.ok_or_else(|| Error::Corrupt("no keyring of it can be read".to_owned()))?;
                 Ok(Outcome::Adopted { registration, restore, mode: mode_of(&keyring.slots).to_owned() })
             }
+            Work::Retain { opened, until_s } => self.retain(&opened, until_s).await,
             Work::StoreTest { name, store } => stores::store_test(name, &*store).await,
             Work::StoreUsage { name, store } => {
                 let usage = store.usage().await?;

@@ -5,7 +5,7 @@
 mod small_world;
 
 use chatkeep_ipc::{Call, Error, JobId, VerifyDepth};
-use chatkeep_planner::{Level, Millis, SourceId};
+use chatkeep_planner::{Conditions, Level, Millis, SourceId};
 use chatkeepd::event::{Command, Event, Outcome, Work};
 use chatkeepd::fault::Fault;
 use chatkeepd::service::Service;
@@ -37,6 +37,7 @@ fn begun(commands: Vec<Command>) -> Option<(JobId, &'static str)> {
                 Work::Prune { dry_run: false, .. } => "prune",
                 Work::Verify { depth: VerifyDepth::Chunks, .. } => "verify",
                 Work::Verify { depth: VerifyDepth::Restore, .. } => "drill",
+                Work::Retain { .. } => "retain",
                 _ => "something else",
             },
         )),
@@ -126,4 +127,31 @@ async fn a_store_that_does_not_answer_is_left_alone() {
         Millis(3 * MINUTE),
     );
     assert!((16..100).all(|minute| tick(&mut service, minute).is_none()));
+}
+
+#[tokio::test]
+async fn locks_against_deletion_are_renewed_before_anything_else_and_every_half_of_their_time() {
+    let mut world = World::new();
+    world.write(&[Level::Base, Level::Entry], BEGIN_US).await;
+    let running = world.start().await;
+    let mut service = opened(&world, running, SOURCE, "", "retain = '30d'\n");
+    service.handle(Event::Found { source: SOURCE }, Millis(2));
+    let (job, what) = tick(&mut service, 16).unwrap();
+    assert_eq!(what, "retain");
+    let (_, what) = end(&mut service, job, Ok(Outcome::Retained), 18).unwrap();
+    assert_eq!(what, "prune", "renewed, and not again");
+}
+
+#[tokio::test]
+async fn upkeep_waits_for_a_line_that_may_be_used() {
+    let mut world = World::new();
+    let mut service = service(&mut world, "").await;
+    let on_battery = Conditions { on_battery: true, battery_percent: Some(10), ..Conditions::default() };
+    let conditions = |conditions| Event::Conditions { conditions, seen: tokio::sync::oneshot::channel().0 };
+    service.handle(conditions(on_battery), Millis(MINUTE));
+    assert!((15..30).all(|minute| tick(&mut service, minute).is_none()));
+    // plugged in: the event itself begins it
+    let begun = begun(service.handle(conditions(Conditions::default()), Millis(31 * MINUTE)));
+    let begun = begun.or_else(|| tick(&mut service, 33)).unwrap();
+    assert_eq!(begun.1, "prune");
 }

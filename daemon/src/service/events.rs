@@ -415,6 +415,10 @@ impl Service {
                 self.show(number);
                 Ok(warning)
             }
+            (Outcome::Retained, Some(number)) => {
+                self.note_facts(number, |facts, now| facts.retained_us = now);
+                Ok(None)
+            }
             (Outcome::Checked, Some(number)) => {
                 self.note_facts(number, |facts, now| facts.secret_checked_us = now);
                 Ok(None)

@@ -10,7 +10,7 @@ use chatkeep_planner::{Millis, SourceId};
 use zbus::zvariant::{OwnedValue, Value};
 
 use super::Service;
-use crate::config::{self, Period};
+use crate::config::{Period, Span};
 use crate::event::{Opened, Work};
 use crate::jobs::prune::PruneReport;
 use crate::source::{Phase, PointSummary, Source};
@@ -29,7 +29,7 @@ const POINTS_TOLD_MAX: usize = 1000;
 /// Something that is done now and then.
 struct Chore {
     operation: &'static str,
-    every: fn(&config::Upkeep) -> Period,
+    every: fn(&Service, &Source) -> Period,
     /// When it was last done, µs since 1970; 0 for never.
     last_us: fn(&Source) -> u64,
     /// How long it is not tried again when it was not done, in milliseconds.
@@ -38,24 +38,31 @@ struct Chore {
 }
 
 /// In the order of their importance.
-const CHORES: [Chore; 3] = [
+const CHORES: [Chore; 4] = [
+    Chore {
+        operation: "retain",
+        every: |service, source| service.renew_every(source),
+        last_us: |source| source.facts.retained_us,
+        again_ms: PRUNE_AGAIN_MS,
+        work: |service, source, opened| service.retain_work(source, opened),
+    },
     Chore {
         operation: "prune",
-        every: |upkeep| upkeep.prune_every,
+        every: |service, _| service.config.upkeep.prune_every,
         last_us: |source| source.pruned.pruned_us,
         again_ms: PRUNE_AGAIN_MS,
         work: |service, source, opened| service.prune_work(source, opened, false),
     },
     Chore {
         operation: "drill",
-        every: |upkeep| upkeep.drill_every,
+        every: |service, _| service.config.upkeep.drill_every,
         last_us: |source| source.facts.drilled_us,
         again_ms: READ_AGAIN_MS,
         work: |_, _, opened| Work::Verify { opened, depth: VerifyDepth::Restore },
     },
     Chore {
         operation: "verify",
-        every: |upkeep| upkeep.verify_every,
+        every: |service, _| service.config.upkeep.verify_every,
         last_us: |source| source.facts.verified_us,
         again_ms: READ_AGAIN_MS,
         work: |_, _, opened| Work::Verify { opened, depth: VerifyDepth::Chunks },
@@ -90,7 +97,7 @@ impl Service {
         let due = due.flat_map(|(number, source)| CHORES.iter().map(move |chore| (*number, source, chore)));
         let next = due.into_iter().find(|(_, source, chore)| {
             let may = source.upkeep_again.get(chore.operation).is_none_or(|at| *at <= self.now);
-            may && is_due((chore.every)(&self.config.upkeep), (chore.last_us)(source), now_us)
+            may && is_due((chore.every)(self, source), (chore.last_us)(source), now_us)
         });
         if let Some((number, _, chore)) = next {
             self.do_chore(number, chore);
@@ -144,6 +151,20 @@ impl Service {
         let running = Some((job.id.clone(), dry_run));
         self.update(number, |source| source.prune_job = running);
         Ok(self.run(job, "prune", Some(number), false, work))
+    }
+
+    /// Half of the time of a lock: whatever fails has the other half to be noticed and mended.
+    fn renew_every(&self, source: &Source) -> Period {
+        Period(self.retention_of(source).map(|retain_s| Span(retain_s * 1000 / 2)))
+    }
+
+    fn retain_work(&self, source: &Source, opened: Arc<Opened>) -> Work {
+        let now_s = crate::clock::now_us() / 1_000_000;
+        Work::Retain { opened, until_s: now_s + self.retention_of(source).unwrap_or(0) }
+    }
+
+    fn retention_of(&self, source: &Source) -> Option<u64> {
+        self.managed.get(&source.registration.store)?.retain_s()
     }
 
     fn prune_work(&self, source: &Source, opened: Arc<Opened>, dry_run: bool) -> Work {
@@ -227,7 +248,6 @@ fn details_of(report: &PruneReport) -> Details {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Span;
 
     const HOUR_US: u64 = 3_600_000_000;
 

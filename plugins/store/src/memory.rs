@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,6 +19,8 @@ use crate::key::{ListPrefix, StoreKey};
 #[derive(Debug, Clone, Default)]
 pub struct MemoryStore {
     objects: Arc<Mutex<BTreeMap<StoreKey, Bytes>>>,
+    /// Until when objects are locked, in seconds since 1970.
+    locks: Arc<Mutex<BTreeMap<StoreKey, u64>>>,
 }
 
 impl MemoryStore {
@@ -29,6 +32,17 @@ impl MemoryStore {
     fn objects(&self) -> MutexGuard<'_, BTreeMap<StoreKey, Bytes>> {
         self.objects.lock().expect("nothing panics while it holds the objects")
     }
+
+    /// Until when an object is locked, in seconds since 1970; 0 if it is not.
+    pub fn locked_until(&self, key: &StoreKey) -> u64 {
+        let locks = self.locks.lock().expect("nothing panics while it holds the locks");
+        locks.get(key).copied().unwrap_or(0)
+    }
+
+    fn unlocked(&self, key: &StoreKey) -> Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        if self.locked_until(key) > now { Err(StoreError::Retained { key: key.clone() }) } else { Ok(()) }
+    }
 }
 
 #[async_trait]
@@ -38,6 +52,7 @@ impl Store for MemoryStore {
         if condition == PutCondition::CreateIfAbsent && objects.contains_key(key) {
             return Err(StoreError::AlreadyExists { key: key.clone() });
         }
+        self.unlocked(key)?;
         let len = body.len() as u64;
         objects.insert(key.clone(), body);
         Ok(PutReceipt { len })
@@ -67,7 +82,16 @@ impl Store for MemoryStore {
     }
 
     async fn delete(&self, key: &StoreKey) -> Result<()> {
+        self.unlocked(key)?;
         self.objects().remove(key);
+        Ok(())
+    }
+
+    async fn retain(&self, key: &StoreKey, until_s: u64) -> Result<()> {
+        self.head(key).await?;
+        let mut locks = self.locks.lock().expect("nothing panics while it holds the locks");
+        let lock = locks.entry(key.clone()).or_default();
+        *lock = until_s.max(*lock);
         Ok(())
     }
 
@@ -84,7 +108,7 @@ impl Store for MemoryStore {
             range: true,
             delete_is_final: true,
             usage: true,
-            retain: false,
+            retain: true,
             object_len_max: None,
             parallel: 16,
         }

@@ -1,10 +1,12 @@
 //! Objects come back as they were put, whole or in part.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 
-use super::{CaseOutcome, CaseResult, Suite, case, ensure, ensure_kind};
+use super::{CaseOutcome, CaseResult, Doubt, Suite, case, ensure, ensure_kind};
 use crate::contract::{CreateGuarantee, PutCondition};
-use crate::error::ErrorKind;
+use crate::error::{ErrorKind, StoreError};
 use crate::key::KEY_LEN_MAX;
 
 pub(super) async fn run(suite: &Suite) -> Vec<CaseResult> {
@@ -19,6 +21,7 @@ pub(super) async fn run(suite: &Suite) -> Vec<CaseResult> {
         case("every byte value and every permitted key survives", awkward(suite).await),
         case("a large object comes back whole", large(suite).await),
         case("usage is told, or refused as unsupported", usage(suite).await),
+        case("a locked object stays until its time", locked(suite).await),
     ]
 }
 
@@ -157,4 +160,28 @@ async fn usage(suite: &Suite) -> CaseOutcome {
     let usage = answer?;
     let fits = usage.free.zip(usage.total).is_none_or(|(free, total)| free <= total);
     ensure(fits, || format!("more is free than there is: {usage:?}"))
+}
+
+/// The lock is short: the suite removes what it made.
+async fn locked(suite: &Suite) -> CaseOutcome {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let key = suite.create("locked/object", "keep me").await?;
+    let until_s = now() + 4;
+    if !suite.store.capabilities().retain {
+        ensure_kind(suite.store.retain(&key, until_s).await, ErrorKind::Unsupported, "retain")?;
+        return Err(Doubt::Cannot("it has no locks".to_owned()));
+    }
+    suite.store.retain(&key, until_s).await?;
+    // a shorter lock shortens nothing
+    match suite.store.retain(&key, until_s - 3).await {
+        Ok(()) | Err(StoreError::Retained { .. } | StoreError::Permission(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
+    ensure_kind(suite.store.delete(&key).await, ErrorKind::Retained, "deleting a locked object")?;
+    ensure(suite.store.get(&key, None).await? == "keep me", || "it is not what it was".to_owned())?;
+    while now() <= until_s {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    suite.store.delete(&key).await?;
+    Ok(())
 }
