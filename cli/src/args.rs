@@ -350,6 +350,16 @@ pub(crate) enum StoreCommand {
         /// The store
         store: String,
     },
+    /// Give a store one of its secrets anew; it is kept where this device keeps its keys
+    Credentials {
+        /// The store
+        store: String,
+        /// Which of its secrets, as named in the configuration
+        name: String,
+        /// Read the secret from this descriptor, not from the terminal
+        #[arg(long, value_name = "N")]
+        secret_fd: Option<u32>,
+    },
 }
 
 #[cfg(test)]

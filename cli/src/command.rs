@@ -8,13 +8,14 @@ mod points;
 mod register;
 mod restore;
 mod status;
+mod store;
 mod vault;
 mod verify;
 
 use clap::CommandFactory as _;
 use serde_json::json;
 
-use crate::args::{Cli, Command, EncryptionCommand, StoreCommand};
+use crate::args::{Cli, Command, EncryptionCommand};
 use crate::connect::{self, Service};
 use crate::explain::{Failure, Result};
 use crate::view::View;
@@ -100,7 +101,7 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         }
         Command::Encryption(command) => encryption::run(context, command).await?,
         Command::Vault(command) => vault::run(context, command).await?,
-        Command::Store(StoreCommand::Test { store }) => vault::test_store(context, &store).await?,
+        Command::Store(command) => store::run(context, command).await?,
         Command::Pause { duration, reason } => backup::pause(context, duration.as_deref(), &reason).await?,
         Command::Resume => backup::resume(context).await?,
         Command::Verify { id, depth } => verify::verify(context, &id, &depth).await?,

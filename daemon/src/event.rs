@@ -127,6 +127,11 @@ pub enum Event {
         /// Which button.
         button: crate::desktop::Button,
     },
+    /// A secret of a store is another one now.
+    CredentialKept {
+        /// Which store.
+        store: String,
+    },
     /// The line, the battery or the sleep of the machine changed.
     Conditions {
         /// As it is now.
@@ -249,6 +254,17 @@ pub enum Command {
         known: std::collections::BTreeMap<ArchiveId, String>,
         /// To whom.
         reply: Reply<Vec<chatkeep_ipc::RemoteArchive>>,
+    },
+    /// Keep a secret of a store; the answer is [`Event::CredentialKept`] when it is kept.
+    KeepCredential {
+        /// Which store.
+        store: String,
+        /// The name of the secret.
+        name: String,
+        /// The secret.
+        value: Secret,
+        /// To whom.
+        reply: Reply<()>,
     },
     /// Watch these folders for databases that appear, and no others.
     WatchFolders(BTreeSet<PathBuf>),

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chatkeep_format::{ObjectName, PageSet, entry_digest};
+use chatkeep_ipc::Error;
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::LiveConfig;
 use notify::{RecursiveMode, Watcher};
@@ -206,6 +207,22 @@ impl Hands {
             Command::ListRemote { store, known, reply } => {
                 self.tasks.spawn(async move {
                     let _ = reply.send(list_remote(&store, &known).await.map_err(|fault| fault.error));
+                });
+            }
+            Command::KeepCredential { store, name, value, reply } => {
+                let (key_store, events) = (self.tools.key_store.clone(), self.events.clone());
+                self.tasks.spawn(async move {
+                    let kept = match value.as_str() {
+                        Some(text) => {
+                            key_store.save_credential(&store, &name, text).await.map_err(Fault::from)
+                        }
+                        None => Err(Error::InvalidSecret("the secret is not text".to_owned()).into()),
+                    };
+                    if kept.is_ok() {
+                        // The loop has ended when nobody listens.
+                        let _ = events.send(Event::CredentialKept { store }).await;
+                    }
+                    let _ = reply.send(kept.map_err(|fault| fault.error));
                 });
             }
             Command::WatchFolders(folders) => self.watch(folders),

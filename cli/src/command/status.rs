@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use zbus::zvariant::OwnedObjectPath;
 
-use super::{Context, vault, verify};
+use super::{Context, store, vault, verify};
 use crate::explain::Result;
 use crate::output::{self, Colour, paint, plain, size};
 use crate::view::{Database, Object, View};
@@ -216,18 +216,7 @@ fn show(view: &View, reasons: &[(Verdict, String)]) {
     view.databases.iter().filter_map(forgotten).for_each(|line| output::line(&line));
     if !view.stores.is_empty() {
         output::line("");
-        let mut rows =
-            vec![["STORE", "KIND", "STATE", "USED", "WHERE"].map(|text| paint(text, Colour::Bold)).to_vec()];
-        for store in &view.stores {
-            rows.push(vec![
-                plain(&store.text("Id")),
-                plain(&store.text("Kind")),
-                plain(&store.text("State")),
-                used(store),
-                plain(&store.text("Url")),
-            ]);
-        }
-        output::print(&output::table(&rows));
+        output::print(&output::table(&store::rows(&view.stores)));
     }
     if !view.vaults.is_empty() {
         output::line("");
@@ -259,13 +248,6 @@ fn forgotten(database: &Database) -> Option<String> {
     Some(format!("{}: {points} forgotten points, {}: {why}", plain(&database.id()), size(bytes)))
 }
 
-fn used(store: &Object) -> String {
-    match (store.number("BytesUsed"), store.number("BytesQuota")) {
-        (used, 0) => size(used),
-        (used, quota) => format!("{} of {}", size(used), size(quota)),
-    }
-}
-
 /// `password`, `key, locked` …
 fn encryption_words(encryption: &Object) -> String {
     let (mode, state) = (encryption.text("Mode"), encryption.text("State"));
@@ -278,17 +260,7 @@ fn encryption_words(encryption: &Object) -> String {
 
 fn to_json(view: &View, verdict: Verdict, reasons: &[(Verdict, String)]) -> Value {
     let databases: Vec<Value> = view.databases.iter().map(|database| database_json(view, database)).collect();
-    let stores: Vec<Value> = view
-        .stores
-        .iter()
-        .map(|store| {
-            json!({
-                "id": store.text("Id"), "kind": store.text("Kind"), "url": store.text("Url"),
-                "state": store.text("State"), "bytes_used": store.number("BytesUsed"),
-                "bytes_quota": store.number("BytesQuota"), "last_error": error_json(&store.error("LastError")),
-            })
-        })
-        .collect();
+    let stores: Vec<Value> = view.stores.iter().map(store::to_json).collect();
     let vaults: Vec<Value> = view.vaults.iter().map(vault::to_json).collect();
     let reasons: Vec<Value> =
         reasons.iter().map(|(verdict, text)| json!({"verdict": verdict.word(), "text": text})).collect();

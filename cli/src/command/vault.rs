@@ -1,6 +1,6 @@
 //! Vaults and stores.
 
-use chatkeep_ipc::proxy::{Options, StoreProxy, VaultProxy};
+use chatkeep_ipc::proxy::{Options, VaultProxy};
 use serde_json::json;
 
 use super::Context;
@@ -219,12 +219,4 @@ pub(super) fn rows(vaults: &[Object]) -> Vec<Vec<String>> {
         ]);
     }
     rows
-}
-
-pub(super) async fn test_store(context: &Context, id: &str) -> Result<()> {
-    let view = context.view().await?;
-    let path = &view.store(id)?.path;
-    let store = StoreProxy::builder(&context.service.connection).path(path)?.build().await?;
-    let job = store.test(Options::new()).await?;
-    context.follow(&job, "the store works: a probe was written, read back and deleted").await
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use chatkeep_format::ArchiveId;
 use chatkeep_ipc::{
     Call, Caller, Error, JobId, JobOutcome, NewJob, PointFilter, RecoveryPoint, Reply, RestoreOptions,
-    RestoreTarget,
+    RestoreTarget, Secret,
 };
 use chatkeep_planner::{Event as Happened, Level, SourceId, Target, choose_point};
 use chatkeep_sqlite::Existing;
@@ -17,6 +17,7 @@ use super::register::path_of;
 use super::{Pause, Service};
 use crate::archive::Archive;
 use crate::catalogue::{Point, restorable};
+use crate::config::Place;
 use crate::event::{Command, Opened, Work};
 use crate::fault::Result;
 use crate::registry::Registration;
@@ -102,9 +103,10 @@ impl Service {
             Call::RestoreInPlace { reply, .. }
             | Call::DeleteBackups { reply, .. }
             | Call::VaultDeregister { reply, .. } => unsupported(reply),
-            Call::CancelDelete { reply, .. }
-            | Call::SetSchedule { reply, .. }
-            | Call::SetCredentials { reply, .. } => unsupported(reply),
+            Call::CancelDelete { reply, .. } | Call::SetSchedule { reply, .. } => unsupported(reply),
+            Call::SetCredentials { store, name, value, reply } => {
+                self.set_credentials(&store, name, value, reply);
+            }
             other => self.encryption_call(other),
         }
     }
@@ -485,6 +487,27 @@ impl Service {
                 None => Error::Internal("it is not open, and nobody knows why".to_owned()),
             },
         })
+    }
+
+    /// Keeps a secret that the configuration says is in the keyring.
+    fn set_credentials(&mut self, store: &str, name: String, value: Secret, reply: Reply<()>) {
+        let config = self.config.store.iter().find(|config| config.name == store);
+        let checked = match config {
+            None => Err(Error::NotFound(format!("the store `{store}` is not configured"))),
+            Some(config) => match config.secrets.get(&name) {
+                Some(Place::Keyring) => Ok(()),
+                Some(_) => {
+                    Err(Error::Configured(format!("the secret `{name}` of `{store}` comes from elsewhere")))
+                }
+                None => Err(Error::NotFound(format!(
+                    "the store `{store}` has no secret `{name}`; write `secrets = {{ {name} = \"keyring\" }}`"
+                ))),
+            },
+        };
+        match checked {
+            Ok(()) => self.out.push(Command::KeepCredential { store: store.to_owned(), name, value, reply }),
+            Err(error) => drop(reply.send(Err(error))),
+        }
     }
 
     pub(super) fn store(&self, name: &str) -> Result<Arc<dyn chatkeep_store::Store>, Error> {

@@ -52,6 +52,7 @@ impl Service {
                 }
                 self.job_ended(&job, result, vault.as_ref());
             }
+            Event::CredentialKept { store } => self.store_is_back(&store),
             Event::Conditions { conditions, seen } => {
                 self.conditions(conditions);
                 // nobody waits for it any more if it took too long

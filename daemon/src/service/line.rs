@@ -79,13 +79,16 @@ impl Service {
         self.line.stores.get(store).map(|spending| spending.spent).unwrap_or_default()
     }
 
-    /// Writes down what was spent, where it changed.
+    /// Writes down and shows what was spent, where it changed.
     pub(super) fn note_spending(&mut self) {
+        let mut changed = Vec::new();
         for (name, spending) in &mut self.line.stores {
             if std::mem::take(&mut spending.changed) {
                 self.tools.catalogue.put_spent(name, spending.month, spending.spent);
+                changed.push(name.clone());
             }
         }
+        changed.iter().for_each(|name| self.show_store(name));
     }
 
     fn count(&mut self, name: &str, store: &Arc<Managed>, month: Month) {
