@@ -193,10 +193,10 @@ impl Machine {
         {
             command.env(name, self.root.join(folder));
         }
-        // never the bus of whoever runs this
+        // Never the bus of whoever runs this. The session's is the system's, too: what is on it (power, network), a test says.
         let none = || format!("unix:path={}", self.root.join("nowhere/bus").display());
-        command
-            .env("DBUS_SESSION_BUS_ADDRESS", self.bus.as_ref().map_or_else(none, |bus| bus.address.clone()));
+        let address = self.bus.as_ref().map_or_else(none, |bus| bus.address.clone());
+        command.env("DBUS_SESSION_BUS_ADDRESS", &address).env("DBUS_SYSTEM_BUS_ADDRESS", &address);
     }
 
     /// Runs `chatkeep --json ARGUMENTS` over the control socket, with a secret on descriptor 0 if there is one.
