@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 /// A program that a test runs for real, or a file that a build needs, and the Debian packages that have it. Some are not on
 /// the path.
-const NEEDED: [(&str, &str); 18] = [
+const NEEDED: [(&str, &str); 19] = [
     ("dbus-daemon", "dbus-daemon"),
     ("dbus-monitor", "dbus-bin"),
     ("gnome-keyring-daemon", "gnome-keyring"),
@@ -25,6 +25,7 @@ const NEEDED: [(&str, &str); 18] = [
     ("/usr/sbin/nginx", "nginx-extras"),
     ("/usr/sbin/apache2", "apache2"),
     ("npm", "npm"),
+    ("strace", "strace"),
     ("/usr/lib/python3/dist-packages/dbusmock/__init__.py", "python3-dbusmock"),
 ];
 

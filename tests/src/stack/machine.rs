@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::bus::Bus;
 use super::command::{self, Ran};
 use super::process::{self, Process};
+use super::trace::Trace;
 use super::{Vault, programs, wait};
 
 /// How a machine is set up.
@@ -23,12 +24,14 @@ pub struct Settings {
     pub bus: bool,
     /// Run the courier as systemd does; otherwise the service has to start its own.
     pub courier: bool,
+    /// Write down which sockets the service asks for.
+    pub traced: bool,
 }
 
 impl Default for Settings {
     /// Quick captures, for tests; a bus; a courier.
     fn default() -> Self {
-        Self { quiet: "200ms".into(), max_age: "1s".into(), bus: true, courier: true }
+        Self { quiet: "200ms".into(), max_age: "1s".into(), bus: true, courier: true, traced: false }
     }
 }
 
@@ -36,6 +39,8 @@ impl Default for Settings {
 pub struct Machine {
     /// Its session bus, where there is one.
     pub bus: Option<Bus>,
+    /// What sockets its service asks for, where that is written down.
+    pub trace: Option<Trace>,
     root: PathBuf,
     courier: Option<Process>,
     service: Option<Process>,
@@ -78,7 +83,8 @@ impl Machine {
         std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
         private.create(root.join("run"))?;
         let bus = if settings.bus { Bus::start(root)? } else { None };
-        let mut machine = Self { bus, root: root.to_owned(), courier: None, service: None };
+        let trace = settings.traced.then(|| Trace::into(&root.join("trace"))).transpose()?;
+        let mut machine = Self { bus, trace, root: root.to_owned(), courier: None, service: None };
         machine.configure(&config(store, vault, settings))?;
         if settings.courier {
             machine.start_courier()?;
@@ -144,7 +150,11 @@ impl Machine {
 
     /// The service, not started: for tests of how it refuses to.
     pub fn service_command(&self) -> Result<Command> {
-        let mut command = programs::leashed(&programs::ours("chatkeepd")?);
+        let program = programs::ours("chatkeepd")?;
+        let mut command = match &self.trace {
+            Some(trace) => trace.command(&program)?,
+            None => programs::leashed(&program),
+        };
         self.environment(&mut command);
         command.env("RUST_LOG", std::env::var("CHATKEEP_TEST_LOG").unwrap_or_else(|_| "info".into()));
         if self.bus.is_none() {

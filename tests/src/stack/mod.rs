@@ -3,7 +3,7 @@
 //! In reading order: [`programs`] finds the built programs; [`process`] starts, kills and ends them; [`bus`] is a
 //! private session bus with a monitor, [`vault`] a served vault, [`machine`] one user's machine with the service on
 //! it; [`command`] drives the `chatkeep` command, [`desktop`] is who shows its notifications; [`notes`] and [`writer`] are the apps that write; [`scan`] looks for
-//! what must not be readable; [`tables`] compares databases; [`wait`] and [`random`] are small helpers.
+//! what must not be readable; [`tables`] compares databases; [`trace`] says which sockets a program asks for; [`wait`] and [`random`] are small helpers.
 
 pub mod bus;
 pub mod command;
@@ -15,6 +15,7 @@ pub mod programs;
 pub mod random;
 pub mod scan;
 pub mod tables;
+pub mod trace;
 pub mod vault;
 pub mod wait;
 pub mod writer;
