@@ -24,7 +24,7 @@ const STAYS: i32 = 0;
 pub struct Notice {
     /// What it is about: a newer notice about the same takes its place.
     pub about: String,
-    /// The vault that the buttons are for.
+    /// The vault that the buttons are for; empty without buttons.
     pub vault: String,
     /// One line.
     pub summary: String,

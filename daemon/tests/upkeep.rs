@@ -155,3 +155,22 @@ async fn upkeep_waits_for_a_line_that_may_be_used() {
     let begun = begun.or_else(|| tick(&mut service, 33)).unwrap();
     assert_eq!(begun.1, "prune");
 }
+
+#[tokio::test]
+async fn what_only_the_user_can_mend_is_told_once() {
+    let mut world = World::new();
+    let mut service = service(&mut world, "").await;
+    let mut said = |error: Error, at: u64| {
+        let opened = Event::Opened { source: SOURCE, result: Err(error.into()) };
+        let commands = service.handle(opened, Millis(at * MINUTE));
+        let notice = commands.into_iter().find_map(|command| match command {
+            Command::Notify(notice) => Some(notice.summary),
+            _ => None,
+        });
+        notice.unwrap_or_default()
+    };
+    assert_eq!(said(Error::StoreUnreachable("away".to_owned()), 1), "");
+    assert!(said(Error::StoreAuth("the token ended".to_owned()), 2).contains("sign in again"));
+    assert_eq!(said(Error::StoreAuth("the token ended".to_owned()), 3), "");
+    assert!(said(Error::StoreFull("no room".to_owned()), 4).contains("full"));
+}

@@ -7,6 +7,8 @@ use chatkeep_planner::{PauseReason, SourceId};
 use chatkeep_store::protocol::Caps;
 
 use super::Service;
+use crate::desktop::Notice;
+use crate::event::Command;
 use crate::fault::Fault;
 
 impl Service {
@@ -126,14 +128,40 @@ impl Service {
             self.silent_stores.remove(name)
         };
         let seen = self.seen_stores.entry(name.to_owned()).or_default();
+        let news = seen.state != state;
         state.clone_into(&mut seen.state);
         seen.last_error = fault.map(Fault::pair).unwrap_or_default();
         if let Some(usage) = usage {
             (seen.bytes_used, seen.bytes_quota) = (usage.used.unwrap_or(0), usage.total.unwrap_or(0));
         }
+        if let Some(fault) = fault.filter(|_| news) {
+            self.tell_of_store(name, state, &fault.error.text());
+        }
         self.show_store(name);
         if was_silent {
             self.store_is_back(name);
         }
+    }
+
+    /// Tells the user what only the user can mend. Once: until it was all right again in between.
+    fn tell_of_store(&mut self, name: &str, state: &str, text: &str) {
+        let (summary, remedy) = match state {
+            "auth" => (
+                format!("The store {name} wants you to sign in again"),
+                "Nothing is backed up to it until then.",
+            ),
+            "full" => {
+                (format!("The store {name} is full"), "Nothing more is backed up to it until there is room.")
+            }
+            _ => return,
+        };
+        let notice = Notice {
+            about: format!("store {name}"),
+            vault: String::new(),
+            summary,
+            body: format!("{text}\n{remedy}"),
+            buttons: Vec::new(),
+        };
+        self.out.push(Command::Notify(Box::new(notice)));
     }
 }
