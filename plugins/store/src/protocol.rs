@@ -23,6 +23,8 @@ pub const PROTOCOL: u32 = 1;
 pub const RETAIN_UNTIL: &str = "store-retain-until";
 /// Answer header: a secret was renewed; the host fetches it with `GET /secrets` and keeps it.
 pub const SECRETS_CHANGED: &str = "store-secrets-changed";
+/// Answer header of an error: the kind that is also in its body, because the answer to `HEAD` has no body.
+pub const PROBLEM: &str = "store-problem";
 /// Longest JSON body of a request or answer, in bytes; listings are streamed and not bound by it.
 pub const JSON_LEN_MAX: usize = 1 << 20;
 
@@ -216,6 +218,21 @@ impl From<UsageAnswer> for Usage {
     }
 }
 
+/// The value of `Content-Digest` (RFC 9530) for a body with this SHA-256.
+pub fn content_digest(sha256: &[u8; 32]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = "sha-256=:".to_owned();
+    for group in sha256.chunks(3) {
+        let bits = (0..3).fold(0_u32, |bits, at| bits << 8 | u32::from(*group.get(at).unwrap_or(&0)));
+        for digit in 0..4 {
+            let value = bits >> (18 - 6 * digit) & 63;
+            text.push(if digit > group.len() { '=' } else { char::from(DIGITS[value as usize]) });
+        }
+    }
+    text.push(':');
+    text
+}
+
 /// HTTP status of an error: for people with `curl`, and for plugins that say no kind.
 pub fn status_of(kind: ErrorKind) -> u16 {
     match kind {
@@ -369,6 +386,16 @@ mod tests {
         let text = serde_json::to_string(&Caps::from(can)).unwrap();
         let caps: Caps = serde_json::from_str(&text).unwrap();
         assert_eq!(Capabilities::from(&caps), can);
+    }
+
+    /// The example of RFC 9530, section 2: the body `{"hello": "world"}` and a line feed.
+    #[test]
+    fn a_digest_is_written_as_in_its_specification() {
+        let sha256 = [
+            0x44, 0xaf, 0xf4, 0xab, 0x2d, 0x7c, 0x32, 0x50, 0x52, 0x56, 0x75, 0xa0, 0x8f, 0x0c, 0xfa, 0x95,
+            0x91, 0x16, 0x8c, 0xff, 0xe5, 0x17, 0x91, 0xc5, 0xf5, 0xbb, 0xc4, 0x17, 0xc1, 0x5a, 0x6c, 0x38,
+        ];
+        assert_eq!(content_digest(&sha256), "sha-256=:RK/0qy18MlBSVnWgjwz6lZEWjP/lF5HF9bvEF8FabDg=:");
     }
 
     #[test]

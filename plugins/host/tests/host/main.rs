@@ -1,0 +1,5 @@
+//! Plugins as their host sees them: real processes, and stand-ins that say what no honest plugin says.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod socket;
+mod support;
