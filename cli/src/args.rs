@@ -343,8 +343,42 @@ pub(crate) enum VaultCommand {
     },
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct NewStoreArguments {
+    /// Its name, in the configuration and everywhere else
+    pub(crate) name: String,
+    /// Its URL: `file:///mnt/nas/chatkeep`, `s3://bucket/folder`, `sftp://user@host/path` …
+    pub(crate) url: String,
+    /// A setting of that kind of store; can be given several times
+    #[arg(long = "option", value_name = "NAME=VALUE")]
+    pub(crate) options: Vec<String>,
+    /// A secret of it that is to be asked for, though it could do without; can be given several times
+    #[arg(long = "secret", value_name = "NAME")]
+    pub(crate) secrets: Vec<String>,
+    /// Read the secrets from this descriptor, one a line in the order of `store kinds`, not from the terminal
+    #[arg(long, value_name = "N")]
+    pub(crate) secret_fd: Option<u32>,
+    /// Add it without trying it: it cannot be reached now
+    #[arg(long)]
+    pub(crate) untried: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
+    /// Add a store: asks for its secrets, tries it, shows what it can do, and writes it into the configuration
+    Add(NewStoreArguments),
+    /// List the kinds of stores that there are, with their options and secrets
+    Kinds,
+    /// Let a plugin of your home directory run, as it is now
+    Trust {
+        /// The name of its manifest, without `.toml`
+        plugin: String,
+    },
+    /// Let a plugin of your home directory run no longer
+    Distrust {
+        /// The name of its manifest, without `.toml`
+        plugin: String,
+    },
     /// Write, read and delete a probe
     Test {
         /// The store

@@ -73,10 +73,18 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
         Command::Doctor => return doctor::doctor(cli.socket.as_deref(), cli.json).await,
         _ => {}
     }
-    let service = connect::connect(cli.socket.as_deref()).await?;
-    let context = Context { service, json: cli.json };
+    let Cli { command, socket, json } = cli;
+    let command = match command {
+        Command::Store(command) => match store::alone(command, json).await? {
+            Some(command) => Command::Store(command),
+            None => return Ok(0),
+        },
+        other => other,
+    };
+    let service = connect::connect(socket.as_deref()).await?;
+    let context = Context { service, json };
     let context = &context;
-    match cli.command {
+    match command {
         Command::Status => return status::status(context).await,
         Command::Register { file, name, store, databases, attachments } => {
             register::register(context, &file, name, store, (&databases, &attachments)).await?;

@@ -36,6 +36,16 @@ impl Failure {
         Self { code: FAILED, name: "Local".into(), what: what.into(), advice: advice.into() }
     }
 
+    /// Nothing was typed where a secret was asked for.
+    pub(crate) fn no_secret(what: &str, advice: &str) -> Self {
+        Self { name: "NoSecret".into(), ..Self::said(what, advice) }
+    }
+
+    /// See [`Failure::no_secret`].
+    pub(crate) fn is_no_secret(&self) -> bool {
+        self.name == "NoSecret"
+    }
+
     pub(crate) fn interrupted() -> Self {
         Self { code: INTERRUPTED, ..Self::said("interrupted", "") }
     }

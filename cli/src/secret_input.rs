@@ -53,6 +53,15 @@ impl Source {
         }
     }
 
+    /// The next secret; nothing for an empty line.
+    pub(crate) async fn read_or_none(&mut self, prompt: &str) -> Result<Option<Secret>> {
+        match self.read(prompt).await {
+            Ok(secret) => Ok(Some(secret)),
+            Err(failure) if failure.is_no_secret() => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
     /// A new secret: on the terminal it is asked for twice.
     pub(crate) async fn read_new(&mut self, prompt: &str) -> Result<Secret> {
         let first = self.read(prompt).await?;
@@ -87,7 +96,7 @@ impl<R: Read> Lines<R> {
             }
         }
         if line.is_empty() {
-            return Err(Failure::said(
+            return Err(Failure::no_secret(
                 "no password or key was given",
                 "type it, or pass it with --password-fd",
             ));
@@ -144,7 +153,7 @@ fn type_secret(prompt: &str) -> Result<Secret> {
     }
     drop(silent);
     if typed.is_empty() {
-        return Err(Failure::said("nothing was typed", ""));
+        return Err(Failure::no_secret("nothing was typed", ""));
     }
     Ok(Secret::new(typed))
 }

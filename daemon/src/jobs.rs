@@ -26,6 +26,7 @@ use crate::keyring::{Keys, Ring, mode_of};
 use crate::keys::KeyStore;
 use crate::paths::Paths;
 use crate::restore::{Destination, Source};
+use crate::stores::Opener;
 use crate::witness::Compared;
 
 pub use drill::rehearse_in;
@@ -38,6 +39,8 @@ pub struct Tools {
     pub paths: Arc<Paths>,
     /// The device's keys.
     pub key_store: Arc<dyn KeyStore>,
+    /// Opens stores.
+    pub opener: Arc<Opener>,
     /// The cache.
     pub catalogue: Catalogue,
     /// The way to the vaults, and what this device did there.

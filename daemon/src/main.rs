@@ -15,6 +15,7 @@ use chatkeepd::jobs::Tools;
 use chatkeepd::keys::{KeyFiles, KeyStore, SecretService};
 use chatkeepd::paths::{Paths, private_dir};
 use chatkeepd::service::Service;
+use chatkeepd::stores::Opener;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Sender, channel};
@@ -140,9 +141,11 @@ async fn serve(arguments: Arguments) -> Result<u8, Failed> {
         Courier::new(config.service.courier_socket.clone().unwrap_or_else(|| paths.courier_socket()));
     let book = Book::new(Arc::new(courier), catalogue.clone());
     let control_socket = paths.control_socket();
+    let opener = Arc::new(Opener::new(&paths, key_store.clone()).await);
     let tools = Tools {
         catalogue,
         key_store,
+        opener,
         book,
         server: server.clone(),
         notify: !arguments.no_bus,

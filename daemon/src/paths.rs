@@ -49,6 +49,11 @@ impl Paths {
         self.runtime.join("chatkeep/control.sock")
     }
 
+    /// Where the sockets of store plugins are; made anew by each service.
+    pub fn plugin_sockets(&self) -> PathBuf {
+        self.runtime.join("chatkeep/stores")
+    }
+
     /// Where the vault courier listens unless the configuration says otherwise.
     pub fn courier_socket(&self) -> PathBuf {
         self.runtime.join("chatkeep-courier.sock")

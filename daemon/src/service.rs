@@ -65,6 +65,8 @@ pub struct Service {
     stores: BTreeMap<String, Arc<dyn Store>>,
     /// The same, as what regulates them.
     managed: BTreeMap<String, Arc<Managed>>,
+    /// The configuration that they were opened with.
+    opened_with: Vec<crate::config::Store>,
     line: line::Line,
     pins: Vec<VaultPin>,
     vaults: vaults::Vaults,
@@ -101,6 +103,7 @@ impl Service {
             config_path,
             stores: BTreeMap::new(),
             managed: BTreeMap::new(),
+            opened_with: Vec::new(),
             line: line::Line::default(),
             pins: Vec::new(),
             vaults: vaults::Vaults::default(),
@@ -129,13 +132,15 @@ impl Service {
     fn connect(&mut self) -> anyhow::Result<()> {
         let with_archives = self.registry.database.values().filter(|known| known.archive.is_some());
         let used = with_archives.map(|known| known.store.clone()).collect();
-        let managed = crate::stores::open_all(&self.config.store, &used)?;
+        let kept = (self.opened_with.as_slice(), &self.managed);
+        let managed = self.tools.opener.open_all(&self.config.store, &used, kept)?;
         let pins = crate::stores::pins(&self.config.vault)?;
         self.pins = crate::stores::with_confirmed(pins, &self.registry.vault);
         let as_store =
             |(name, store): (&String, &Arc<Managed>)| (name.clone(), store.clone() as Arc<dyn Store>);
         self.stores = managed.iter().map(as_store).collect();
         self.managed = managed;
+        self.opened_with = self.config.store.clone();
         Ok(())
     }
 

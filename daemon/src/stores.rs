@@ -1,44 +1,132 @@
 //! From the configuration to stores and vaults.
 
 mod managed;
+mod plugin;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
-use chatkeep_store::Store;
+use chatkeep_store::Opening;
+use chatkeep_store_host::manifest::find::{Manifests, Places};
+use chatkeep_store_host::manifest::trust::TrustList;
+use chatkeep_store_host::{Launcher, Settings, Spawn, Units};
 use chatkeep_store_local::LocalStore;
 use chatkeep_vault_client::{Identity, VaultPin};
+use tracing::warn;
+use zeroize::Zeroizing;
 
 use crate::config;
+use crate::keys::KeyStore;
+use crate::paths::Paths;
 use crate::registry::ConfirmedVault;
 
 pub use managed::Managed;
+pub use plugin::Plugin;
 
-/// Opens every configured store. Whether it can be reached shows later: a drive that is not plugged in is no mistake.
-///
-/// Those in `used` hold archives of ours already: an empty folder in their place is a drive that is away, not a new store.
-pub fn open_all(stores: &[config::Store], used: &BTreeSet<String>) -> Result<BTreeMap<String, Arc<Managed>>> {
-    let mut opened = BTreeMap::new();
-    for store in stores {
-        let found =
-            open(store, used.contains(&store.name)).with_context(|| format!("store `{}`", store.name))?;
-        let retain_s = store.retain.0.map(|span| span.0 / 1000);
-        opened.insert(store.name.clone(), Arc::new(Managed::new(found, retain_s)));
-    }
-    Ok(opened)
+/// What stores are opened with.
+pub struct Opener {
+    /// Where secrets are.
+    pub key_store: Arc<dyn KeyStore>,
+    /// Folder for the sockets of plugins; each gets one of its own below it.
+    pub runtime: PathBuf,
+    /// Remembers which manifests of the home directory the user trusts.
+    pub trusted: PathBuf,
+    /// Starts plugins.
+    pub launcher: Arc<dyn Launcher>,
+    /// Counts what was opened.
+    opened: AtomicU32,
 }
 
-fn open(store: &config::Store, used: bool) -> Result<Arc<dyn Store>> {
-    let scheme = store.url.split(':').next().unwrap_or_default();
-    if scheme != "file" {
-        bail!("this version cannot use `{scheme}:` stores, only `file:`");
+impl Opener {
+    /// For a service with these paths. As a unit of the systemd user manager it has plugins started by that: a child would
+    /// inherit its walls, and have no network.
+    pub async fn new(paths: &Paths, key_store: Arc<dyn KeyStore>) -> Self {
+        let launcher: Arc<dyn Launcher> = match Units::own_unit() {
+            Some(unit) => match zbus::Connection::session().await {
+                Ok(bus) => Arc::new(Units::new(bus, Some(unit))),
+                Err(error) => {
+                    warn!(%error, "no systemd to start plugins; they become children of this process");
+                    Arc::new(Spawn::new())
+                }
+            },
+            None => Arc::new(Spawn::new()),
+        };
+        Self::with_launcher(paths, key_store, launcher)
     }
-    if let Some(option) = store.options.keys().next() {
-        bail!("`file:` stores have no option `{option}`");
+
+    /// As [`Opener::new`], with plugins started in this way.
+    pub fn with_launcher(paths: &Paths, key_store: Arc<dyn KeyStore>, launcher: Arc<dyn Launcher>) -> Self {
+        let runtime = paths.plugin_sockets();
+        if let Err(error) = std::fs::remove_dir_all(&runtime)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(%error, "the sockets of earlier plugins cannot be removed");
+        }
+        let trusted = paths.data.join("trusted-plugins.toml");
+        Self { key_store, runtime, trusted, launcher, opened: AtomicU32::new(0) }
     }
-    let local = if used { LocalStore::reopen_url(&store.url) } else { LocalStore::from_url(&store.url) };
-    Ok(Arc::new(local?))
+
+    /// Opens every configured store; what is in `kept` and unchanged since `before` stays open. Whether a store can be reached
+    /// shows later: a drive that is not plugged in is no mistake, and a plugin is started by the first call.
+    ///
+    /// Those in `used` hold archives of ours already: an empty folder in their place is a drive that is away, not a new store.
+    pub fn open_all(
+        &self,
+        stores: &[config::Store],
+        used: &BTreeSet<String>,
+        (before, kept): (&[config::Store], &BTreeMap<String, Arc<Managed>>),
+    ) -> Result<BTreeMap<String, Arc<Managed>>> {
+        let manifests = Manifests::load(&Places::usual());
+        let mut opened = BTreeMap::new();
+        for store in stores {
+            let same = before.contains(store).then(|| kept.get(&store.name)).flatten();
+            let managed = match same {
+                Some(managed) => managed.clone(),
+                None => Arc::new(
+                    self.open(store, used.contains(&store.name), &manifests)
+                        .with_context(|| format!("store `{}`", store.name))?,
+                ),
+            };
+            opened.insert(store.name.clone(), managed);
+        }
+        Ok(opened)
+    }
+
+    fn open(&self, store: &config::Store, used: bool, manifests: &Manifests) -> Result<Managed> {
+        let retain_s = store.retain.0.map(|span| span.0 / 1000);
+        if store.scheme() == "file" {
+            if let Some(option) = store.options.keys().next() {
+                bail!("`file:` stores have no option `{option}`");
+            }
+            if let Some(secret) = store.secrets.keys().next() {
+                bail!("`file:` stores have no secret `{secret}`");
+            }
+            if retain_s.is_some() {
+                bail!("`file:` stores cannot lock objects against deletion (`retain`)");
+            }
+            let local =
+                if used { LocalStore::reopen_url(&store.url) } else { LocalStore::from_url(&store.url) };
+            return Ok(Managed::new(Arc::new(local?), retain_s));
+        }
+        let manifest = manifests.for_url(&store.url)?;
+        TrustList::new(&self.trusted).check(manifest)?;
+        let mut opening =
+            Opening { url: store.url.clone(), options: store.option_texts(), ..Opening::default() };
+        // The values are fetched when the store is first used; which there are is known now.
+        for name in store.secrets.keys() {
+            opening.secrets.set(name, Zeroizing::new(String::new()));
+        }
+        let complete = manifest.complete(&opening)?;
+        let launch = manifest.launch(&store.name, &complete)?;
+        // A folder for each: the socket of one that is being replaced is removed only when its last call has ended.
+        let folder = self.runtime.join(self.opened.fetch_add(1, Ordering::Relaxed).to_string());
+        let settings = Settings::new(launch, self.launcher.clone(), complete, &folder);
+        let plugin = Arc::new(Plugin::new(store.clone(), settings, self.key_store.clone())?);
+        Ok(Managed::of_plugin(plugin, retain_s))
+    }
 }
 
 /// The vaults with their pinned identities.

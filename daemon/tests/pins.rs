@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use chatkeep_ipc::proxy::{DatabaseProxy, EncryptionProxy, JobProxy, Options, connect_stream};
 use chatkeep_ipc::{Error, Peer, Secret, Server, Settings, names};
+use chatkeep_store_host::Spawn;
 use chatkeepd::catalogue::Catalogue;
 use chatkeepd::config::Config;
 use chatkeepd::courier::Courier;
@@ -18,6 +19,7 @@ use chatkeepd::jobs::Tools;
 use chatkeepd::keys::KeyFiles;
 use chatkeepd::paths::Paths;
 use chatkeepd::service::Service;
+use chatkeepd::stores::Opener;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc::{Sender, channel};
 use tokio::task::JoinHandle;
@@ -94,9 +96,12 @@ impl Machine {
             runtime: self.path("run"),
         };
         let catalogue = Catalogue::open(&self.path("state/cache")).unwrap();
+        let key_store = Arc::new(KeyFiles::new(self.path("data/keys")));
+        let opener = Opener::with_launcher(&paths, key_store.clone(), Arc::new(Spawn::new()));
         let tools = Tools {
+            opener: Arc::new(opener),
             catalogue: catalogue.clone(),
-            key_store: Arc::new(KeyFiles::new(self.path("data/keys"))),
+            key_store,
             book: Book::new(Arc::new(Courier::new(self.path("run/courier.sock"))), catalogue),
             notify: false,
             server: server.clone(),

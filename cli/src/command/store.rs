@@ -1,39 +1,55 @@
-//! Stores: what they are asked and cost, their secrets, and whether they work.
+//! Stores: adding and trying them, their secrets, which kinds there are, and which plugins are trusted.
+
+mod add;
+mod kinds;
+mod show;
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 use chatkeep_ipc::proxy::StoreProxy;
-use serde_json::{Value, json};
 use zbus::zvariant::Value as Wire;
 
 use super::Context;
 use crate::args::StoreCommand;
 use crate::explain::{Failure, Result};
-use crate::output::{Colour, paint, plain, size};
 use crate::secret_input::Source;
-use crate::view::Object;
+
+pub(super) use show::{rows, to_json};
+
+/// Those that need no service; gives all others back.
+pub(super) async fn alone(command: StoreCommand, json: bool) -> Result<Option<StoreCommand>> {
+    match command {
+        StoreCommand::Kinds => kinds::kinds(json)?,
+        StoreCommand::Trust { plugin } => kinds::trust(&plugin)?,
+        StoreCommand::Distrust { plugin } => kinds::distrust(&plugin)?,
+        other => return Ok(Some(other)),
+    }
+    Ok(None)
+}
 
 pub(super) async fn run(context: &Context, command: StoreCommand) -> Result<()> {
     match command {
-        StoreCommand::Test { store } => test(context, &store).await,
+        StoreCommand::Add(arguments) => add::add(context, arguments).await,
+        StoreCommand::Test { store } => {
+            let job = proxy(context, &store).await?.test(HashMap::new()).await?;
+            context.follow(&job, "the store works: a probe was written, read back and deleted").await
+        }
         StoreCommand::Credentials { store, name, secret_fd } => {
             let mut source = Source::choose(secret_fd)?;
             let value = source.read(&format!("{name} of {store}: ")).await?;
             let proxy = proxy(context, &store).await?;
             let options = HashMap::from([("name", Wire::from(name.as_str()))]);
-            let pipe = value
-                .into_pipe()
-                .map_err(|error| Failure::local("the secret cannot be passed on", &error))?;
+            let pipe =
+                value.into_pipe().map_err(|error| Failure::local("the secret cannot be passed on", &error))?;
             proxy.set_credentials(pipe.into(), options).await?;
             context.done(&format!("{name} of {store} is kept on this device"));
             Ok(())
         }
+        StoreCommand::Kinds | StoreCommand::Trust { .. } | StoreCommand::Distrust { .. } => {
+            unreachable!("carried out without the service")
+        }
     }
-}
-
-async fn test(context: &Context, store: &str) -> Result<()> {
-    let job = proxy(context, store).await?.test(HashMap::new()).await?;
-    context.follow(&job, &format!("{store} works: a probe was written, read and deleted")).await
 }
 
 async fn proxy<'a>(context: &'a Context, store: &str) -> Result<StoreProxy<'a>> {
@@ -42,59 +58,10 @@ async fn proxy<'a>(context: &'a Context, store: &str) -> Result<StoreProxy<'a>> 
     Ok(StoreProxy::builder(&context.service.connection).path(path)?.build().await?)
 }
 
-/// The table of `chatkeep status`.
-pub(super) fn rows(stores: &[Object]) -> Vec<Vec<String>> {
-    let headings = ["STORE", "KIND", "STATE", "USED", "THIS MONTH", "WHERE"];
-    let mut rows = vec![headings.map(|text| paint(text, Colour::Bold)).to_vec()];
-    for store in stores {
-        rows.push(vec![
-            plain(&store.text("Id")),
-            plain(&store.text("Kind")),
-            plain(&state_words(store)),
-            used(store),
-            this_month(store),
-            plain(&store.text("Url")),
-        ]);
-    }
-    rows
-}
-
-pub(super) fn to_json(store: &Object) -> Value {
-    let (error, message) = store.error("LastError");
-    let error = if error.is_empty() { Value::Null } else { json!({"error": error, "message": message}) };
-    let cost: i64 = store.get("MonthCost");
-    json!({
-        "id": store.text("Id"), "kind": store.text("Kind"), "url": store.text("Url"),
-        "state": store.text("State"), "pause_reason": store.text("PauseReason"),
-        "bytes_used": store.number("BytesUsed"), "bytes_quota": store.number("BytesQuota"),
-        "month_requests": store.number("MonthRequests"), "month_bytes": store.number("MonthBytes"),
-        "month_cost": (cost >= 0).then_some(cost as f64 / 1e6),
-        "capabilities": store.list("Capabilities"), "last_error": error,
-    })
-}
-
-/// `ok`, `paused: metered` …
-fn state_words(store: &Object) -> String {
-    match (store.text("State"), store.text("PauseReason")) {
-        (state, reason) if state == "paused" => format!("paused: {reason}"),
-        (state, _) => state,
-    }
-}
-
-fn used(store: &Object) -> String {
-    match (store.number("BytesUsed"), store.number("BytesQuota")) {
-        (used, 0) => size(used),
-        (used, quota) => format!("{} of {}", size(used), size(quota)),
-    }
-}
-
-/// Requests, bytes, and what they cost where a price is known. Less than a hundredth is called that.
-fn this_month(store: &Object) -> String {
-    let (requests, bytes) = (store.number("MonthRequests"), store.number("MonthBytes"));
-    let cost = match store.get::<i64>("MonthCost") {
-        ..0 => String::new(),
-        0..10_000 => ", below 0.01".to_owned(),
-        cost => format!(", about {:.2}", cost as f64 / 1e6),
-    };
-    format!("{requests} requests, {}{cost}", size(bytes))
+/// Where the service remembers which plugins of the home directory are trusted.
+fn trusted() -> Result<PathBuf> {
+    let data = std::env::var_os("XDG_DATA_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
+    let data = data.or_else(|| Some(Path::new(&std::env::var_os("HOME")?).join(".local/share")));
+    let data = data.ok_or_else(|| Failure::said("HOME is not set", ""))?;
+    Ok(data.join("chatkeep/trusted-plugins.toml"))
 }

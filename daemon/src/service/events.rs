@@ -52,7 +52,12 @@ impl Service {
                 }
                 self.job_ended(&job, result, vault.as_ref());
             }
-            Event::CredentialKept { store } => self.store_is_back(&store),
+            Event::CredentialKept { store } => {
+                if let Some(plugin) = self.managed.get(&store).and_then(|managed| managed.plugin()) {
+                    plugin.forget_secrets();
+                }
+                self.store_is_back(&store);
+            }
             Event::Conditions { conditions, seen } => {
                 self.conditions(conditions);
                 // nobody waits for it any more if it took too long

@@ -13,9 +13,12 @@ use chatkeep_store::{
 use tokio::sync::watch;
 use tracing::warn;
 
+use super::Plugin;
+
 /// The store around the one that was opened.
 pub struct Managed {
     inner: Arc<dyn Store>,
+    plugin: Option<Arc<Plugin>>,
     gate: watch::Sender<Gate>,
     spent: Mutex<Spent>,
     /// Objects are locked for so long from their put on, in seconds.
@@ -25,7 +28,17 @@ pub struct Managed {
 impl Managed {
     /// Around `inner`; the gate is open.
     pub fn new(inner: Arc<dyn Store>, retain_s: Option<u64>) -> Self {
-        Self { inner, gate: watch::Sender::new(Gate::Open), spent: Mutex::default(), retain_s }
+        Self { inner, plugin: None, gate: watch::Sender::new(Gate::Open), spent: Mutex::default(), retain_s }
+    }
+
+    /// Around a plugin.
+    pub fn of_plugin(plugin: Arc<Plugin>, retain_s: Option<u64>) -> Self {
+        Self { plugin: Some(plugin.clone()), ..Self::new(plugin, retain_s) }
+    }
+
+    /// The plugin, if it is one.
+    pub fn plugin(&self) -> Option<&Arc<Plugin>> {
+        self.plugin.as_ref()
     }
 
     /// Lets puts through or not, also one that is under way.

@@ -15,6 +15,7 @@ use chatkeep_planner::{SourceId, UploadId};
 use chatkeep_sqlite::{Existing, LiveConfig};
 use chatkeep_store::memory::MemoryStore;
 use chatkeep_store::{PutCondition, Store, StoreKey};
+use chatkeep_store_host::Spawn;
 use chatkeepd::archive::Archive;
 use chatkeepd::catalogue::Catalogue;
 use chatkeepd::clock::Clock;
@@ -31,6 +32,7 @@ use chatkeepd::log::Log;
 use chatkeepd::paths::Paths;
 use chatkeepd::restore::{Destination, Source};
 use chatkeepd::spool::{Spool, Spooled};
+use chatkeepd::stores::Opener;
 use chatkeepd::writer::Writer;
 use rand_core::OsRng;
 use tokio::sync::mpsc::Receiver;
@@ -88,8 +90,11 @@ impl World {
             runtime: folder.path().join("run"),
         };
         let (calls, _) = tokio::sync::mpsc::channel(1);
+        let key_store = Arc::new(KeyFiles::new(paths.data.clone()));
+        let opener = Opener::with_launcher(&paths, key_store.clone(), Arc::new(Spawn::new()));
         let tools = Tools {
-            key_store: Arc::new(KeyFiles::new(paths.data.clone())),
+            opener: Arc::new(opener),
+            key_store,
             book: Book::new(Arc::new(Courier::new(paths.courier_socket())), catalogue.clone()),
             notify: false,
             paths: Arc::new(paths),

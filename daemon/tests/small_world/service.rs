@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use chatkeep_ipc::{Server, Settings};
 use chatkeep_planner::{Millis, SourceId};
+use chatkeep_store_host::Spawn;
 use chatkeepd::config::Config;
 use chatkeepd::courier::Courier;
 use chatkeepd::event::Event;
@@ -14,6 +15,7 @@ use chatkeepd::keys::KeyFiles;
 use chatkeepd::paths::Paths;
 use chatkeepd::registry::{Registration, Registry};
 use chatkeepd::service::Service;
+use chatkeepd::stores::Opener;
 
 use super::{Running, World};
 
@@ -45,18 +47,18 @@ pub(crate) fn opened(
     let store = path("elsewhere");
     let text = format!("{settings}\n[[store]]\nname = 'disk'\nurl = 'file://{}'\n{tables}", store.display());
     let (calls, _) = tokio::sync::mpsc::channel(1);
+    let paths =
+        Paths { config: path("config.toml"), data: path("data"), state: path("state"), runtime: path("run") };
+    let key_store = Arc::new(KeyFiles::new(path("data")));
+    let opener = Opener::with_launcher(&paths, key_store.clone(), Arc::new(Spawn::new()));
     let tools = Tools {
         catalogue: running.catalogue.clone(),
-        key_store: Arc::new(KeyFiles::new(path("data"))),
+        opener: Arc::new(opener),
+        key_store,
         book: Book::new(Arc::new(Courier::new(path("courier.sock"))), running.catalogue.clone()),
         notify: false,
         server: Server::new(calls, Settings::default()),
-        paths: Arc::new(Paths {
-            config: path("config.toml"),
-            data: path("data"),
-            state: path("state"),
-            runtime: path("run"),
-        }),
+        paths: Arc::new(paths),
     };
     let config = Config::parse(&text, Path::new("config.toml")).unwrap();
     let mut service = Service::new(tools, config, path("config.toml")).unwrap();
