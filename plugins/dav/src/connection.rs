@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use chatkeep_store::{
@@ -16,6 +17,10 @@ use crate::http::{Answer, Ask, Http, LISTING_BYTES_MAX, Tuning};
 use crate::leftovers::{FOLDER, Temporary};
 use crate::multistatus::{self, Properties};
 use crate::target::Target;
+
+/// rclone and other servers in Go lock what a MOVE touches while it runs, and answer 423 to the next one.
+const LOCKED_TRIES_MAX: u32 = 8;
+const LOCKED_PAUSE: Duration = Duration::from_millis(40);
 
 /// A server that answered, and the folder of the store there.
 pub(crate) struct Connection {
@@ -97,6 +102,10 @@ impl Connection {
         Ok(())
     }
 
+    pub(crate) fn temporary(&self) -> Temporary {
+        Temporary::new(Arc::clone(&self.http), &self.root)
+    }
+
     /// Writes a file, in place.
     pub(crate) async fn upload(&self, url: &Url, body: Bytes) -> Result<()> {
         let len = body.len() as u64;
@@ -158,7 +167,7 @@ impl Connection {
         self.may_write()?;
         self.make_folders_of(key).await?;
         let len = body.len() as u64;
-        let mut temporary = Temporary::new(Arc::clone(&self.http), &self.root);
+        let mut temporary = self.temporary();
         self.upload(&temporary.url, body).await?;
         match self.find(&temporary.url).await? {
             Found::File(kept) if kept == len => {}
@@ -168,7 +177,7 @@ impl Connection {
             }
             _ => return Err(StoreError::Transient("what was written is not there".into())),
         }
-        self.publish(&mut temporary, key, condition).await?;
+        self.publish(&mut temporary, key, len, condition == PutCondition::Overwrite).await?;
         Ok(PutReceipt { len })
     }
 
@@ -184,22 +193,40 @@ impl Connection {
         &self,
         temporary: &mut Temporary,
         key: &StoreKey,
-        condition: PutCondition,
+        len: u64,
+        overwrite: bool,
     ) -> Result<()> {
         let target = self.object(key);
-        let overwrite = condition == PutCondition::Overwrite;
         temporary.hand_over();
-        let mut answer = self.rename(&temporary.url, &target, overwrite).await?;
-        if errors::lacks_folder(answer.status) {
-            // somebody tidied up empty folders
-            self.folders.forget().await;
-            self.make_folders_of(key).await?;
-            answer = self.rename(&temporary.url, &target, overwrite).await?;
+        let mut tries = 0;
+        let answer = loop {
+            tries += 1;
+            let answer = match self.rename(&temporary.url, &target, overwrite).await {
+                Err(error) => match (self.find(&temporary.url).await?, self.find(&target).await?) {
+                    // only this MOVE can have taken it away
+                    (Found::Nothing, Found::File(found)) if found == len => return Ok(()),
+                    (Found::File(_), _) if tries == 1 => continue,
+                    _ => return Err(error),
+                },
+                Ok(answer) => answer,
+            };
+            match answer.status {
+                status if errors::lacks_folder(status) && tries == 1 => {
+                    // somebody may have tidied up empty folders
+                    self.folders.forget().await;
+                    self.make_folders_of(key).await?;
+                }
+                // the lock is the server's own, for as long as another MOVE takes
+                StatusCode::LOCKED if tries < LOCKED_TRIES_MAX => {
+                    tokio::time::sleep(LOCKED_PAUSE * tries).await;
+                }
+                _ => break answer,
+            }
+        };
+        if matches!(answer.status, StatusCode::CREATED | StatusCode::NO_CONTENT | StatusCode::OK) {
+            return Ok(());
         }
-        match answer.status {
-            StatusCode::CREATED | StatusCode::NO_CONTENT | StatusCode::OK => return Ok(()),
-            _ => temporary.take_back(),
-        }
+        temporary.remove().await;
         match answer.status {
             StatusCode::PRECONDITION_FAILED if !overwrite => {
                 Err(StoreError::AlreadyExists { key: key.clone() })

@@ -122,6 +122,7 @@ impl Http {
             .tcp_user_timeout(tuning.stall)
             // shorter than any server keeps an idle connection: Apache's default is 5 s
             .pool_idle_timeout(Duration::from_secs(4))
+            .pool_max_idle_per_host(target.parallel.into())
             .tls_certs_merge(ca.unwrap_or_default())
             .build()
             .map_err(broken)?;
@@ -146,6 +147,21 @@ impl Http {
 
     async fn once(&self, ask: &Ask, url: &Url) -> Result<Answer> {
         let pulse = Pulse::new(self.tuning);
+        let work = async {
+            let response = match self.request(ask, url, &pulse).send().await {
+                // a server may close a connection that was kept just when it is used again; a MOVE that happened
+                // before is another thing the second time
+                Err(error) if !error.is_connect() && ask.method.as_str() != "MOVE" => {
+                    self.request(ask, url, &pulse).send().await
+                }
+                sent => sent,
+            };
+            read(response.map_err(|error| errors::of_transport(&error))?, &pulse, ask.answer_len_max).await
+        };
+        pulse.watch(work).await
+    }
+
+    fn request(&self, ask: &Ask, url: &Url, pulse: &Arc<Pulse>) -> reqwest::RequestBuilder {
         let mut request = self.client.request(ask.method.clone(), url.clone());
         request = match &self.auth {
             Auth::Nothing => request,
@@ -160,13 +176,9 @@ impl Http {
         if let Some(body) = &ask.body {
             // with its length: a server notices when less arrives
             request = request.header(header::CONTENT_LENGTH, body.len());
-            request = request.body(in_pieces(body.clone(), Arc::clone(&pulse)));
+            request = request.body(in_pieces(body.clone(), Arc::clone(pulse)));
         }
-        let work = async {
-            let response = request.send().await.map_err(|error| errors::of_transport(&error))?;
-            read(response, &pulse, ask.answer_len_max).await
-        };
-        pulse.watch(work).await
+        request
     }
 }
 

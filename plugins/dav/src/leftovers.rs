@@ -54,8 +54,11 @@ impl Temporary {
     }
 
     /// It did not become one.
-    pub(crate) fn take_back(&mut self) {
+    pub(crate) async fn remove(&mut self) {
         self.ours = true;
+        if self.http.exchange(Ask::new("DELETE", self.url.clone())).await.is_ok() {
+            self.ours = false;
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use futures_util::future::join_all;
 use reqwest::StatusCode;
 
 use crate::connection::{Connection, connect};
-use crate::leftovers::{FOLDER, Temporary, new_name};
+use crate::http::Ask;
+use crate::leftovers::{FOLDER, new_name};
 
 /// How many create the same name at once.
 const RACERS: usize = 16;
@@ -33,26 +34,29 @@ pub(crate) async fn race(connection: &Connection) -> Result<CreateGuarantee> {
 
 /// Whether exactly one of many won, and what is there is what it wrote.
 async fn round(connection: &Connection) -> Result<bool> {
-    let target = Temporary::new(std::sync::Arc::clone(&connection.http), &connection.root);
+    let mut target = connection.temporary();
     let mut racers = Vec::new();
     for racer in 0..RACERS {
-        let temporary = Temporary::new(std::sync::Arc::clone(&connection.http), &connection.root);
+        let temporary = connection.temporary();
         let body = Bytes::from(format!("{racer:02} {}", new_name()));
         connection.upload(&temporary.url, body.clone()).await?;
         racers.push((temporary, body));
     }
-    let moves =
-        join_all(racers.iter().map(|(temporary, _)| connection.rename(&temporary.url, &target.url, false)));
+    let moves = racers.iter().map(|(temporary, _)| connection.rename(&temporary.url, &target.url, false));
     let mut winners = Vec::new();
-    for (answer, (_, body)) in moves.await.into_iter().zip(&racers) {
+    for (answer, (_, body)) in join_all(moves).await.into_iter().zip(&racers) {
         if answer?.status.is_success() {
-            winners.push(body);
+            winners.push(body.clone());
         }
     }
-    let [winner] = winners[..] else { return Ok(false) };
-    let answer = connection.http.exchange(crate::http::Ask::new("GET", target.url.clone())).await?;
-    match answer.status {
-        StatusCode::OK => Ok(answer.body == *winner),
-        _ => Err(StoreError::Transient("what the probe wrote cannot be read back".into())),
+    let answer = connection.http.exchange(Ask::new("GET", target.url.clone())).await?;
+    target.remove().await;
+    for (temporary, _) in &mut racers {
+        temporary.remove().await;
+    }
+    match (&winners[..], answer.status) {
+        ([winner], StatusCode::OK) => Ok(answer.body == *winner),
+        ([_], _) => Err(StoreError::Transient("what the probe wrote cannot be read back".into())),
+        _ => Ok(false),
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use chatkeep_store::conformance::{Extent, assert_all_passed, run};
-use chatkeep_store::{CreateGuarantee, ErrorKind, PutCondition, Store};
+use chatkeep_store::{CreateGuarantee, ErrorKind, PutCondition};
 use chatkeep_store_dav::{open_tuned, probe};
 use chatkeep_store_rig::dav::{Dav, files_below};
 use common::{TUNING, create, install_tls, key, names, opening, store};
@@ -132,7 +132,9 @@ async fn foreign_files_and_folders_spoil_a_listing() {
     let store = store(&server).await;
     create(&*store, "a/log/1").await.unwrap();
     let root = server.files().join("backups");
-    for (foreign, is_folder) in [("A Photo.jpg", false), ("a/log/Thumbs.db", false), ("a/.hidden", true)] {
+    for (foreign, is_folder) in
+        [("A Photo.jpg", false), ("a/log/Thumbs.db", false), ("a/Lost And Found", true)]
+    {
         let path = root.join(foreign);
         if is_folder {
             fs::create_dir(&path).unwrap()
