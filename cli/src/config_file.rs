@@ -31,7 +31,8 @@ pub(crate) fn with_store(before: &str, store: &NewStore<'_>) -> String {
     let quoted = |value: &str| toml::Value::String(value.to_owned()).to_string();
     let _ = write!(text, "[[store]]\nname = {}\nurl = {}\n", quoted(store.name), quoted(store.url)); // a String takes everything
     let inline = |pairs: Vec<(String, String)>| {
-        let pairs: Vec<String> = pairs.iter().map(|(name, value)| format!("{name} = {}", quoted(value))).collect();
+        let pairs: Vec<String> =
+            pairs.iter().map(|(name, value)| format!("{name} = {}", quoted(value))).collect();
         format!("{{ {} }}", pairs.join(", "))
     };
     if !store.options.is_empty() {
@@ -47,7 +48,8 @@ pub(crate) fn with_store(before: &str, store: &NewStore<'_>) -> String {
 
 /// A key of TOML, quoted where it has to be.
 fn key(name: &str) -> String {
-    let bare = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let bare =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
     if bare { name.to_owned() } else { toml::Value::String(name.to_owned()).to_string() }
 }
 
@@ -55,7 +57,9 @@ fn key(name: &str) -> String {
 pub(crate) fn has_store(text: &str, name: &str) -> bool {
     let table: toml::Table = toml::from_str(text).unwrap_or_default();
     let stores = table.get("store").and_then(toml::Value::as_array);
-    stores.is_some_and(|stores| stores.iter().any(|store| store.get("name").and_then(toml::Value::as_str) == Some(name)))
+    stores.is_some_and(|stores| {
+        stores.iter().any(|store| store.get("name").and_then(toml::Value::as_str) == Some(name))
+    })
 }
 
 /// Replaces the file as a whole or not at all. It keeps its mode; a new one is for its owner alone.
@@ -87,7 +91,10 @@ mod tests {
         let pairs = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         let secrets: Vec<String> = secrets.iter().map(|name| (*name).to_owned()).collect();
         let options = pairs.collect();
-        with_store(before, &NewStore { name: "nas", url: "s3://b/\"x\"", options: &options, secrets: &secrets })
+        with_store(
+            before,
+            &NewStore { name: "nas", url: "s3://b/\"x\"", options: &options, secrets: &secrets },
+        )
     }
 
     #[test]

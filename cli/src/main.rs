@@ -2,6 +2,7 @@
 
 mod args;
 mod command;
+mod config_file;
 mod connect;
 mod explain;
 mod job;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
 use chatkeep_store::Opening;
+use chatkeep_store::memory::MemoryStore;
 use chatkeep_store_host::manifest::find::{Manifests, Places};
 use chatkeep_store_host::manifest::trust::TrustList;
 use chatkeep_store_host::{Launcher, Settings, Spawn, Units};
@@ -97,13 +98,23 @@ impl Opener {
 
     fn open(&self, store: &config::Store, used: bool, manifests: &Manifests) -> Result<Managed> {
         let retain_s = store.retain.0.map(|span| span.0 / 1000);
-        if store.scheme() == "file" {
+        let scheme = store.scheme();
+        if matches!(scheme, "file" | "memory") {
             if let Some(option) = store.options.keys().next() {
-                bail!("`file:` stores have no option `{option}`");
+                bail!("`{scheme}:` stores have no option `{option}`");
             }
             if let Some(secret) = store.secrets.keys().next() {
-                bail!("`file:` stores have no secret `{secret}`");
+                bail!("`{scheme}:` stores have no secret `{secret}`");
             }
+        }
+        if scheme == "memory" {
+            warn!(
+                store = store.name,
+                "what is in this store is gone when the service ends: it is for trying out"
+            );
+            return Ok(Managed::new(Arc::new(MemoryStore::new()), retain_s));
+        }
+        if scheme == "file" {
             if retain_s.is_some() {
                 bail!("`file:` stores cannot lock objects against deletion (`retain`)");
             }

@@ -40,8 +40,9 @@ pub(super) async fn run(context: &Context, command: StoreCommand) -> Result<()> 
             let value = source.read(&format!("{name} of {store}: ")).await?;
             let proxy = proxy(context, &store).await?;
             let options = HashMap::from([("name", Wire::from(name.as_str()))]);
-            let pipe =
-                value.into_pipe().map_err(|error| Failure::local("the secret cannot be passed on", &error))?;
+            let pipe = value
+                .into_pipe()
+                .map_err(|error| Failure::local("the secret cannot be passed on", &error))?;
             proxy.set_credentials(pipe.into(), options).await?;
             context.done(&format!("{name} of {store} is kept on this device"));
             Ok(())

@@ -99,6 +99,8 @@ impl Service {
         .filter_map(|(name, value)| Some(format!("{name}={}", value?)))
         .collect();
         let switches = [("range", can.range), ("usage", can.usage), ("retain", can.retain)];
+        let walls = self.managed.get(name).and_then(|managed| managed.plugin()?.walls());
+        words.extend(walls.map(|walls| format!("walls={walls}")));
         words.extend(switches.into_iter().filter(|(_, on)| *on).map(|(name, _)| name.to_owned()));
         words
     }

@@ -44,8 +44,12 @@ pub(crate) fn opened(
     };
     registry.database.insert("chat".to_owned(), registration);
     registry.save(&path("data/registrations.toml")).unwrap();
-    let store = path("elsewhere");
-    let text = format!("{settings}\n[[store]]\nname = 'disk'\nurl = 'file://{}'\n{tables}", store.display());
+    // a folder has no locks
+    let url = match tables.starts_with("retain") {
+        true => "memory:".to_owned(),
+        false => format!("file://{}", path("elsewhere").display()),
+    };
+    let text = format!("{settings}\n[[store]]\nname = 'disk'\nurl = '{url}'\n{tables}");
     let (calls, _) = tokio::sync::mpsc::channel(1);
     let paths =
         Paths { config: path("config.toml"), data: path("data"), state: path("state"), runtime: path("run") };

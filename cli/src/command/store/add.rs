@@ -58,7 +58,8 @@ async fn hand_over(context: &Context, name: &str, opening: &Opening, untried: bo
     let store = proxy(context, name).await?;
     for (secret, value) in opening.secrets.iter() {
         let value = chatkeep_ipc::Secret::new(Zeroizing::new(value.as_bytes().to_vec()));
-        let pipe = value.into_pipe().map_err(|error| Failure::local("the secret cannot be passed on", &error))?;
+        let pipe =
+            value.into_pipe().map_err(|error| Failure::local("the secret cannot be passed on", &error))?;
         store.set_credentials(pipe.into(), HashMap::from([("name", Wire::from(secret))])).await?;
     }
     if untried {
@@ -139,14 +140,20 @@ async fn probe(store: &dyn Store) -> Result<Vec<String>, StoreError> {
     let again = store.put(&key, body.clone(), PutCondition::CreateIfAbsent).await;
     steps.push(match again {
         Err(StoreError::AlreadyExists { .. }) => "an object is not created twice".to_owned(),
-        Err(StoreError::Unsupported { .. }) => "it cannot refuse to create an object twice; that is checked otherwise".to_owned(),
-        Ok(_) => "it creates an object twice although it was told not to; that is checked otherwise".to_owned(),
+        Err(StoreError::Unsupported { .. }) => {
+            "it cannot refuse to create an object twice; that is checked otherwise".to_owned()
+        }
+        Ok(_) => {
+            "it creates an object twice although it was told not to; that is checked otherwise".to_owned()
+        }
         Err(error) => return Err(error),
     });
     match store.get(&key, None).await {
         Ok(back) if back == body => steps.push("reading works".to_owned()),
         Ok(_) => return Err(StoreError::Corrupt { key }),
-        Err(StoreError::Permission(_)) => steps.push("these credentials may not read: enough to add backups".to_owned()),
+        Err(StoreError::Permission(_)) => {
+            steps.push("these credentials may not read: enough to add backups".to_owned())
+        }
         Err(error) => return Err(error),
     }
     match store.list("probe").await {
@@ -158,7 +165,9 @@ async fn probe(store: &dyn Store) -> Result<Vec<String>, StoreError> {
     match store.delete(&key).await {
         Ok(()) => steps.push("deleting works".to_owned()),
         Err(StoreError::Permission(_) | StoreError::Retained { .. }) => {
-            steps.push("these credentials may not delete: forgotten points have to be pruned with others".to_owned());
+            steps.push(
+                "these credentials may not delete: forgotten points have to be pruned with others".to_owned(),
+            );
         }
         Err(error) => return Err(error),
     }
@@ -178,7 +187,8 @@ fn read(path: &Path) -> Result<String> {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    config_file::replace(path, text).map_err(|error| Failure::local("the configuration cannot be written", &error))
+    config_file::replace(path, text)
+        .map_err(|error| Failure::local("the configuration cannot be written", &error))
 }
 
 /// `NAME=VALUE` …

@@ -43,7 +43,11 @@ pub(super) fn trust(plugin: &str) -> Result<()> {
         return Err(Failure::said(&format!("`{plugin}` needs no trust: it is part of the system"), ""));
     }
     TrustList::new(&trusted()?).trust(manifest).map_err(|error| refused(&error))?;
-    output::line(&format!("`{}` is trusted as it is now: {}", plain(plugin), plain(&manifest.exec.display().to_string())));
+    output::line(&format!(
+        "`{}` is trusted as it is now: {}",
+        plain(plugin),
+        plain(&manifest.exec.display().to_string())
+    ));
     Ok(())
 }
 
