@@ -271,14 +271,12 @@ pub fn kind_of(status: u16) -> ErrorKind {
 }
 
 impl Problem {
-    /// What a plugin answers for this error: its words and those of its cause.
+    /// What a plugin answers for this error: the words of its causes, or its own where it has none. The host adds those of
+    /// the kind again.
     pub fn of(error: &StoreError) -> Self {
-        let mut detail = error.to_string();
-        let mut cause = std::error::Error::source(error);
-        while let Some(error) = cause {
-            detail = format!("{detail}: {error}");
-            cause = error.source();
-        }
+        let causes = std::iter::successors(std::error::Error::source(error), |error| error.source());
+        let causes: Vec<String> = causes.map(ToString::to_string).collect();
+        let detail = if causes.is_empty() { error.to_string() } else { causes.join(": ") };
         let retry_after_s = match error {
             StoreError::Throttled { retry_after } => retry_after.map(|wait| wait.as_secs().max(1)),
             _ => None,

@@ -29,7 +29,7 @@ pub(super) async fn add(context: &Context, arguments: NewStoreArguments) -> Resu
     }
     let options = pairs(&options)?;
     let mut opening = Opening { url: url.clone(), options: options.clone(), ..Opening::default() };
-    if !url.starts_with("file:") {
+    if !["file:", "memory:"].iter().any(|scheme| url.starts_with(scheme)) {
         let manifests = Manifests::load(&Places::usual());
         let manifest = manifests.for_url(&url).map_err(|error| refused(&error))?;
         TrustList::new(&trusted()?).check(manifest).map_err(|error| refused(&error))?;
