@@ -12,6 +12,8 @@ mod prove_capture_stress;
 mod prove_capture_year;
 mod prove_changes;
 mod prove_rounds;
+mod prove_stores;
+mod prove_stores_places;
 mod prove_vault;
 mod prove_vault_changes;
 mod prove_vault_failover;
@@ -45,6 +47,8 @@ enum Prove {
     Capture(prove_capture::Arguments),
     /// The vault in every order of crashes, rollbacks and lies.
     Vault(prove_vault::Arguments),
+    /// Every kind of store at its real server, and weak, lying and dying ones.
+    Stores(prove_stores::Arguments),
     /// The kills of `capture` alone.
     #[command(hide = true)]
     CaptureKills(prove_capture_kills::Alone),
@@ -59,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         Command::Prove(Prove::Spine(arguments)) => prove::run(&arguments),
         Command::Prove(Prove::Capture(arguments)) => prove_capture::run(&arguments),
         Command::Prove(Prove::Vault(arguments)) => prove_vault::run(&arguments),
+        Command::Prove(Prove::Stores(arguments)) => prove_stores::run(&arguments),
         Command::Prove(Prove::CaptureKills(arguments)) => prove_capture_kills::alone(&arguments),
         Command::Prove(Prove::CaptureChild(arguments)) => prove_capture_kills::live(&arguments),
     }

@@ -51,6 +51,8 @@ pub(crate) struct Figures {
     pub(crate) lost_s: Vec<f64>,
     /// SIGKILLs sent.
     pub(crate) kills: u64,
+    /// Sockets other than unix ones that the service asked for, where somebody looked.
+    pub(crate) inet_sockets: Vec<String>,
     /// Times the writer saw an error, which it never must because of us.
     pub(crate) writer_errors: u64,
     /// Guesses that were answered while the vault was killed after each answer: exactly ten.
@@ -73,6 +75,8 @@ impl Figures {
 /// Everything that a round needs, and what it leaves behind.
 pub(crate) struct Proof {
     pub(crate) stack: Stack,
+    /// How its machines are set up.
+    pub(crate) settings: Settings,
     pub(crate) random: Random,
     pub(crate) figures: Figures,
     /// What must not be readable.
@@ -94,7 +98,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let stack = Stack::start()?;
     let places = vec![stack.store(), stack.vault.data(), stack.vault.log()];
     let random = Random::new(seed);
-    let mut proof = Proof { stack, random, figures: Figures::default(), needles, places, planted: false };
+    let settings = Settings::default();
+    let mut proof = Proof { stack, settings, random, figures: Figures::default(), needles, places, planted: false };
 
     for round in 1..=rounds {
         if let Err(error) = prove_rounds::round(&mut proof, round) {
@@ -156,7 +161,7 @@ fn finish(proof: Proof, seed: u64, rounds: u32, hits: usize, took: Duration) -> 
 impl Proof {
     /// A machine with a recorded bus where there is one; all it leaves behind is scanned.
     pub(crate) fn machine(&mut self, name: &str) -> Result<Machine> {
-        let mut machine = self.stack.machine(name, &Settings::default())?;
+        let mut machine = self.stack.machine(name, &self.settings)?;
         let root = machine.root().to_owned();
         let has_monitor = chatkeep_tests::stack::programs::installed("dbus-monitor").is_some();
         if let Some(bus) = machine.bus.as_mut().filter(|_| has_monitor) {

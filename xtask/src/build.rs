@@ -12,15 +12,19 @@ const PACKAGES: [&str; 5] =
 
 /// Builds with optimisation, and runs `chatkeep-tests ARGUMENTS`. Ends with its exit status if that is not 0.
 pub(crate) fn and_run(arguments: Vec<OsString>) -> Result<()> {
-    with_features_and_run(&[], arguments)
+    with_more_and_run(&[], &[], arguments)
 }
 
-/// As [`and_run`], of programs with more in them.
-pub(crate) fn with_features_and_run(features: &[&str], arguments: Vec<OsString>) -> Result<()> {
+/// As [`and_run`], of more programs, and of programs with more in them.
+pub(crate) fn with_more_and_run(
+    packages: &[&str],
+    features: &[&str],
+    arguments: Vec<OsString>,
+) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace");
     let mut build = Command::new("cargo");
     build.args(["build", "--quiet", "--release", "--bins"]).current_dir(root);
-    for package in PACKAGES {
+    for package in PACKAGES.iter().chain(packages) {
         build.args(["--package", package]);
     }
     for feature in features {

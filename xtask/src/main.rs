@@ -40,6 +40,9 @@ enum Prove {
     /// The vault in every order of crashes, replays, rollbacks and lies: no guess more than was told, and a way in for
     /// the owner.
     Vault(Length),
+    /// Every kind of store at its real server, and weak, lying and dying ones: the contract is kept, nothing that was
+    /// announced is lost, and the service has no network.
+    Stores(Length),
 }
 
 /// How long, and which choices.
@@ -68,9 +71,13 @@ fn main() -> anyhow::Result<()> {
         }
         Command::Prove(Prove::Spine(length)) => build::and_run(length.of("spine")),
         Command::Prove(Prove::Capture(length)) => build::and_run(length.of("capture")),
+        Command::Prove(Prove::Stores(length)) => {
+            test::bring_up()?;
+            build::with_more_and_run(&["chatkeep-store-program"], &[], length.of("stores"))
+        }
         Command::Prove(Prove::Vault(length)) => {
             test::bring_up()?;
-            build::with_features_and_run(&[test::FEATURES], length.of("vault"))
+            build::with_more_and_run(&[], &[test::FEATURES], length.of("vault"))
         }
     }
 }

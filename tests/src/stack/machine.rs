@@ -1,5 +1,6 @@
 //! One user's machine: a home, a session bus, the service with its courier, and the command.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -26,12 +27,47 @@ pub struct Settings {
     pub courier: bool,
     /// Write down which sockets the service asks for.
     pub traced: bool,
+    /// The store, if it is not the stack's folder.
+    pub shelf: Option<Shelf>,
+}
+
+/// A store of a machine, as the user configures it.
+#[derive(Debug, Clone)]
+pub struct Shelf {
+    /// Its URL.
+    pub url: String,
+    /// Its options.
+    pub options: BTreeMap<String, String>,
+    /// Its secrets, kept beside the machine's keys.
+    pub secrets: BTreeMap<String, String>,
+}
+
+impl Shelf {
+    fn section(&self) -> String {
+        let inline = |pairs: Vec<String>| format!("{{ {} }}", pairs.join(", "));
+        let options = self.options.iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
+        let secrets = self.secrets.keys().map(|name| format!("{name} = \"keyring\"")).collect();
+        let (url, options, secrets) = (&self.url, inline(options), inline(secrets));
+        format!("[[store]]\nname = \"{STORE}\"\nurl = {url:?}\noptions = {options}\nsecrets = {secrets}\n")
+    }
+
+    /// As the service keeps them, with `key_storage = "file"`.
+    fn keep_secrets(&self, data: &Path) -> Result<()> {
+        let folder = data.join("keys");
+        let mut private = std::fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+        private.recursive(true).create(&folder)?;
+        for (name, value) in &self.secrets {
+            std::fs::write(folder.join(format!("store.{STORE}.{name}.secret")), value)?;
+        }
+        Ok(())
+    }
 }
 
 impl Default for Settings {
     /// Quick captures, for tests; a bus; a courier.
     fn default() -> Self {
-        Self { quiet: "200ms".into(), max_age: "1s".into(), bus: true, courier: true, traced: false }
+        Self { quiet: "200ms".into(), max_age: "1s".into(), bus: true, courier: true, traced: false, shelf: None }
     }
 }
 
@@ -86,6 +122,9 @@ impl Machine {
         let trace = settings.traced.then(|| Trace::into(&root.join("trace"))).transpose()?;
         let mut machine = Self { bus, trace, root: root.to_owned(), courier: None, service: None };
         machine.configure(&config(store, vault, settings))?;
+        if let Some(shelf) = &settings.shelf {
+            shelf.keep_secrets(&machine.data())?;
+        }
         if settings.courier {
             machine.start_courier()?;
         }
@@ -402,15 +441,12 @@ pub const VAULT: &str = "tower";
 
 /// The configuration of a machine.
 pub fn config(store: &Path, vault: &Vault, settings: &Settings) -> String {
+    let folder = || format!("[[store]]\nname = \"{STORE}\"\nurl = \"file://{}\"\n", store.display());
+    let store = settings.shelf.as_ref().map_or_else(folder, Shelf::section);
     format!(
-        "[service]\nkey_storage = \"file\"\n\n[capture]\nquiet = \"{}\"\nmax_age = \"{}\"\n\n\
-         [[store]]\nname = \"{STORE}\"\nurl = \"file://{}\"\n\n\
+        "[service]\nkey_storage = \"file\"\n\n[capture]\nquiet = \"{}\"\nmax_age = \"{}\"\n\n{store}\n\
          [[vault]]\nname = \"{VAULT}\"\nurl = \"{}\"\nidentity = \"{}\"\n",
-        settings.quiet,
-        settings.max_age,
-        store.display(),
-        vault.url,
-        vault.identity
+        settings.quiet, settings.max_age, vault.url, vault.identity
     )
 }
 
