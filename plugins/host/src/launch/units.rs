@@ -104,7 +104,8 @@ impl Launcher for Units {
                 store = what.store,
                 "no user namespaces on this machine: the plugin runs without those walls that need them"
             );
-            started.plugin.forget().await;
+            // until systemd has forgotten it, its name is taken
+            started.plugin.ended().await;
             started = self.start(what, listener, false).await.map_err(io::Error::other)?;
         }
         let mut plugin = started.plugin;
