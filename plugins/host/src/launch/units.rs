@@ -237,14 +237,14 @@ trait Manager {
 
 /// The unit of a store. Other characters than letters, digits and `-` are written as systemd escapes them.
 fn unit_name(store: &str) -> String {
-    let mut name = "chatkeep-store-".to_owned();
-    for byte in store.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => name.push(char::from(byte)),
-            other => name.push_str(&format!("\\x{other:02x}")),
-        }
-    }
-    name + ".service"
+    let escaped: String = store
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => char::from(byte).to_string(),
+            other => format!("\\x{other:02x}"),
+        })
+        .collect();
+    format!("chatkeep-store-{escaped}.service")
 }
 
 fn unit_of(cgroups: &str) -> Option<String> {

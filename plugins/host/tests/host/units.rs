@@ -1,5 +1,11 @@
 //! Plugins as units of systemd. The systemd here is a stand-in: a service on a real private bus that has the parts of
 //! `org.freedesktop.systemd1` that are used, and really starts what it is asked to start. It puts up no walls.
+#![allow(
+    clippy::unused_self,
+    clippy::needless_pass_by_value,
+    clippy::used_underscore_binding,
+    reason = "how methods of a D-Bus interface are written"
+)]
 
 use std::collections::HashMap;
 use std::os::fd::AsFd as _;
@@ -222,7 +228,8 @@ async fn follow(mut child: Child, connection: &Connection, path: &OwnedObjectPat
         service.status = status.code().or(status.signal()).unwrap();
     }
     let unit = server.interface::<_, Unit>(path).await.unwrap();
-    unit.get_mut().await.state = if status.success() { "inactive" } else { "failed" }.to_owned();
+    let state = if status.success() { "inactive" } else { "failed" };
+    state.clone_into(&mut unit.get_mut().await.state);
     unit.get().await.active_state_changed(unit.signal_emitter()).await.unwrap();
 }
 
