@@ -6,6 +6,7 @@ pub mod units;
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
@@ -32,6 +33,15 @@ pub struct Launch {
 pub trait Launcher: Send + Sync {
     /// Starts one that finds `listener` as file descriptor 0.
     async fn launch(&self, what: &Launch, listener: BorrowedFd<'_>) -> std::io::Result<Box<dyn Running>>;
+}
+
+/// How this process starts plugins: as units if it is itself one of the user manager that `session` leads to, else as
+/// children.
+pub fn usual(session: Option<zbus::Connection>) -> Arc<dyn Launcher> {
+    match (session, Units::own_unit()) {
+        (Some(session), Some(own)) => Arc::new(Units::new(session, Some(own))),
+        _ => Arc::new(Spawn::new()),
+    }
 }
 
 /// A plugin process. Dropping it ends it.

@@ -2,9 +2,11 @@
 //!
 //! In reading order: [`manifest`] (which plugin a URL means, and whether it may run), [`launch`] (how a process comes to be), `process` and [`crashes`] (how long it lives), `wire` and
 //! [`progress`] (how a call travels, and when it is given up), [`store`] with `calls` (the [`PluginStore`] itself),
-//! [`meter`] (limits, pause, counters), [`retry`] (what is tried again, and how many calls run at once). docs/plugins.md is the protocol as text.
+//! [`meter`] (limits, pause, counters), [`retry`] (what is tried again, and how many calls run at once),
+//! [`check`] (the conformance kit for any store and any plugin). docs/plugins.md is the protocol as text.
 
 mod calls;
+pub mod check;
 pub mod crashes;
 pub mod launch;
 pub mod manifest;
@@ -27,3 +29,19 @@ pub use process::Life;
 pub use progress::Patience;
 pub use retry::{RetryPolicy, Steady};
 pub use store::{PluginState, PluginStore, Settings};
+
+use chatkeep_store::{Opening, Result};
+
+/// Finds the plugin for a store of the configuration, sees whether it may run, and checks what it is to be opened with: all
+/// that comes before [`Settings`].
+pub fn prepare(
+    manifests: &Manifests,
+    trust: &TrustList,
+    store: &str,
+    opening: &Opening,
+) -> Result<(Launch, Opening)> {
+    let manifest = manifests.for_url(&opening.url)?;
+    trust.check(manifest)?;
+    let opening = manifest.complete(opening)?;
+    Ok((manifest.launch(store, &opening)?, opening))
+}

@@ -300,13 +300,11 @@ async fn told(stop: &mut watch::Receiver<bool>) {
 
 async fn finish(running: &mut dyn Running, patience: Duration) -> String {
     running.terminate().await;
-    match timeout(patience, running.ended()).await {
-        Ok(end) => end.words,
-        Err(_) => {
-            running.kill().await;
-            running.ended().await.words
-        }
+    if let Ok(end) = timeout(patience, running.ended()).await {
+        return end.words;
     }
+    running.kill().await;
+    running.ended().await.words
 }
 
 fn bind(folder: &Path, socket: &Path) -> io::Result<UnixListener> {

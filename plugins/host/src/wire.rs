@@ -72,11 +72,11 @@ impl Lines {
                 None => connect(socket).await?,
             };
             if let Err(error) = line.sender.ready().await {
-                match is_kept {
+                if is_kept {
                     // it was closed while it waited
-                    true => continue,
-                    false => return Err(error.into()),
+                    continue;
                 }
+                return Err(error.into());
             }
             let request = head.clone().map(|()| body());
             let mut error = match line.sender.try_send_request(request).await {

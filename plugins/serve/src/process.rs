@@ -12,7 +12,7 @@ use crate::opener::Opener;
 use crate::server::{Plugin, serve};
 
 /// What is left of the 5 s after SIGTERM for calls that still run; the rest is for ending.
-const LAST_CALLS: Duration = Duration::from_secs(4);
+const LAST_CALLS: Duration = Duration::from_secs(3);
 
 /// Serves on the listening unix socket that is file descriptor 0, until SIGTERM.
 ///

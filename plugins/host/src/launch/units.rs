@@ -104,7 +104,8 @@ impl Launcher for Units {
                 store = what.store,
                 "no user namespaces on this machine: the plugin runs without those walls that need them"
             );
-            started.plugin.forget().await;
+            // until systemd has forgotten it, its name is taken
+            started.plugin.ended().await;
             started = self.start(what, listener, false).await.map_err(io::Error::other)?;
         }
         let mut plugin = started.plugin;
@@ -236,14 +237,14 @@ trait Manager {
 
 /// The unit of a store. Other characters than letters, digits and `-` are written as systemd escapes them.
 fn unit_name(store: &str) -> String {
-    let mut name = "chatkeep-store-".to_owned();
-    for byte in store.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => name.push(char::from(byte)),
-            other => name.push_str(&format!("\\x{other:02x}")),
-        }
-    }
-    name + ".service"
+    let escaped: String = store
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' => char::from(byte).to_string(),
+            other => format!("\\x{other:02x}"),
+        })
+        .collect();
+    format!("chatkeep-store-{escaped}.service")
 }
 
 fn unit_of(cgroups: &str) -> Option<String> {

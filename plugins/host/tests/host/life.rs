@@ -203,3 +203,44 @@ async fn many_calls_at_once_start_one_process() {
     assert_eq!(store.control().counters().others, 1, "it was opened once");
     assert_eq!(Life::default().idle, Duration::from_mins(10));
 }
+
+const HOST_FOLDER: &str = "CHATKEEP_TEST_HOST_FOLDER";
+
+/// The host that the next test kills: this program again, with a variable that says where.
+#[tokio::test]
+async fn a_host_in_a_process_of_its_own() {
+    let Some(folder) = std::env::var_os(HOST_FOLDER).map(std::path::PathBuf::from) else { return };
+    let pid = folder.join("pid");
+    let text = format!("#!/bin/sh\necho $$ > {0}.new\nmv {0}.new {0}\nexec sleep 1000\n", pid.display());
+    let store = PluginStore::new(settings(script(&folder, "sleeper", &text), "x:", &folder)).unwrap();
+    let _ = store.open().await;
+}
+
+#[tokio::test]
+async fn a_plugin_dies_with_its_host_also_one_that_takes_no_care_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut host = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "life::a_host_in_a_process_of_its_own"])
+        .env(HOST_FOLDER, folder.path())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let file = folder.path().join("pid");
+    until("the plugin runs", || file.exists()).await;
+    host.kill().unwrap();
+    host.wait().unwrap();
+    let pid = std::fs::read_to_string(&file).unwrap();
+    let pid = Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    until("the plugin is gone", || is_gone(pid)).await;
+}
+
+#[tokio::test]
+async fn a_plugin_in_the_middle_of_a_call_is_not_idle() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings(memory_plugin(), "memory:", folder.path());
+    settings.life.idle = Duration::from_millis(20);
+    let store = PluginStore::new(settings).unwrap();
+    store.control().set_limit(Some(1 << 20));
+    // 512 KiB at that limit take many times as long as it may be idle
+    store.put(&key(), vec![7; 512 << 10].into(), PutCondition::Overwrite).await.unwrap();
+}

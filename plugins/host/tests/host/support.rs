@@ -60,3 +60,8 @@ impl Said {
         self.0.lock().unwrap().clone()
     }
 }
+
+/// The example of docs/plugins.md.
+pub(crate) fn example() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/folder.py").canonicalize().unwrap()
+}
