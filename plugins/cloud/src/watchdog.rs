@@ -182,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    const PACE: Pace = Pace { window: Duration::from_secs(60), bytes_min: 60 << 10 };
+    const PACE: Pace = Pace { window: Duration::from_mins(1), bytes_min: 60 << 10 };
 
     /// Seconds until an upload of `len` bytes, of which `per_s` move in each second up to `stuck_at`, is given up.
     async fn given_up_after(len: u64, per_s: u64, stuck_at: u64) -> u64 {

@@ -161,6 +161,17 @@ async fn an_object_that_is_cut_off_is_never_taken_for_whole() {
     assert_eq!(world.store.get(&key("d/1"), Some(5..50_000)).await.unwrap_err().kind(), ErrorKind::Transient);
 }
 
+/// Whole as an answer, and not what it says it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_part_that_is_shorter_than_it_says_is_never_taken_for_whole() {
+    let world = World::at(0).await;
+    create(&world.store, "d/1", pattern(1000)).await.unwrap();
+    let short = || Response::new(206, "hello").with("content-range", "bytes 0-9/1000").with("etag", "\"x\"");
+    world.once("GET", u32::MAX, move || Deed::Answer(short()));
+    let error = world.store.get(&key("d/1"), Some(0..10)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Transient, "{error:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_that_was_cut_off_left_nothing() {
     let world = World::at(0).await;
