@@ -45,19 +45,29 @@ impl Default for Pace {
 
 impl Pace {
     /// Ends when an upload of `len` bytes counts as dead: while it is handed over, or when no answer follows.
+    ///
+    /// What is seen is how much the kernel took, and it takes nothing until a third of its buffer has left: so a window in
+    /// which nothing was taken is followed by the time for that. A line that is gone altogether is noticed earlier, by the
+    /// kernel, which is told how long to wait for acknowledgements.
     pub(crate) async fn upload_is_dead(self, moved: &AtomicU64, len: u64) {
         let mut before = 0;
-        while moved.load(Ordering::Relaxed) < len {
+        let seen = || moved.load(Ordering::Relaxed);
+        while seen() < len {
             tokio::time::sleep(self.window).await;
-            let now = moved.load(Ordering::Relaxed);
-            if now < len && now - before < self.bytes_min {
-                return;
+            if seen() < len && seen() - before < self.bytes_min {
+                tokio::time::sleep(self.drain(seen().min(SEND_BUFFER_LEN) / 3)).await;
+                if seen() < len && seen() - before < self.bytes_min {
+                    return;
+                }
             }
-            before = now;
+            before = seen();
         }
-        let in_kernel = len.min(SEND_BUFFER_LEN);
-        let drain = self.window.as_secs_f64() * in_kernel as f64 / (self.bytes_min * DRAIN_FACTOR) as f64;
-        tokio::time::sleep(self.window + Duration::from_secs_f64(drain)).await;
+        tokio::time::sleep(self.window + self.drain(len.min(SEND_BUFFER_LEN))).await;
+    }
+
+    /// How long so many bytes take to leave the kernel.
+    fn drain(self, bytes: u64) -> Duration {
+        self.window.mul_f64(bytes as f64 / (self.bytes_min * DRAIN_FACTOR) as f64)
     }
 }
 
@@ -172,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    const PACE: Pace = Pace { window: Duration::from_secs(60), bytes_min: 60 << 10 };
+    const PACE: Pace = Pace { window: Duration::from_mins(1), bytes_min: 60 << 10 };
 
     /// Seconds until an upload of `len` bytes, of which `per_s` move in each second up to `stuck_at`, is given up.
     async fn given_up_after(len: u64, per_s: u64, stuck_at: u64) -> u64 {
@@ -200,7 +210,7 @@ mod tests {
         let slower = given_up_after(16 << 20, 2 << 10, 16 << 20).await;
         assert!(slower > 8192, "{slower}");
         assert_eq!(given_up_after(16 << 20, 512, 16 << 20).await, 60);
-        assert_eq!(given_up_after(16 << 20, 1 << 20, 5 << 20).await, 120);
+        assert_eq!(given_up_after(16 << 20, 1 << 20, 5 << 20).await, 120 + 85);
     }
 
     #[tokio::test(start_paused = true)]

@@ -32,6 +32,32 @@ async fn the_suite_passes_with_and_without_a_prefix() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shared_access_signature_is_enough_and_permits_what_it_says() {
+    let azurite = Azurite::start();
+    azurite.container("vault");
+    let with = |permissions: &str| {
+        let mut opening = opening(&azurite.endpoint(), "vault/laptop", "");
+        opening.secrets = chatkeep_store::Secrets::new();
+        opening.secrets.set("sas_token", azurite.sas("vault", permissions).into());
+        opening
+    };
+    let store = open(&with("racwdl")).await.unwrap();
+    assert_all_passed(&run(store, "suite", Extent::QUICK).await);
+    // `c` creates, and does not replace
+    let store = open(&with("c")).await.unwrap();
+    create(&store, "d/1", "x").await.unwrap();
+    for error in [
+        store.put(&key("d/1"), "y".into(), chatkeep_store::PutCondition::Overwrite).await.unwrap_err(),
+        store.get(&key("d/1"), None).await.unwrap_err(),
+        store.list("").await.unwrap_err(),
+        store.delete(&key("d/1")).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Permission, "{error:?}");
+        assert!(!format!("{error:?}").contains("sig="), "{error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn errors_of_azure_are_understood() {
     let azurite = Azurite::start();
     azurite.container("vault");

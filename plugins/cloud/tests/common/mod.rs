@@ -8,8 +8,8 @@ use bytes::Bytes;
 use chatkeep_store::{Opening, PutCondition, PutReceipt, Result, Store, StoreKey};
 use chatkeep_store_cloud::{Pace, open, open_with};
 
-/// Dead after a second with less than 64 KiB: the default, made 60 times quicker and a little stricter.
-pub const QUICK: Pace = Pace { window: Duration::from_secs(1), bytes_min: 64 << 10 };
+/// Dead after a second with less than 8 KiB: the default, made 60 times quicker and stricter.
+pub const QUICK: Pace = Pace { window: Duration::from_secs(1), bytes_min: 8 << 10 };
 
 pub fn s3(endpoint: &str, place: &str, options: &[(&str, &str)]) -> Opening {
     s3_as(endpoint, place, options, "AKIDEXAMPLEAKIDEXAMP", "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEY")
