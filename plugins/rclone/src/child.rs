@@ -1,7 +1,9 @@
 //! The rclone process: started in a folder of its own, and gone when we are.
 
 use std::fmt;
+use std::fs::Permissions;
 use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,8 +99,12 @@ impl Program {
     /// Starts rclone, if it is one that may be started, and waits until it listens.
     pub(crate) async fn start(&self) -> Result<Rclone> {
         version::check(Self::command(&self.path), &self.path).await?;
-        let folder =
-            tempfile::Builder::new().prefix("chatkeep-rclone-").tempdir().map_err(errors::of_own_files)?;
+        let folder = tempfile::Builder::new()
+            .prefix("chatkeep-rclone-")
+            // whoever gets to the socket could try passwords; and objects lie here on their way
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()
+            .map_err(errors::of_own_files)?;
         let socket = folder.path().join("s");
         if socket.as_os_str().len() > SOCKET_LEN_MAX {
             let reason =
@@ -126,7 +132,7 @@ impl Program {
                 drop(child);
                 let _ = tokio::time::timeout(Duration::from_secs(1), reader).await;
                 let words = words.lock().expect("no panic while it is held").clone();
-                Err(errors::of_start(&ended, &words, self.config_password.is_some()))
+                Err(errors::of_start(&ended, &words))
             }
         }
     }
@@ -192,8 +198,8 @@ fn arguments(folder: &Path, socket: &Path, config: Option<&str>) -> Vec<String> 
         "--ignore-times".to_owned(),
         // where a half copy can be seen we give it a name of ours, which no object can have; rclone's could be a key
         "--inplace".to_owned(),
-        // the host tries again, and notices a pause between two tries
-        "--low-level-retries=3".to_owned(),
+        // the host tries again; tries multiply in here (8 for a read, with pauses), and it waits for all of them
+        "--low-level-retries=2".to_owned(),
         "--contimeout=30s".to_owned(),
         // read-ahead for each copy; the default of 16 MiB is for movies
         "--buffer-size=1M".to_owned(),
@@ -273,3 +279,27 @@ pub(crate) async fn read_landed(landing: TempDir) -> Result<Bytes> {
 
 /// Its name there.
 pub(crate) const LANDED: &str = "object";
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    /// A shell says it here: the service that makes rclone say it cannot be had.
+    #[tokio::test]
+    async fn a_listing_that_a_service_calls_partial_is_noticed() {
+        let line = "2026/11/26 12:00:00 ERROR : Google drive root 'x': search result INCOMPLETE";
+        let mut child = Command::new("sh")
+            .args(["-c", &format!("yes something else | head -n 1000 >&2; echo \"{line}\" >&2")])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (words, partial) = (Arc::default(), Arc::default());
+        read_words(child.stderr.take().unwrap(), Arc::clone(&words), Arc::clone(&partial)).await;
+        child.wait().await.unwrap();
+        assert_eq!(partial.load(Ordering::Relaxed), 1);
+        let words = words.lock().unwrap();
+        assert!(words.len() <= WORDS_LEN_MAX && words.ends_with("INCOMPLETE\n"), "{words}");
+    }
+}

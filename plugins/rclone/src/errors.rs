@@ -28,6 +28,8 @@ pub(crate) enum Asked<'a> {
 pub(crate) struct Sorter {
     /// Its name in the configuration.
     pub(crate) remote: String,
+    /// Whether rclone was given a password for the configuration.
+    pub(crate) has_config_password: bool,
 }
 
 /// A group of causes with one remedy.
@@ -35,6 +37,7 @@ pub(crate) struct Sorter {
 enum Class {
     UnknownRemote,
     NotAFolder,
+    LongName,
     ConfigPassword,
     SignIn,
     Offline,
@@ -52,6 +55,7 @@ enum Class {
 const WORDS: &[(Class, &[&str])] = &[
     (Class::UnknownRemote, &["didn't find section in config file", "didn't find backend called"]),
     (Class::NotAFolder, &["is a file not a directory"]),
+    (Class::LongName, &["file name too long", "filename too long", "name too long"]),
     (Class::ConfigPassword, &["decrypt configuration"]),
     (Class::SignIn, &["unable to authenticate", "no supported methods remain"]),
     (
@@ -203,7 +207,12 @@ impl Sorter {
                     format!("the path in the URL is a file of the remote `{}`, not a folder", self.remote);
                 StoreError::Invalid { reason }
             }
-            (Class::ConfigPassword, _) => StoreError::Auth(cause()),
+            (Class::LongName, _) => {
+                let reason =
+                    "the remote takes no names as long as these (rclone's `crypt` makes names longer)";
+                StoreError::Invalid { reason: reason.to_owned() }
+            }
+            (Class::ConfigPassword, _) => StoreError::Auth(self.config_password().into()),
             (Class::SignIn, _) => StoreError::Auth(self.sign_in(text).into()),
             (Class::Offline, _) => StoreError::Offline(cause()),
             (Class::Quota, _) => StoreError::Quota(cause()),
@@ -224,6 +233,11 @@ impl Sorter {
         StoreError::Invalid { reason }
     }
 
+    fn config_password(&self) -> String {
+        let which = if self.has_config_password { "is wrong" } else { "is missing" };
+        format!("rclone's configuration is encrypted, and the secret `config_password` {which}")
+    }
+
     fn sign_in(&self, text: &str) -> String {
         let remote = &self.remote;
         format!(
@@ -240,12 +254,7 @@ pub(crate) fn of_own_files(error: std::io::Error) -> StoreError {
 }
 
 /// What it means that rclone did not start.
-pub(crate) fn of_start(ended: &Ended, words: &str, has_config_password: bool) -> StoreError {
-    if class_of(words) == Class::ConfigPassword {
-        let which = if has_config_password { "is wrong" } else { "is missing" };
-        let text = format!("rclone's configuration is encrypted, and the secret `config_password` {which}");
-        return StoreError::Auth(text.into());
-    }
+pub(crate) fn of_start(ended: &Ended, words: &str) -> StoreError {
     let last = words.lines().last().unwrap_or_default();
     StoreError::Transient(format!("rclone did not start ({ended}): {}", shown(last)).into())
 }
@@ -317,7 +326,7 @@ mod tests {
     fn sort(status: u16, text: &str) -> StoreError {
         let key = StoreKey::try_from("a/log/0000000000000403").unwrap();
         let failure = Failure::Answered { status, text: text.to_owned() };
-        Sorter { remote: "mine".to_owned() }.sort(failure, Asked::Write(&key, 5))
+        Sorter { remote: "mine".to_owned(), has_config_password: false }.sort(failure, Asked::Write(&key, 5))
     }
 
     #[track_caller]
@@ -371,6 +380,7 @@ mod tests {
             ("corrupted on transfer: sizes differ src(x) 507 vs dst(y) 403", Corrupt),
             ("didn't find section in config file (\"mine\")", Invalid),
             ("is a file not a directory", Invalid),
+            ("lstat /mnt/lllll: file name too long", Invalid),
             ("500 Internal Server Error", Transient),
             ("read tcp 127.0.0.1:1->127.0.0.1:2: connection reset by peer", Transient),
             ("something new in a/log/401 and 429 others", Transient),
@@ -383,7 +393,7 @@ mod tests {
     #[test]
     fn only_a_read_of_an_object_finds_that_it_is_missing() {
         let key = StoreKey::try_from("a").unwrap();
-        let sorter = Sorter { remote: "mine".to_owned() };
+        let sorter = Sorter { remote: "mine".to_owned(), has_config_password: false };
         for (status, text) in [
             (404, "object not found"),
             (500, "lstat /x/a: not a directory"),

@@ -52,7 +52,8 @@ pub async fn open(opening: &Opening) -> Result<Arc<dyn Store>> {
     if parallel == 0 {
         return Err(StoreError::Invalid { reason: "`parallel` must be at least 1".to_owned() });
     }
-    let sorter = Sorter { remote: remote.name.clone() };
+    let has_config_password = opening.secrets.get("config_password").is_some();
+    let sorter = Sorter { remote: remote.name.clone(), has_config_password };
     let session = Session::new(program_of(opening)?, remote.spec(), sorter);
     let backend = backend_of(&session, &remote.name).await?;
     let folders = Folders::default();

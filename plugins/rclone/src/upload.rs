@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn a_file_on_its_way_lies_beside_its_object_and_is_no_object() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_hours(500_000);
         let key = StoreKey::try_from("a/log/1").unwrap();
         let name = temporary_name(&key, now);
         assert!(name.starts_with("a/log/.chatkeep-tmp-6b49d200-"), "{name}");
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn only_what_is_a_day_old_is_nobodys() {
-        let begun = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let begun = SystemTime::UNIX_EPOCH + Duration::from_hours(500_000);
         let name = temporary_name(&StoreKey::try_from("a").unwrap(), begun);
         assert!(!is_old(&name, begun + AGE_MIN - Duration::from_secs(1)));
         assert!(is_old(&name, begun + AGE_MIN));

@@ -1,5 +1,7 @@
 //! A folder with a configuration of rclone, and stores on its remotes.
 
+pub(crate) mod proxy;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,27 +10,27 @@ use chatkeep_store::{Opening, Result, Store, StoreError, StoreKey};
 use chatkeep_store_rig::rclone;
 
 /// Where a test has its configuration and its objects.
-pub struct World {
+pub(crate) struct World {
     folder: tempfile::TempDir,
     config: String,
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("objects")).unwrap();
         Self { folder, config: String::new() }
     }
 
     /// With a remote `disk` of the type `local`.
-    pub fn with_disk() -> Self {
+    pub(crate) fn with_disk() -> Self {
         let mut world = Self::new();
         world.remote("disk", &[("type", "local")]);
         world
     }
 
     /// Adds a remote to the configuration.
-    pub fn remote(&mut self, name: &str, options: &[(&str, &str)]) {
+    pub(crate) fn remote(&mut self, name: &str, options: &[(&str, &str)]) {
         writeln!(self.config, "[{name}]").unwrap();
         for (key, value) in options {
             writeln!(self.config, "{key} = {value}").unwrap();
@@ -36,21 +38,21 @@ impl World {
         std::fs::write(self.config(), &self.config).unwrap();
     }
 
-    pub fn path(&self, below: &str) -> PathBuf {
+    pub(crate) fn path(&self, below: &str) -> PathBuf {
         self.folder.path().join(below)
     }
 
     /// Where servers and the remote `disk` keep objects.
-    pub fn objects(&self) -> PathBuf {
+    pub(crate) fn objects(&self) -> PathBuf {
         self.path("objects")
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.path("rclone.conf")
     }
 
     /// How to open a folder of a remote, with the pinned rclone.
-    pub fn opening(&self, url: &str) -> Opening {
+    pub(crate) fn opening(&self, url: &str) -> Opening {
         let mut opening = Opening::of_url(url);
         let mut set = |name: &str, path: PathBuf| {
             opening.options.insert(name.to_owned(), path.to_str().unwrap().to_owned());
@@ -61,29 +63,29 @@ impl World {
     }
 
     /// How to open the remote `disk`.
-    pub fn disk(&self) -> Opening {
+    pub(crate) fn disk(&self) -> Opening {
         self.opening(&format!("rclone:disk:{}", self.objects().display()))
     }
 }
 
-pub async fn open(opening: &Opening) -> Arc<dyn Store> {
+pub(crate) async fn open(opening: &Opening) -> Arc<dyn Store> {
     chatkeep_store_rclone::open(opening).await.unwrap_or_else(|error| panic!("{}", told(&error)))
 }
 
 /// Why it cannot be opened.
-pub async fn refused(opening: &Opening) -> StoreError {
+pub(crate) async fn refused(opening: &Opening) -> StoreError {
     match chatkeep_store_rclone::open(opening).await {
         Ok(_) => panic!("it was opened"),
         Err(error) => error,
     }
 }
 
-pub fn key(text: &str) -> StoreKey {
+pub(crate) fn key(text: &str) -> StoreKey {
     StoreKey::try_from(text).unwrap()
 }
 
 /// An error with its causes.
-pub fn told(error: &StoreError) -> String {
+pub(crate) fn told(error: &StoreError) -> String {
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -93,7 +95,7 @@ pub fn told(error: &StoreError) -> String {
     text
 }
 
-pub fn names(listed: Result<Vec<chatkeep_store::ObjectMeta>>) -> Vec<String> {
+pub(crate) fn names(listed: Result<Vec<chatkeep_store::ObjectMeta>>) -> Vec<String> {
     listed
         .unwrap_or_else(|e| panic!("{}", told(&e)))
         .into_iter()
@@ -102,7 +104,7 @@ pub fn names(listed: Result<Vec<chatkeep_store::ObjectMeta>>) -> Vec<String> {
 }
 
 /// Every file below a folder, by its path from there.
-pub fn files(folder: &Path) -> Vec<String> {
+pub(crate) fn files(folder: &Path) -> Vec<String> {
     fn walk(folder: &Path, top: &Path, found: &mut Vec<String>) {
         for entry in std::fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
