@@ -16,7 +16,11 @@ use crate::folders::{self, Folders};
 use crate::http::{Answer, Ask, Http, LISTING_BYTES_MAX, Tuning};
 use crate::leftovers::{FOLDER, Temporary};
 use crate::multistatus::{self, Properties};
+use crate::overwrites::Overwrites;
 use crate::target::Target;
+
+/// How often a MOVE is sent that got no answer and did not happen.
+const LOST_TRIES_MAX: u32 = 4;
 
 /// rclone and other servers in Go lock what a MOVE touches while it runs, and answer 423 to the next one.
 const LOCKED_TRIES_MAX: u32 = 8;
@@ -27,6 +31,7 @@ pub(crate) struct Connection {
     pub(crate) http: Arc<Http>,
     pub(crate) root: Url,
     pub(crate) folders: Folders,
+    pub(crate) overwrites: Overwrites,
     pub(crate) parallel: u16,
     pub(crate) probe: bool,
     pub(crate) read_only: bool,
@@ -48,6 +53,7 @@ pub(crate) async fn connect(opening: &Opening, tuning: Tuning) -> Result<Connect
         http,
         root: target.root,
         folders: Folders::default(),
+        overwrites: Overwrites::default(),
         parallel: target.parallel,
         probe: target.probe,
         read_only: target.read_only,
@@ -196,6 +202,7 @@ impl Connection {
         len: u64,
         overwrite: bool,
     ) -> Result<()> {
+        let _overwriting = if overwrite { Some(self.overwrites.begin().await) } else { None };
         let target = self.object(key);
         temporary.hand_over();
         let mut tries = 0;
@@ -205,7 +212,7 @@ impl Connection {
                 Err(error) => match (self.find(&temporary.url).await?, self.find(&target).await?) {
                     // only this MOVE can have taken it away
                     (Found::Nothing, Found::File(found)) if found == len => return Ok(()),
-                    (Found::File(_), _) if tries == 1 => continue,
+                    (Found::File(_), _) if tries < LOST_TRIES_MAX => continue,
                     _ => return Err(error),
                 },
                 Ok(answer) => answer,

@@ -26,6 +26,9 @@ const BUFFERED_MAX: u64 = 4 << 20;
 
 const REDIRECTS_MAX: u32 = 3;
 
+/// How often a request is sent on a new connection because the server had closed the one it was sent on.
+const SENDS_MAX: u32 = 5;
+
 /// How patient the store is.
 #[derive(Debug, Clone, Copy)]
 pub struct Tuning {
@@ -122,7 +125,6 @@ impl Http {
             .tcp_user_timeout(tuning.stall)
             // shorter than any server keeps an idle connection: Apache's default is 5 s
             .pool_idle_timeout(Duration::from_secs(4))
-            .pool_max_idle_per_host(target.parallel.into())
             .tls_certs_merge(ca.unwrap_or_default())
             .build()
             .map_err(broken)?;
@@ -148,15 +150,16 @@ impl Http {
     async fn once(&self, ask: &Ask, url: &Url) -> Result<Answer> {
         let pulse = Pulse::new(self.tuning);
         let work = async {
-            let response = match self.request(ask, url, &pulse).send().await {
-                // a server may close a connection that was kept just when it is used again; a MOVE that happened
-                // before is another thing the second time
-                Err(error) if !error.is_connect() && ask.method.as_str() != "MOVE" => {
-                    self.request(ask, url, &pulse).send().await
+            let mut sends = 0;
+            let response = loop {
+                sends += 1;
+                pulse.sent.store(0, Ordering::Relaxed);
+                match self.request(ask, url, &pulse).send().await {
+                    Err(error) if sends < SENDS_MAX && may_be_sent_again(ask, &error, &pulse) => {}
+                    sent => break sent.map_err(|error| errors::of_transport(&error))?,
                 }
-                sent => sent,
             };
-            read(response.map_err(|error| errors::of_transport(&error))?, &pulse, ask.answer_len_max).await
+            read(response, &pulse, ask.answer_len_max).await
         };
         pulse.watch(work).await
     }
@@ -180,6 +183,13 @@ impl Http {
         }
         request
     }
+}
+
+/// A server may close a connection that was kept just when it is used again, and a busy Apache does so often. That
+/// shows at once: what broke off later is the caller's to repeat. A MOVE that happened is another thing the second time.
+fn may_be_sent_again(ask: &Ask, error: &reqwest::Error, pulse: &Pulse) -> bool {
+    let early = pulse.sent.load(Ordering::Relaxed) <= 4 * PIECE_LEN as u64;
+    early && !error.is_connect() && ask.method.as_str() != "MOVE"
 }
 
 fn in_pieces(body: Bytes, pulse: Arc<Pulse>) -> reqwest::Body {

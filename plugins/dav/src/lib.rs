@@ -3,7 +3,8 @@
 //! A put writes a temporary file, has the server count its bytes and moves it into place; a listing walks folder by
 //! folder and believes an answer only if it is whole. In reading order: [`target`] (what a URL and its options mean),
 //! [`store`] (the contract), [`connection`] (files), [`listing`], [`folders`] (made one after another), [`multistatus`]
-//! (what a server says of a folder), [`http`] (one request, watched for progress), [`errors`], [`leftovers`], [`probe`].
+//! (what a server says of a folder), [`http`] (one request, watched for progress), [`overwrites`], [`errors`],
+//! [`leftovers`] and [`probe`].
 
 mod connection;
 mod errors;
@@ -12,6 +13,7 @@ mod http;
 mod leftovers;
 mod listing;
 mod multistatus;
+mod overwrites;
 mod probe;
 mod store;
 mod target;

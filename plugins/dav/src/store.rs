@@ -45,16 +45,36 @@ impl Store for DavStore {
     }
 
     async fn get(&self, key: &StoreKey, range: Option<Range<u64>>) -> Result<Bytes> {
-        self.0.get(key, range).await
+        let mark = self.0.overwrites.mark();
+        match self.0.get(key, range.clone()).await {
+            Err(StoreError::NotFound { .. }) if self.0.overwrites.ran_since(mark) => {
+                let _pause = self.0.overwrites.pause().await;
+                self.0.get(key, range).await
+            }
+            read => read,
+        }
     }
 
     async fn head(&self, key: &StoreKey) -> Result<ObjectMeta> {
-        let len = self.0.len_of(key).await?;
-        Ok(ObjectMeta { key: key.clone(), len })
+        let mark = self.0.overwrites.mark();
+        let len = match self.0.len_of(key).await {
+            Err(StoreError::NotFound { .. }) if self.0.overwrites.ran_since(mark) => {
+                let _pause = self.0.overwrites.pause().await;
+                self.0.len_of(key).await
+            }
+            found => found,
+        };
+        Ok(ObjectMeta { key: key.clone(), len: len? })
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>> {
-        self.0.list(prefix).await
+        let mark = self.0.overwrites.mark();
+        let listed = self.0.list(prefix).await;
+        if listed.is_ok() && self.0.overwrites.ran_since(mark) {
+            let _pause = self.0.overwrites.pause().await;
+            return self.0.list(prefix).await;
+        }
+        listed
     }
 
     async fn delete(&self, key: &StoreKey) -> Result<()> {

@@ -65,7 +65,13 @@ async fn a_probe_tells_servers_apart_that_let_two_win() {
     assert_eq!(store(&nginx).await.capabilities().create, CreateGuarantee::Advisory, "nobody has looked");
     assert_eq!(probed(&nginx).await, CreateGuarantee::Atomic);
     assert_eq!(probe(&opening(nginx.port())).await.unwrap(), CreateGuarantee::Atomic);
-    assert_eq!(probed(&apache).await, CreateGuarantee::Advisory);
+    for _ in 0..10 {
+        // it may be too busy with the other tests to show it
+        if probed(&apache).await == CreateGuarantee::Advisory {
+            return;
+        }
+    }
+    panic!("Apache lets two win, and no probe saw it");
 }
 
 /// The trap of a well-known library: two puts make one new folder at once, and the second fails with 405.
@@ -76,7 +82,7 @@ async fn many_into_a_new_folder(server: &Dav) {
         tokio::spawn(async move { create(&*store, &format!("new/folder{}/{number:04}", number % 7)).await })
     });
     for put in futures_util::future::join_all(puts).await {
-        put.unwrap().unwrap();
+        put.unwrap().unwrap_or_else(|error| panic!("{error:?}: {}", server.said()));
     }
     assert_eq!(names(&*store).await.unwrap().len(), 200);
 }
@@ -137,12 +143,12 @@ async fn foreign_files_and_folders_spoil_a_listing() {
     {
         let path = root.join(foreign);
         if is_folder {
-            fs::create_dir(&path).unwrap()
+            fs::create_dir(&path).unwrap();
         } else {
-            fs::write(&path, "x").unwrap()
+            fs::write(&path, "x").unwrap();
         }
         assert_eq!(names(&*store).await.unwrap_err().kind(), ErrorKind::UntrustedListing, "{foreign}");
-        if is_folder { fs::remove_dir(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+        fs::rename(&path, server.files().join(format!("away{is_folder}"))).unwrap();
     }
     // a folder with nothing in it is nothing
     fs::create_dir_all(root.join("b/c/d/e")).unwrap();

@@ -1,9 +1,11 @@
 //! WebDAV servers: nginx, Apache and rclone.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::server::{Server, free_port};
 use crate::tools;
@@ -153,6 +155,11 @@ http {{
         self.folder.path().join("files")
     }
 
+    /// All that it wrote, errors above all.
+    pub fn said(&self) -> String {
+        self.server.as_ref().map(Server::said).unwrap_or_default()
+    }
+
     /// What was asked of it: a line for each request. Of nginx only.
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap()
@@ -161,6 +168,10 @@ http {{
     /// Kills it, at once and with everything it is doing.
     pub fn kill(&mut self) {
         self.server = None;
+        // a child of it may hold the port for a moment longer
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_ok() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Starts it again after [`Dav::kill`], at the same port and with the same files.

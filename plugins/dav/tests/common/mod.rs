@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, dead_code, reason = "tests")]
 
+pub(crate) mod fake;
+
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
