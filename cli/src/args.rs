@@ -363,10 +363,33 @@ pub(crate) struct NewStoreArguments {
     pub(crate) untried: bool,
 }
 
+#[derive(Debug, clap::Args)]
+pub(crate) struct CheckArguments {
+    /// The URL of a store, or the path of a plugin (with `/`)
+    pub(crate) target: String,
+    /// The URL that a plugin given by its path is opened with
+    #[arg(long, default_value = "check:nowhere")]
+    pub(crate) url: String,
+    /// A setting of the store; can be given several times
+    #[arg(long = "option", value_name = "NAME=VALUE")]
+    pub(crate) options: Vec<String>,
+    /// A secret of it that is to be asked for; can be given several times
+    #[arg(long = "secret", value_name = "NAME")]
+    pub(crate) secrets: Vec<String>,
+    /// Read the secrets from this descriptor, one a line in the order of `store kinds`, not from the terminal
+    #[arg(long, value_name = "N")]
+    pub(crate) secret_fd: Option<u32>,
+    /// Shorter races and listings, smaller objects
+    #[arg(long)]
+    pub(crate) quick: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
     /// Add a store: asks for its secrets, tries it, shows what it can do, and writes it into the configuration
     Add(NewStoreArguments),
+    /// Try everything that a store must do, and what it can do beyond; prints TAP, for authors of plugins, too
+    Check(CheckArguments),
     /// List the kinds of stores that there are, with their options and secrets
     Kinds,
     /// Let a plugin of your home directory run, as it is now

@@ -76,8 +76,8 @@ pub(crate) async fn run(cli: Cli) -> Result<u8> {
     let Cli { command, socket, json } = cli;
     let command = match command {
         Command::Store(command) => match store::alone(command, json).await? {
-            Some(command) => Command::Store(command),
-            None => return Ok(0),
+            Err(command) => Command::Store(command),
+            Ok(code) => return Ok(code),
         },
         other => other,
     };

@@ -99,7 +99,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
     let places = vec![stack.store(), stack.vault.data(), stack.vault.log()];
     let random = Random::new(seed);
     let settings = Settings::default();
-    let mut proof = Proof { stack, settings, random, figures: Figures::default(), needles, places, planted: false };
+    let mut proof =
+        Proof { stack, settings, random, figures: Figures::default(), needles, places, planted: false };
 
     for round in 1..=rounds {
         if let Err(error) = prove_rounds::round(&mut proof, round) {

@@ -78,7 +78,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<()> {
         for round in 0..rounds {
             write_and_kill(&mut proof, &place, number as u32 * 100 + round);
         }
-        println!("{}: suite {suite_s:.0} s, then {:.0} s", place.name, before.elapsed().as_secs_f64() - suite_s);
+        println!(
+            "{}: suite {suite_s:.0} s, then {:.0} s",
+            place.name,
+            before.elapsed().as_secs_f64() - suite_s
+        );
     }
     show(&table);
     finish(&proof, &names, &table, seed, started.elapsed())

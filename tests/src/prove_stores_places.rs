@@ -7,7 +7,6 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use chatkeep_store::Opening;
-use chatkeep_tests::stack::machine::Shelf;
 use chatkeep_store_rig::azurite::{ACCOUNT, ACCOUNT_KEY, Azurite};
 use chatkeep_store_rig::dav::{Dav, PASSWORD, USER};
 use chatkeep_store_rig::gcs::{Gcs, service_account};
@@ -16,6 +15,7 @@ use chatkeep_store_rig::rclone;
 use chatkeep_store_rig::server::{Server, free_port};
 use chatkeep_store_rig::slow::{Deed, Proxy, Request, Response};
 use chatkeep_store_rig::sshd::Sshd;
+use chatkeep_tests::stack::machine::Shelf;
 use zeroize::Zeroizing;
 
 const KEY_ID: &str = "AKIDEXAMPLEAKIDEXAMP";
@@ -64,8 +64,21 @@ impl Place {
 
 /// All of them, in the order of the table. Each is started when its turn comes.
 pub(crate) const ALL: [fn(&Path) -> Place; 15] = [
-    file, memory, moto, lying_s3, azurite, gcs, nginx, apache, dav_of_rclone, sshd, rclone_local, rclone_webdav,
-    rclone_sftp, failing_s3, failing_dav,
+    file,
+    memory,
+    moto,
+    lying_s3,
+    azurite,
+    gcs,
+    nginx,
+    apache,
+    dav_of_rclone,
+    sshd,
+    rclone_local,
+    rclone_webdav,
+    rclone_sftp,
+    failing_s3,
+    failing_dav,
 ];
 
 fn file(folder: &Path) -> Place {
@@ -80,7 +93,12 @@ fn memory(_: &Path) -> Place {
 
 fn s3(name: &'static str, endpoint: &str) -> Place {
     let options = [("endpoint", endpoint), ("allow_http", "true"), ("path_style", "true")];
-    Place::new(name, "s3://backups/laptop", &options, &[("access_key_id", KEY_ID), ("secret_access_key", KEY)])
+    Place::new(
+        name,
+        "s3://backups/laptop",
+        &options,
+        &[("access_key_id", KEY_ID), ("secret_access_key", KEY)],
+    )
 }
 
 fn moto(_: &Path) -> Place {
@@ -98,7 +116,8 @@ fn lying_s3(folder: &Path) -> Place {
     command.args(["serve", "s3", "--config", "/dev/null", "--addr", &format!("127.0.0.1:{port}")]);
     command.args(["--auth-key", &format!("{KEY_ID},{KEY}")]).arg(&files);
     let server = Server::start(&mut command, port);
-    s3("s3: rclone serve s3 (ignores conditions and ranges)", &format!("http://{}", server.address())).on(server)
+    s3("s3: rclone serve s3 (ignores conditions and ranges)", &format!("http://{}", server.address()))
+        .on(server)
 }
 
 fn azurite(_: &Path) -> Place {
@@ -201,7 +220,10 @@ fn failing_s3(_: &Path) -> Place {
     let proxy = Proxy::start(moto.address(), 0);
     let count = AtomicU64::new(0);
     proxy.rule(move |request| failing(&count, request));
-    s3("s3: moto behind a line that fails", &format!("http://{}", proxy.address())).on(proxy).on(moto).hostile()
+    s3("s3: moto behind a line that fails", &format!("http://{}", proxy.address()))
+        .on(proxy)
+        .on(moto)
+        .hostile()
 }
 
 fn failing_dav(_: &Path) -> Place {

@@ -1,6 +1,7 @@
 //! Stores: adding and trying them, their secrets, which kinds there are, and which plugins are trusted.
 
 mod add;
+mod check;
 mod kinds;
 mod show;
 
@@ -17,15 +18,16 @@ use crate::secret_input::Source;
 
 pub(super) use show::{rows, to_json};
 
-/// Those that need no service; gives all others back.
-pub(super) async fn alone(command: StoreCommand, json: bool) -> Result<Option<StoreCommand>> {
+/// Those that need no service, to an exit code; gives all others back.
+pub(super) async fn alone(command: StoreCommand, json: bool) -> Result<Result<u8, StoreCommand>> {
     match command {
         StoreCommand::Kinds => kinds::kinds(json)?,
         StoreCommand::Trust { plugin } => kinds::trust(&plugin)?,
         StoreCommand::Distrust { plugin } => kinds::distrust(&plugin)?,
-        other => return Ok(Some(other)),
+        StoreCommand::Check(arguments) => return check::check(arguments).await.map(Ok),
+        other => return Ok(Err(other)),
     }
-    Ok(None)
+    Ok(Ok(0))
 }
 
 pub(super) async fn run(context: &Context, command: StoreCommand) -> Result<()> {
@@ -47,7 +49,10 @@ pub(super) async fn run(context: &Context, command: StoreCommand) -> Result<()> 
             context.done(&format!("{name} of {store} is kept on this device"));
             Ok(())
         }
-        StoreCommand::Kinds | StoreCommand::Trust { .. } | StoreCommand::Distrust { .. } => {
+        StoreCommand::Kinds
+        | StoreCommand::Check(_)
+        | StoreCommand::Trust { .. }
+        | StoreCommand::Distrust { .. } => {
             unreachable!("carried out without the service")
         }
     }

@@ -67,7 +67,14 @@ impl Shelf {
 impl Default for Settings {
     /// Quick captures, for tests; a bus; a courier.
     fn default() -> Self {
-        Self { quiet: "200ms".into(), max_age: "1s".into(), bus: true, courier: true, traced: false, shelf: None }
+        Self {
+            quiet: "200ms".into(),
+            max_age: "1s".into(),
+            bus: true,
+            courier: true,
+            traced: false,
+            shelf: None,
+        }
     }
 }
 

@@ -70,7 +70,7 @@ async fn hand_over(context: &Context, name: &str, opening: &Opening, untried: bo
 }
 
 /// Asks for the secrets that the store has: those it cannot do without, those that were named, and on a terminal all others, too.
-async fn ask(
+pub(super) async fn ask(
     manifest: &Manifest,
     named: &[String],
     secret_fd: Option<u32>,
