@@ -124,6 +124,8 @@ const WORDS: &[(Class, &[&str])] = &[
             "empty token found",
             "trust token",
             "please reauth",
+            "missing pcs cookies",
+            "requestpcs",
             "config reconnect",
             "couldn't fetch token",
             "expired_access_token",
@@ -362,6 +364,7 @@ mod tests {
                 Auth,
             ),
             ("trust token expired, please reauth", Auth),
+            ("HTTP error 421: Missing PCS cookies from the request", Auth),
             ("missing icloud trust token: try refreshing it with \"rclone config reconnect x:\"", Auth),
             (
                 "couldn't connect SSH: ssh: handshake failed: ssh: unable to authenticate, attempted methods [none]",

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use chatkeep_store_rig::rclone;
@@ -26,6 +27,8 @@ pub(crate) enum Fault {
     CutAnswer,
     /// Half of what is uploaded is passed on, and all of it acknowledged.
     HalveUpload,
+    /// All is passed on, and looked at once; then an earlier attempt arrives and replaces it by its half.
+    HalveLate,
     /// A range is not passed on, so the answer is the whole object.
     IgnoreRange,
     /// The answer to an upload comes after this many milliseconds.
@@ -45,6 +48,8 @@ pub(crate) struct Proxy {
 struct State {
     rules: Mutex<Vec<Rule>>,
     seen: Mutex<Vec<(String, String)>>,
+    /// The half that arrives late: its path, and after how many looks.
+    late: Mutex<Option<(String, u32, Bytes)>>,
 }
 
 impl Proxy {
@@ -76,8 +81,8 @@ async fn serve(listener: TcpListener, behind: SocketAddr, state: Arc<State>) {
     while let Ok((stream, _)) = listener.accept().await {
         let state = Arc::clone(&state);
         let service = service_fn(move |request: Request<Incoming>| {
-            let fault = state.fault_of(&request);
-            async move { Ok::<_, Infallible>(answer(request, behind, fault).await) }
+            let (state, fault) = (Arc::clone(&state), state.fault_of(&request));
+            async move { Ok::<_, Infallible>(state.answer(request, behind, fault).await) }
         });
         tokio::spawn(async move {
             // a client that goes away, or a body that is cut, ends it with an error
@@ -95,33 +100,66 @@ impl State {
         let fits = |(method, part, _): &&Rule| request.method() == *method && path.contains(part);
         self.rules.lock().unwrap().iter().find(fits).map(|(_, _, fault)| *fault)
     }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        behind: SocketAddr,
+        fault: Option<Fault>,
+    ) -> Response<Piece> {
+        let (mut head, body) = request.into_parts();
+        let mut body = body.collect().await.unwrap().to_bytes();
+        match fault {
+            Some(Fault::Status(status)) => {
+                return Response::builder().status(status).body(Piece::whole(Bytes::new())).unwrap();
+            }
+            Some(Fault::HalveUpload) => {
+                body.truncate(body.len() / 2);
+                head.headers.remove("content-length");
+            }
+            Some(Fault::HalveLate) => {
+                let half = body.slice(..body.len() / 2);
+                *self.late.lock().unwrap() = Some((head.uri.path().to_owned(), 1, half));
+            }
+            Some(Fault::IgnoreRange) => {
+                head.headers.remove(RANGE);
+            }
+            Some(Fault::Wait(ms)) => tokio::time::sleep(Duration::from_millis(ms)).await,
+            Some(Fault::CutAnswer) | None => {}
+        }
+        if head.method == "PROPFIND" {
+            self.arrive_late(head.uri.path(), behind).await;
+        }
+        let (head, body) = pass_on(behind, Request::from_parts(head, body)).await.into_parts();
+        let cut = matches!(fault, Some(Fault::CutAnswer)) && head.status.is_success();
+        Response::from_parts(head, if cut { Piece::half(&body) } else { Piece::whole(body) })
+    }
+
+    async fn arrive_late(&self, path: &str, behind: SocketAddr) {
+        let half = {
+            let mut late = self.late.lock().unwrap();
+            match late.as_mut() {
+                Some((late_path, 0, _)) if late_path == path => late.take(),
+                Some((late_path, looks, _)) if late_path == path => {
+                    *looks -= 1;
+                    None
+                }
+                _ => None,
+            }
+        };
+        if let Some((path, _, half)) = half {
+            let put = Request::put(path).header("host", "late").body(half).unwrap();
+            assert!(pass_on(behind, put).await.status().is_success());
+        }
+    }
 }
 
-async fn answer(request: Request<Incoming>, behind: SocketAddr, fault: Option<Fault>) -> Response<Piece> {
-    let (mut head, body) = request.into_parts();
-    let mut body = body.collect().await.unwrap().to_bytes();
-    match fault {
-        Some(Fault::Status(status)) => {
-            return Response::builder().status(status).body(Piece::whole(Bytes::new())).unwrap();
-        }
-        Some(Fault::HalveUpload) => {
-            body.truncate(body.len() / 2);
-            head.headers.remove("content-length");
-        }
-        Some(Fault::IgnoreRange) => {
-            head.headers.remove(RANGE);
-        }
-        Some(Fault::Wait(ms)) => tokio::time::sleep(std::time::Duration::from_millis(ms)).await,
-        Some(Fault::CutAnswer) | None => {}
-    }
+async fn pass_on(behind: SocketAddr, request: Request<Bytes>) -> Response<Bytes> {
     let stream = TcpStream::connect(behind).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    let answer = sender.send_request(Request::from_parts(head, Full::new(body))).await.unwrap();
-    let (head, body) = answer.into_parts();
-    let body = body.collect().await.unwrap().to_bytes();
-    let cut = matches!(fault, Some(Fault::CutAnswer)) && head.status.is_success();
-    Response::from_parts(head, if cut { Piece::half(&body) } else { Piece::whole(body) })
+    let (head, body) = sender.send_request(request.map(Full::new)).await.unwrap().into_parts();
+    Response::from_parts(head, body.collect().await.unwrap().to_bytes())
 }
 
 /// A body that may end early.
