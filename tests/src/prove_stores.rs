@@ -141,7 +141,12 @@ fn write_and_kill(proof: &mut Proof, place: &Place, number: u32) {
         let seen = chatkeep_tests::stack::trace::Trace::into(&root.join(machine).join("trace"))
             .and_then(|trace| trace.sockets("chatkeepd"));
         match seen {
-            Ok(sockets) => proof.figures.inet_sockets.extend(sockets.others),
+            Ok(sockets) => {
+                for socket in &sockets.others {
+                    proof.figures.fail(format!("{}: the service asked for {socket}", place.name));
+                }
+                proof.figures.inet_sockets.extend(sockets.others);
+            }
             Err(error) => proof.figures.fail(format!("{}: nobody saw its sockets: {error:#}", place.name)),
         }
     }

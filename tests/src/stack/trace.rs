@@ -1,5 +1,6 @@
 //! Which sockets a program asks the kernel for, told by strace: of the program itself, not of those that it starts.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -33,22 +34,35 @@ impl Trace {
     /// `program` under strace. It keeps its own number, so that signals reach it, and the tracer ends with it.
     pub fn command(&self, program: &Path) -> Result<Command> {
         let mut command = programs::leashed(&programs::require("strace", "strace")?);
-        command.args(["-D", "-ff", "-qq", "-e", "trace=socket,socketpair,execve", "-o"]);
+        command.args([
+            "-D",
+            "-ff",
+            "-qq",
+            "-e",
+            "trace=socket,socketpair,execve,clone,clone3,fork,vfork",
+            "-o",
+        ]);
         command.arg(self.folder.join("calls")).arg("--").arg(program);
         Ok(command)
     }
 
-    /// What the processes that ran `program` and nothing else asked for.
+    /// What the processes that ran `program` and nothing else asked for, with all of their threads.
     pub fn sockets(&self, program: &str) -> Result<Sockets> {
+        let mut calls = BTreeMap::new();
+        for file in std::fs::read_dir(&self.folder)? {
+            let path = file?.path();
+            let id: u32 =
+                path.extension().and_then(|id| id.to_str()?.parse().ok()).context("a file of strace")?;
+            calls.insert(id, std::fs::read_to_string(path).context("what strace wrote")?);
+        }
+        let parents = parents(&calls);
         let mut found = Sockets::default();
         let mut seen = false;
-        for file in std::fs::read_dir(&self.folder)? {
-            let text = std::fs::read_to_string(file?.path()).context("what strace wrote")?;
-            // a thread writes no execve, a child that became another program one of that program
-            let last = text.lines().filter(|line| line.starts_with("execve(")).next_back();
-            let ours = last.is_none_or(|line| line.contains(&format!("/{program}\"")));
-            seen |= last.is_some() && ours;
-            for call in text.lines().filter(|line| ours && line.starts_with("socket")) {
+        for id in calls.keys() {
+            let runs =
+                program_of(*id, &calls, &parents).is_some_and(|line| line.contains(&format!("/{program}\"")));
+            seen |= runs;
+            for call in calls[id].lines().filter(|line| runs && line.starts_with("socket")) {
                 match call.contains("(AF_UNIX,") {
                     true => found.unix += 1,
                     false => found.others.push(call.to_owned()),
@@ -57,6 +71,33 @@ impl Trace {
         }
         ensure!(seen, "strace saw no {program}");
         Ok(found)
+    }
+}
+
+/// Who made which thread or process.
+fn parents(calls: &BTreeMap<u32, String>) -> BTreeMap<u32, u32> {
+    let makes = |line: &&str| ["clone", "fork", "vfork"].iter().any(|call| line.starts_with(call));
+    let made = |line: &str| line.rsplit(" = ").next()?.split_whitespace().next()?.parse().ok();
+    let children = calls.iter().flat_map(|(parent, text)| {
+        text.lines().filter(makes).filter_map(made).map(move |child| (child, *parent))
+    });
+    children.collect()
+}
+
+/// The program that a process runs, or the process of a thread: neither threads nor children before their `execve` have one
+/// of their own.
+fn program_of<'a>(
+    id: u32,
+    calls: &'a BTreeMap<u32, String>,
+    parents: &BTreeMap<u32, u32>,
+) -> Option<&'a str> {
+    let mut at = id;
+    loop {
+        let last = calls.get(&at)?.lines().filter(|line| line.starts_with("execve(")).next_back();
+        if last.is_some() {
+            return last;
+        }
+        at = *parents.get(&at)?;
     }
 }
 
