@@ -60,11 +60,15 @@ pub(crate) async fn connect(opening: &Opening, tuning: Tuning) -> Result<Connect
         usage: false,
         create: CreateGuarantee::Advisory,
     };
-    match connection.find(&connection.root).await? {
+    let mut found = connection.find(&connection.root).await?;
+    if matches!(found, Found::Nothing) && !connection.read_only {
+        folders::make(&connection.http, &connection.root).await?;
+        found = connection.find(&connection.root).await?;
+    }
+    match found {
         Found::Folder(properties) => {
             connection.usage = properties.quota_free.is_some() || properties.quota_used.is_some();
         }
-        Found::Nothing if !connection.read_only => folders::make(&connection.http, &connection.root).await?,
         Found::Nothing => return Err(connection.gone()),
         Found::File(_) => {
             let reason = format!("`{}` at the server is a file, not a folder", connection.root.path());
@@ -112,11 +116,16 @@ impl Connection {
         Temporary::new(Arc::clone(&self.http), &self.root)
     }
 
-    /// Writes a file, in place.
+    /// Writes a temporary file; where folders are missing that were there before, they are made again.
     pub(crate) async fn upload(&self, url: &Url, body: Bytes) -> Result<()> {
         let len = body.len() as u64;
-        let ask = Ask::new("PUT", url.clone()).body("application/octet-stream", body);
-        let answer = self.http.exchange(ask).await?;
+        let ask = || Ask::new("PUT", url.clone()).body("application/octet-stream", body.clone());
+        let mut answer = self.http.exchange(ask()).await?;
+        if errors::lacks_folder(answer.status) {
+            self.folders.forget().await;
+            self.folders.ensure(&self.http, &self.root, FOLDER).await?;
+            answer = self.http.exchange(ask()).await?;
+        }
         match errors::of_answer(&answer, url, "write a file") {
             _ if answer.status.is_success() => Ok(()),
             StoreError::TooLarge { len_max, .. } => Err(StoreError::TooLarge { len, len_max }),
@@ -160,7 +169,16 @@ impl Connection {
     pub(crate) async fn len_of(&self, key: &StoreKey) -> Result<u64> {
         match self.find(&self.object(key)).await? {
             Found::File(len) => Ok(len),
-            Found::Folder(_) | Found::Nothing => Err(StoreError::NotFound { key: key.clone() }),
+            Found::Folder(_) | Found::Nothing => Err(self.missing(key).await),
+        }
+    }
+
+    /// No object has this key; or the whole store is not there, which says nothing about its objects.
+    async fn missing(&self, key: &StoreKey) -> StoreError {
+        match self.find(&self.root).await {
+            Ok(Found::Folder(_)) => StoreError::NotFound { key: key.clone() },
+            Ok(_) => self.gone(),
+            Err(error) => error,
         }
     }
 
@@ -260,12 +278,11 @@ impl Connection {
             ask = ask.header("range", format!("bytes={start}-{}", end - 1));
         }
         let answer = self.http.exchange(ask).await?;
-        let missing = || StoreError::NotFound { key: key.clone() };
         if answer.says_folder(&url) {
-            return Err(missing());
+            return Err(self.missing(key).await);
         }
         match (answer.status, range) {
-            (StatusCode::NOT_FOUND | StatusCode::GONE, _) => Err(missing()),
+            (StatusCode::NOT_FOUND | StatusCode::GONE, _) => Err(self.missing(key).await),
             // some servers show a folder as a page, and a page has neither tag nor date
             (StatusCode::OK, range) => {
                 if !answer.headers.contains_key(ETAG) && !answer.headers.contains_key(LAST_MODIFIED) {
@@ -290,7 +307,10 @@ impl Connection {
         self.may_write()?;
         let url = self.object(key);
         // deleting a folder would take everything below it along
-        let Found::File(_) = self.find(&url).await? else { return Ok(()) };
+        match self.len_of(key).await {
+            Err(StoreError::NotFound { .. }) => return Ok(()),
+            found => found?,
+        };
         let answer = self.http.exchange(Ask::new("DELETE", url.clone())).await?;
         match answer.status {
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(()),

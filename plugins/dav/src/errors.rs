@@ -82,7 +82,8 @@ pub(crate) fn clock_of(answer: &Answer) -> Option<SystemTime> {
     httpdate::parse_http_date(answer.header(DATE)?).ok()
 }
 
-/// Whether an answer to a MOVE may say that a folder on the way is missing: with 409, nginx with 404, Apache with 500.
+/// Whether an answer to a PUT or MOVE may say that a folder on the way is missing: with 409, nginx with 404, both nginx and
+/// Apache with 500.
 pub(crate) fn lacks_folder(status: StatusCode) -> bool {
     matches!(status, StatusCode::CONFLICT | StatusCode::NOT_FOUND | StatusCode::INTERNAL_SERVER_ERROR)
 }

@@ -265,6 +265,19 @@ async fn a_quota_is_told_as_far_as_the_server_tells_it() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_made_by_opening_it_knows_its_quota() {
+    let fake = Fake::start();
+    fake.properties("<quota-used-bytes>40</quota-used-bytes>");
+    let before = Mutex::new(true);
+    fake.plan(move |request| {
+        let first = std::mem::take(&mut *before.lock().unwrap());
+        (first && is(request, "PROPFIND")).then_some(Fault::Status("404 Not Found", "X: y"))
+    });
+    assert!(open(&fake).await.capabilities().usage);
+    assert!(fake.seen().iter().any(|request| is(request, "MKCOL") && request.path == "/backups/"));
+}
+
+#[tokio::test]
 async fn a_connection_that_the_server_had_closed_already_is_made_again() {
     let (fake, store) = world().await;
     let before = Mutex::new(BTreeSet::new());

@@ -114,6 +114,10 @@ async fn a_store_whose_folder_is_gone_is_not_an_empty_store() {
     for prefix in ["", "a", "a/log"] {
         assert_eq!(store.list(prefix).await.unwrap_err().kind(), ErrorKind::Offline, "{prefix:?}");
     }
+    assert_eq!(store.get(&key("a/log/1"), None).await.unwrap_err().kind(), ErrorKind::Offline);
+    assert_eq!(store.head(&key("a/log/1")).await.unwrap_err().kind(), ErrorKind::Offline);
+    assert_eq!(store.delete(&key("a/log/1")).await.unwrap_err().kind(), ErrorKind::Offline);
+    assert_eq!(create(&*store, "a/log/2").await.unwrap_err().kind(), ErrorKind::Offline);
     fs::rename(server.files().join("elsewhere"), server.files().join("backups")).unwrap();
     assert_eq!(names(&*store).await.unwrap(), ["a/log/1"]);
 }

@@ -118,7 +118,7 @@ http {{
         })
     }
 
-    /// `rclone serve webdav` with Basic authentication: creates are atomic, a quota, a page for each folder.
+    /// `rclone serve webdav` with Basic authentication: creates are atomic, no quota, a page for each folder.
     pub fn rclone() -> Self {
         let (folder, port) = (new_folder(), free_port());
         let (files, users) = (folder.path().join("files"), folder.path().join("users"));
