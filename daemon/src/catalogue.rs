@@ -4,6 +4,7 @@
 //! it adds is memory: a store that shows less than was once seen is noticed.
 
 mod accounts;
+mod copies;
 mod forgotten;
 
 use std::num::NonZeroU64;
@@ -20,6 +21,7 @@ use crate::damage::DamageReport;
 use crate::drill::Drills;
 use crate::known::KnownFiles;
 use crate::pack_pages::PackPages;
+pub use copies::{CopyFacts, CopyId};
 pub use forgotten::{PruneFacts, restorable};
 
 /// Set while the cache is opened: a panic then means damage, anywhere else it ends the service.

@@ -16,6 +16,7 @@ use chatkeep_vault_client::{Identity, VaultPin};
 
 use crate::archive::Archive;
 use crate::catalogue::Head;
+use crate::copies::{Behind, CopyEnd, CopyOrder};
 use crate::damage::Damage;
 use crate::fault::Fault;
 use crate::follower::{CaptureOrder, Captured, LostPack};
@@ -89,6 +90,24 @@ pub enum Event {
         upload: UploadId,
         /// Whether it is in the store now.
         result: Result<Stored, Fault>,
+    },
+    /// How far a copy is behind, while it is brought up to date.
+    CopyTold {
+        /// Which source.
+        source: SourceId,
+        /// The copy's store.
+        store: String,
+        /// How far.
+        behind: Behind,
+    },
+    /// A copy was brought as far as it could be.
+    Copied {
+        /// Which source.
+        source: SourceId,
+        /// The copy's store.
+        store: String,
+        /// What came of it.
+        result: Result<CopyEnd, Fault>,
     },
     /// The thread that followed a source has ended.
     Unfollowed {
@@ -201,6 +220,8 @@ pub enum Command {
     },
     /// Put an object into the store.
     Upload(Box<UploadOrder>),
+    /// Bring a copy up to date; the answer is [`Event::Copied`].
+    Copy(Box<CopyOrder>),
     /// Carry out a job.
     Run {
         /// Its name.

@@ -195,6 +195,18 @@ impl Hands {
                     Event::Uploaded { source, upload, result: stored.unwrap_or_else(|_| Err(hangs())) }
                 });
             }
+            Command::Copy(order) => {
+                let (tools, events) = (self.tools.clone(), self.events.clone());
+                self.spawn(async move {
+                    let (source, store) = (order.source, order.store.clone());
+                    let tell = |behind| {
+                        // The next one, or the end, says more.
+                        let _ = events.try_send(Event::CopyTold { source, store: store.clone(), behind });
+                    };
+                    let result = crate::copies::bring_up(&tools.catalogue, &order, &tell).await;
+                    Event::Copied { source, store, result }
+                });
+            }
             Command::Run { job, work, cancelled } => {
                 let mut running =
                     Job { tools: self.tools.clone(), id: job.clone(), cancelled, vault: None, keys: None };

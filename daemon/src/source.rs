@@ -1,5 +1,7 @@
 //! One watched database, as the loop sees it, and how it is shown.
 
+mod copy;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +20,8 @@ use crate::log::Log;
 use crate::registry::Registration;
 use crate::spool::Spooled;
 use crate::writer::Written;
+
+pub use copy::StoreCopy;
 
 /// A recovery point older than this, with changes that wait, is overdue: a day, in µs.
 const OVERDUE_US: u64 = 24 * 3_600 * 1_000_000;
@@ -90,6 +94,8 @@ pub struct Source {
     pub capturing: Option<(Arc<AtomicBool>, Arc<AtomicU64>)>,
     /// Captures begun.
     pub captures: u64,
+    /// Its copies in further stores.
+    pub copies: Vec<StoreCopy>,
     /// A capture was put off, because too much waits for the store.
     pub held: bool,
     /// What waits for upload.
@@ -201,6 +207,7 @@ impl Source {
             found: false,
             capturing: None,
             captures: 0,
+            copies: Vec::new(),
             held: false,
             uploads: BTreeMap::new(),
             waiters: Vec::new(),
@@ -282,6 +289,7 @@ impl Source {
             last_drill: self.drills.newest.as_ref().map_or(0, |record| record.drilled_us),
             last_drill_result: self.drills.details(),
             damage: self.damage.wire(),
+            copies: self.copy_states(),
             delete_pending: 0,
             last_prune: self.pruned.pruned_us,
             last_prune_error: self.pruned.hindrance.clone().unwrap_or_default(),

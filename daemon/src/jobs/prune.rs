@@ -424,6 +424,8 @@ impl Pruning<'_> {
 
     fn deleted(&self, known: &Known, object: Prunable, report: &mut PruneReport) -> Result<()> {
         self.catalogue.unmark(self.id(), [object]).map_err(Fault::internal)?;
+        // Copies lose it, too.
+        self.catalogue.put_gone(self.id(), object, self.now_us).map_err(Fault::internal)?;
         report.deleted_objects += 1;
         report.deleted_bytes += match object {
             Prunable::Entry(seq) => {

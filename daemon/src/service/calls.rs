@@ -164,6 +164,7 @@ impl Service {
             if let Some((cancelled, _)) = &source.capturing {
                 cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
             }
+            source.copies.iter().for_each(crate::source::StoreCopy::stop);
             for (job, _) in source.end_when_open {
                 self.end_job(&job, JobOutcome::Cancelled);
             }
@@ -332,6 +333,7 @@ impl Service {
             more_databases: Vec::new(),
             attachments: Vec::new(),
             store: store_name.to_owned(),
+            copies: Vec::new(),
             archive: Some(id),
             vault: String::new(),
         };
@@ -392,6 +394,7 @@ impl Service {
     fn begin_pause(&mut self, until_us: Option<u64>, reason: String) {
         self.pause = Some(Pause { until_us });
         self.plan(Happened::Paused);
+        self.stop_copies();
         self.tools.server.update_manager(|manager| {
             manager.paused = true;
             manager.pause_reasons = vec![reason];
@@ -406,6 +409,9 @@ impl Service {
             manager.paused = false;
             manager.pause_reasons.clear();
         });
+        for number in self.sources.keys().copied().collect::<Vec<_>>() {
+            self.copy_now(number);
+        }
         self.show_all();
     }
 
@@ -429,7 +435,6 @@ impl Service {
             self.tools.server.update_manager(|manager| manager.config_errors = vec![text.clone()]);
             return Err(Error::InvalidArgument(text));
         }
-        self.tools.server.update_manager(|manager| manager.config_errors.clear());
         self.scheduler.set_policy(self.config.capture.policy(self.config.store.len()));
         for gone in before.store.iter().filter(|store| !self.stores.contains_key(&store.name)) {
             self.tools.server.remove_store(&gone.name);
@@ -459,6 +464,10 @@ impl Service {
             (source.configured, source.registration) = (configured, registration);
             if moved || matches!(source.phase, Phase::Failed | Phase::Blocked) {
                 self.restart(number);
+            } else if source.phase == Phase::Open {
+                // A store may have been changed.
+                source.copies.iter_mut().for_each(|copy| copy.listed = false);
+                self.take_up_copies(number);
             }
             self.show(number);
         }

@@ -46,6 +46,8 @@ impl Service {
             Event::Captured { source, result } => self.captured(source, result),
             Event::Rebuilt { source, packs, lost } => self.rebuilt(source, packs, lost),
             Event::Uploaded { source, upload, result } => self.uploaded(source, upload, result),
+            Event::CopyTold { source, store, behind } => self.copy_told(source, &store, behind),
+            Event::Copied { source, store, result } => self.copied(source, &store, result),
             Event::JobEnded { job, result, vault, keys } => {
                 if let Some(keys) = keys {
                     self.take_keys(&job, *keys);
@@ -185,6 +187,7 @@ impl Service {
             }
             self.follow(number);
             self.mend(number);
+            self.take_up_copies(number);
         }
         if std::mem::take(&mut self.sources.get_mut(&number).expect("it is there").restore_when_open) {
             self.restore_in_place(number);
@@ -230,6 +233,7 @@ impl Service {
         if let Some((cancelled, _)) = source.capturing.take() {
             cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
         }
+        source.copies.iter().for_each(crate::source::StoreCopy::stop);
         source.uploads.clear();
         source.caution = None;
         source.held = false;
@@ -315,6 +319,9 @@ impl Service {
                         log.wrote(&written);
                     }
                     self.enqueue(number, &written);
+                    if self.main_is_away(&self.sources[&number]) {
+                        self.copy_now(number);
+                    }
                 }
                 self.plan(Happened::CaptureDone { source: number, more: false });
                 self.finish_waiters(number);
@@ -404,7 +411,10 @@ impl Service {
                 if !vault.is_empty() {
                     self.change_registration(number, |registration| registration.vault = vault)?;
                 }
-                if !open {
+                if open {
+                    // A new keyring.
+                    self.copy_now(number);
+                } else {
                     self.open(number);
                 }
                 self.show(number);

@@ -87,6 +87,7 @@ impl Service {
             for source in back {
                 self.plan(chatkeep_planner::Event::StoreReachable { source });
             }
+            self.copies_reachable(name);
         }
     }
 }
