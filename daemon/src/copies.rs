@@ -18,7 +18,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use chatkeep_format::{ArchiveId, ObjectName, entry_digest};
 use chatkeep_planner::{
-    CopyPlan, CopyStep, CopyView, FOLLOWED_MAX, KnownEntry, PackName, Prunable, SourceId, plan_copy,
+    CopyPlan, CopyStep, CopyView, FOLLOWED_MAX, KnownEntry, PackName, Prunable, RetentionPolicy, SourceId,
+    plan_copy,
 };
 use chatkeep_store::StoreError;
 use tracing::{debug, info, warn};
@@ -53,6 +54,8 @@ pub struct CopyOrder {
     pub written_seq: u64,
     /// Points that somebody wants kept.
     pub pins: Vec<u64>,
+    /// Which points stay that only copies have.
+    pub policy: RetentionPolicy,
     /// All points are wanted, also those that it missed: it is to become the main store.
     pub everything: bool,
     /// Hold it against a listing first, and delete from it afterwards.
@@ -165,6 +168,7 @@ impl Run<'_> {
         }
         self.note_end(&known, &plan, &skipped)?;
         if let Some(listed) = listed {
+            self.let_go(&mut known)?;
             self.prune(&known, listed).await?;
         }
         catalogue.flush();

@@ -9,12 +9,13 @@ use bytes::Bytes;
 use chatkeep_format::{ObjectName, PageSet, entry_digest};
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::LiveConfig;
+use chatkeep_store::CreateGuarantee;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::archive::Archive;
+use crate::archive::{Archive, ArchiveError};
 use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
 use crate::desktop::Desktop;
@@ -360,8 +361,10 @@ async fn remember(
 pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored> {
     let mut stored = Stored::default();
     // Also a store that was exchanged under our hands shows: the entry before this one is not there.
-    let before = order.publishes.as_ref().map_or(0, |written| written.head.seq - 1);
-    if !order.log.confirmed || before > 0 && !order.archive.has(ObjectName::Entry(before)).await? {
+    let before = order.publishes.as_ref().map_or(0, |_| order.log.stored.seq);
+    // Where entries were dropped from the queue no number is met that somebody else may have taken: it is looked.
+    let gap = order.publishes.as_ref().is_some_and(|written| written.head.seq > before + 1);
+    if !order.log.confirmed || gap || !still_there(&order, before).await? {
         let confirmed = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?;
         (stored.confirmed, stored.rebase) = (true, confirmed.rebase);
         catalogue.note_listing(&order.archive.id, &confirmed.listed).map_err(Fault::internal)?;
@@ -398,12 +401,30 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
             if let Err(error) = order.spool.remove(&written.objects) {
                 warn!(%error, "what is in the store cannot be removed from the queue");
             }
+            catalogue.drop_elsewhere(&order.archive.id, written.head.seq).map_err(Fault::internal)?;
             Ok(())
         })
         .await
         .map_err(Fault::internal)??;
     }
     Ok(stored)
+}
+
+/// Whether the newest entry that the store has of ours is there. Where a condition is worth little, two may have written one
+/// after the other: then it has to be ours as well.
+async fn still_there(order: &UploadOrder, seq: u64) -> Result<bool> {
+    if seq == 0 {
+        return Ok(true);
+    }
+    let (archive, name) = (&order.archive, ObjectName::Entry(seq));
+    if archive.store.capabilities().create == CreateGuarantee::Atomic {
+        return Ok(archive.has(name).await?);
+    }
+    match archive.get(name).await {
+        Ok(sealed) => Ok(entry_digest(&sealed) == order.log.stored.digest),
+        Err(ArchiveError::Missing { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether an object is what was sealed. Of a pack remembers which pages it holds: should the store lose it, it can be made

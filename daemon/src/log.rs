@@ -38,6 +38,8 @@ pub struct Log {
     pub confirmed: bool,
     /// The chain in the store is broken: the next capture must be a base.
     pub rebase: bool,
+    /// Digests of entries of ours that the main store did not get, and copies did.
+    pub elsewhere: BTreeMap<u64, [u8; 32]>,
     /// Why nothing may be written; what is there can be restored all the same.
     pub blocked: Option<Fault>,
 }
@@ -57,11 +59,12 @@ pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, s
         let (mut head, blocked) = rebuild(archive, roots, catalogue).await?;
         // The cache was lost, the queue was not: what continues the store's newest entry is ours.
         let spooled = spool.list()?;
-        if let Some(first) = spooled.iter().find(|object| object.name == ObjectName::Entry(head.seq + 1))
-            && let Some(entry) =
-                read_spooled(archive, roots, first).filter(|(entry, _)| entry.prev == head.digest)
-        {
-            (head.writer_id, head.writer_epoch) = (entry.0.writer_id, entry.0.writer_epoch);
+        let digests = digests_of(archive, catalogue);
+        let newer =
+            spooled.iter().filter(|object| matches!(object.name, ObjectName::Entry(seq) if seq > head.seq));
+        let mut read = newer.filter_map(|object| read_spooled(archive, roots, object));
+        if let Some((entry, _)) = read.find(|(entry, _)| follows(entry, &head, &digests)) {
+            (head.writer_id, head.writer_epoch) = (entry.writer_id, entry.writer_epoch);
         }
         let log =
             continue_spool(archive, roots, head, (spooled, spool), catalogue).with_chain(archive, catalogue);
@@ -137,18 +140,26 @@ fn continue_spool(
         chain: Vec::new(),
         confirmed: false,
         rebase: false,
+        elsewhere: catalogue
+            .elsewhere(&archive.id)
+            .into_iter()
+            .map(|point| (point.seq, point.digest))
+            .collect(),
         blocked: None,
     };
     // Packs that are in the store, or on their way there.
     let mut stored = BTreeSet::new();
+    let mut digests = BTreeMap::new();
     if by_entry.keys().any(|seq| *seq > log.written.seq) {
         stored.extend(catalogue.points(&archive.id).into_iter().flat_map(|point| point.packs));
+        digests = digests_of(archive, catalogue);
     }
     for (seq, objects) in by_entry {
         // Those up to the head are in the store: the note of it came before the removal.
         let continued = (seq > log.written.seq)
-            .then(|| continue_with(archive, roots, &log.written, seq, &objects, &stored));
+            .then(|| continue_with(archive, roots, &log.written, seq, &objects, (&stored, &digests)));
         if let Some(Some(written)) = continued {
+            digests.insert(seq, written.head.digest);
             log.written = written.head.clone();
             stored.extend(written.point.packs.iter().copied());
             log.waiting.push_back(written);
@@ -170,17 +181,33 @@ fn read_spooled(archive: &Archive, roots: &DataRoots, object: &Spooled) -> Optio
     Some((entry, entry_digest(&sealed)))
 }
 
+/// What the digests of known entries are: those in the store, and those on their way there.
+fn digests_of(archive: &Archive, catalogue: &Catalogue) -> BTreeMap<u64, [u8; 32]> {
+    let (points, forgotten) = (catalogue.points(&archive.id), catalogue.forgotten(&archive.id));
+    points.into_iter().chain(forgotten).map(|point| (point.seq, point.digest)).collect()
+}
+
+/// Whether an entry comes after `head`: right after it, or later, with what it builds on known. Those in between were
+/// dropped from the queue while the store was away, and something newer stands for them.
+fn follows(entry: &Entry, head: &Head, digests: &BTreeMap<u64, [u8; 32]>) -> bool {
+    if entry.seq == head.seq + 1 {
+        return entry.prev == head.digest;
+    }
+    let stands = entry.parent_seq == 0 || digests.get(&entry.parent_seq) == Some(&entry.parent_digest);
+    entry.seq > head.seq && stands
+}
+
 fn continue_with(
     archive: &Archive,
     roots: &DataRoots,
     after: &Head,
     seq: u64,
     objects: &[Spooled],
-    stored: &BTreeSet<[u8; 16]>,
+    (stored, digests): (&BTreeSet<[u8; 16]>, &BTreeMap<u64, [u8; 32]>),
 ) -> Option<Written> {
     let spooled = objects.iter().find(|object| object.name == ObjectName::Entry(seq))?;
     let (entry, digest) = read_spooled(archive, roots, spooled)?;
-    let continues = seq == after.seq + 1 && entry.prev == after.digest && entry.writer_id == after.writer_id;
+    let continues = follows(&entry, after, digests) && entry.writer_id == after.writer_id;
     let mut listed = Vec::new();
     for list in entry.folders.iter().flat_map(|folder| &folder.packs) {
         let spooled = objects.iter().find(|object| object.name == ObjectName::Pack(list.name))?;
@@ -211,8 +238,9 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
     }
     for seq in listing.entries.range(log.stored.seq + 1..).map(|(seq, _)| *seq) {
         let ours = log.waiting.iter().find(|written| written.head.seq == seq);
+        let ours = ours.map(|written| &written.head.digest).or_else(|| log.elsewhere.get(&seq));
         let sealed = archive.get(ObjectName::Entry(seq)).await?;
-        if ours.is_none_or(|written| written.head.digest != entry_digest(&sealed)) {
+        if ours.is_none_or(|digest| *digest != entry_digest(&sealed)) {
             return Err(ArchiveError::WriterFenced { key: ObjectName::Entry(seq).store_key(&archive.id) });
         }
     }

@@ -56,6 +56,7 @@ impl Further {
             waiting: Vec::new(),
             written_seq: running.opened.log.written.seq,
             pins: world.pins.clone(),
+            policy: chatkeep_planner::RetentionPolicy::default(),
             everything: false,
             list: false,
             now_us: NOW_US,

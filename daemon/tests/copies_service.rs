@@ -222,3 +222,145 @@ async fn the_main_store_is_exchanged_when_the_copy_has_everything() {
         "{registered}"
     );
 }
+
+/// How long a queue gets before captures are put off, or it is thinned out.
+const QUEUE: usize = 32;
+
+fn level(seq: u64) -> Level {
+    if seq.is_multiple_of(12) { Level::Dozen } else { Level::Entry }
+}
+
+impl Two {
+    fn changed(&mut self, pending_bytes: u64) -> Vec<Command> {
+        self.now += 20_000;
+        let mut commands = self.handle(Event::Changed { source: SOURCE, pending_bytes });
+        commands.extend(self.tick_after(20_000));
+        commands
+    }
+
+    /// Answers a capture with an entry of this level. The last upload that was begun.
+    async fn captures(&mut self, level: Level) -> Vec<Command> {
+        let mut running = self.world.start_beside(&self.catalogue).await;
+        let written = self.world.write_only(&mut running, level, BEGIN_US + self.now as i64);
+        let captured = Captured { written: Some(written), gap: None, gone: false, more: false };
+        self.handle(Event::Captured { source: SOURCE, result: Ok(captured) })
+    }
+
+    /// The main store does not answer: whatever is sent there fails.
+    fn fail_uploads(&mut self, commands: &[Command]) -> Vec<Command> {
+        let failed: Vec<_> = uploads(commands).iter().map(|order| order.upload).collect();
+        let fail = |upload| self.handle(Event::Uploaded { source: SOURCE, upload, result: Err(away()) });
+        failed.into_iter().flat_map(fail).collect()
+    }
+}
+
+fn is_capture(command: &Command) -> bool {
+    matches!(command, Command::Capture { .. })
+}
+
+/// A week without the store: after a few entries nothing more is captured, and one capture holds all the rest.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_any_store_one_capture_holds_it_all_in_the_end() {
+    let (mut two, _) = Two::with(&[Level::Base], "['disk']").await;
+    let mut captured = 0;
+    let mut first = None;
+    for commit in 1..2000 {
+        let mut commands = two.changed(commit);
+        if commands.iter().any(is_capture) {
+            captured += 1;
+            commands.extend(two.captures(level(captured)).await);
+        }
+        first = first.or_else(|| uploads(&commands).first().map(|order| order.upload));
+        two.fail_uploads(&commands);
+    }
+    assert_eq!(captured as usize, QUEUE + 1, "of 2000 commits");
+    // It is back: as soon as the first entry is up there is room for one capture, and no more.
+    let mut captures = 0;
+    let mut commands = two.tick_after(HOUR_MS);
+    while let Some(order) = uploads(&commands).first() {
+        let upload = order.upload;
+        commands = two.handle(Event::Uploaded { source: SOURCE, upload, result: Ok(Stored::default()) });
+        captures += commands.iter().filter(|command| is_capture(command)).count();
+    }
+    assert_eq!(captures, 1);
+}
+
+/// A copy takes what is captured, while the main store is away: the queue for that one holds what it needs in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_copy_takes_what_is_captured_the_queue_holds_what_the_main_store_needs_in_the_end() {
+    let (mut two, _) = Two::start(&[Level::Base, Level::Entry]).await;
+    two.end("cloud", Ok(CopyEnd::default()));
+    two.end("far", Err(away()));
+    for seq in 3..=100 {
+        let commands = two.changed(seq);
+        assert!(commands.iter().any(is_capture), "entry {seq} is captured");
+        two.fail_uploads(&commands);
+        let commands = two.captures(level(seq)).await;
+        let failed = two.fail_uploads(&commands);
+        if commands.into_iter().chain(failed).any(|command| matches!(command, Command::Copy(_))) {
+            two.end("cloud", Ok(CopyEnd::default()));
+        }
+    }
+    let Two { world, service, catalogue, .. } = two;
+    drop(service);
+    // What is left in the queue is one log, and goes up after a restart.
+    let mut running = world.start_beside(&catalogue).await;
+    let waiting: Vec<u64> = running.opened.log.waiting.iter().map(|written| written.head.seq).collect();
+    assert!(waiting.len() <= QUEUE && waiting[0] == 3 && waiting[waiting.len() - 1] == 100, "{waiting:?}");
+    assert_eq!(running.opened.log.written.seq, 100);
+    assert!(!running.opened.log.rebase);
+    let puts = || {
+        let log = world.store.log().into_iter();
+        log.filter(|call| call.operation == chatkeep_store::chaos::Operation::Put).count()
+    };
+    let before = puts();
+    world.upload(&mut running).await.unwrap();
+    assert!(puts() - before <= 2 * QUEUE, "{} objects for 98 entries", puts() - before);
+    drop((running, catalogue));
+    let offered = world.assert_all_offered_restore("after a long time away").await;
+    assert_eq!(offered.last(), Some(&100));
+    // A new machine reads the same log, and another installation cannot continue it in between.
+    world.lose_cache();
+    assert_eq!(world.assert_all_offered_restore("without the cache").await, offered);
+}
+
+/// Somebody else continued the log meanwhile: the numbers that were dropped must not hide that.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_with_gaps_does_not_write_past_another_installation() {
+    let mut world = World::new();
+    world.write(&[Level::Base], BEGIN_US).await;
+    let mut running = world.start().await;
+    let log: Vec<_> = (0..5)
+        .map(|at| {
+            world.write_only(
+                &mut running,
+                if at == 4 { Level::Dozen } else { Level::Entry },
+                BEGIN_US + 1 + at,
+            )
+        })
+        .collect();
+    // As the service thins it: the first stays, and what the newest builds on.
+    for dropped in [3, 4, 5] {
+        running.opened.spool.drop_entry(dropped);
+    }
+    let catalogue = running.catalogue.clone();
+    drop(running);
+    let mut running = world.start_beside(&catalogue).await;
+    assert_eq!(running.opened.log.waiting.iter().map(|written| written.head.seq).collect::<Vec<_>>(), [2, 6]);
+    // The first went up; then another machine adopts the archive, and writes entry 3.
+    let second = running.opened.log.waiting.pop_back().unwrap();
+    world.upload(&mut running).await.unwrap();
+    let mut other = world.copy().await;
+    other.lose_cache();
+    std::fs::remove_dir_all(other.folder.path().join("spool")).unwrap();
+    other.write(&[Level::Entry], BEGIN_US + 10).await;
+    let name = chatkeep_format::ObjectName::Entry(3);
+    let foreign = other.archive().get(name).await.unwrap();
+    world.archive().put_new(name, foreign.clone()).await.unwrap();
+    running.opened.log.waiting.push_back(second);
+    let fault = world.upload(&mut running).await.unwrap_err();
+    assert!(matches!(fault.error, Error::WriterFenced(_)), "{fault:?}");
+    assert_eq!(world.archive().get(name).await.unwrap(), foreign);
+    assert_eq!(world.entries().await, [1, 2, 3]);
+    assert_eq!(log.len(), 5);
+}

@@ -117,6 +117,26 @@ fn steps(
     wanted.iter().map(step).filter(|step| step.entry || !step.packs.is_empty()).collect()
 }
 
+/// What of a queue need not go up any more, because the store was away for so long that something newer stands for it: all
+/// but what the newest entry and the pinned ones build on. The first stays in any case: nobody knows whether it went up, and
+/// its number tells another installation that continues the log.
+///
+/// `waiting` are the entries of the queue with their parents, by their number.
+pub fn plan_queue(waiting: &BTreeMap<u64, u64>, pins: &[u64]) -> Vec<u64> {
+    let first = waiting.keys().next().copied();
+    let newest = waiting.keys().next_back().copied();
+    let pinned = pins.iter().copied().filter(|seq| waiting.contains_key(seq));
+    let mut open: Vec<u64> = newest.into_iter().chain(pinned).collect();
+    let mut stays: BTreeSet<u64> = first.into_iter().collect();
+    while let Some(seq) = open.pop() {
+        if stays.insert(seq) || Some(seq) == first {
+            let parent = waiting.get(&seq).copied().filter(|parent| *parent < seq);
+            open.extend(parent.filter(|parent| waiting.contains_key(parent)));
+        }
+    }
+    waiting.keys().copied().filter(|seq| !stays.contains(seq)).collect()
+}
+
 /// What a complete listing of a copy shows, against what is known.
 #[derive(Debug, Clone, Copy)]
 pub struct CopyListing<'a> {
@@ -272,6 +292,22 @@ mod tests {
         let has = |object: Prunable| !matches!(object, Prunable::Pack(pack) if pack == name(1));
         let step = CopyStep { seq: 1, parent_seq: 0, packs: vec![name(1)], entry: false };
         assert_eq!(plan_copy(&view(&known), has).steps, [step]);
+    }
+
+    #[track_caller]
+    fn check_queue(waiting: &[(u64, u64)], pins: &[u64], dropped: &[u64]) {
+        assert_eq!(plan_queue(&waiting.iter().copied().collect(), pins), dropped);
+    }
+
+    #[test]
+    fn of_a_queue_the_first_the_newest_and_the_pinned_ones_stay_with_what_they_build_on() {
+        check_queue(&[], &[], &[]);
+        check_queue(&[(5, 4)], &[], &[]);
+        check_queue(&[(5, 4), (6, 5), (7, 6)], &[], &[]);
+        let queue = [(5, 4), (6, 5), (7, 6), (8, 7), (9, 3), (10, 9), (11, 10), (12, 9)];
+        check_queue(&queue, &[], &[6, 7, 8, 10, 11]);
+        check_queue(&queue, &[7, 3, 40], &[8, 10, 11]);
+        check_queue(&queue, &[11], &[6, 7, 8]);
     }
 
     const WEEK: i64 = MARKED_FOR_MIN_US;

@@ -20,6 +20,7 @@ pub mod year;
 
 pub use copies::{
     CopyListing, CopyPlan, CopyPrunePlan, CopyStep, CopyView, FOLLOWED_MAX, plan_copy, plan_copy_prune,
+    plan_queue,
 };
 pub use damage::Dependents;
 pub use event::{Command, Event, Millis, Retry, SourceId, UploadId};

@@ -195,6 +195,15 @@ impl Catalogue {
         Ok(())
     }
 
+    /// This copy is the main store from now on: points that it lacks are in other stores, if anywhere. Durable when this
+    /// returns.
+    pub fn becomes_main(&self, archive: &ArchiveId, copy: &CopyId) -> anyhow::Result<()> {
+        let has = |seq: u64| self.is_copied(copy, Prunable::Entry(seq));
+        let points = self.points(archive).into_iter().map(|point| point.seq);
+        let lost: Vec<u64> = points.filter(|seq| !has(*seq)).collect();
+        self.move_points(archive, &lost, "points", "elsewhere")
+    }
+
     /// The main store has it now, or nobody does.
     pub fn drop_elsewhere(&self, archive: &ArchiveId, seq: u64) -> anyhow::Result<()> {
         self.db.open_tree("elsewhere")?.remove(point_key(archive, seq))?;

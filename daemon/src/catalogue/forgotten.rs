@@ -167,7 +167,13 @@ impl Catalogue {
     }
 
     /// First there, then no longer here: a crash in between leaves them in both.
-    fn move_points(&self, archive: &ArchiveId, seqs: &[u64], from: &str, to: &str) -> anyhow::Result<()> {
+    pub(super) fn move_points(
+        &self,
+        archive: &ArchiveId,
+        seqs: &[u64],
+        from: &str,
+        to: &str,
+    ) -> anyhow::Result<()> {
         for seq in seqs {
             let key = point_key(archive, *seq);
             if let Some(point) = self.get::<Point>(from, &key) {

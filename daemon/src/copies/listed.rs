@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use chatkeep_format::limits::MAX_SEALED_LEN;
 use chatkeep_format::{HEADER_LEN, ObjectName, entry_digest};
-use chatkeep_planner::{CopyListing, Prunable, listing_shrank, plan_copy_prune};
+use chatkeep_planner::{
+    CopyListing, Level, PointInfo, Prunable, listing_shrank, plan_copy_prune, plan_retention,
+};
 use chatkeep_store::{NextStep, StoreError};
 use tracing::{debug, warn};
 
 use super::{Known, Run};
 use crate::archive::{Archive, ArchiveError, Listing};
+use crate::catalogue::Point;
 use crate::fault::{Fault, Result};
 
 /// A store that takes longer for a listing is given up for now.
@@ -104,6 +107,36 @@ impl Run<'_> {
             facts.newest_seq = newest;
         })?;
         Ok(())
+    }
+
+    /// Points that only copies have are judged like all others; those that the policy lets go are named by nobody from now
+    /// on.
+    pub(super) fn let_go(&self, known: &mut Known) -> Result<()> {
+        let elsewhere = self.catalogue.elsewhere(self.id());
+        if elsewhere.is_empty() {
+            return Ok(());
+        }
+        let judged = known.points.values().filter(|point| !known.forgotten.contains(&point.seq));
+        let infos: Vec<PointInfo> = judged.map(|point| self.info(point)).collect();
+        let plan = plan_retention(&infos, self.order.now_us, &self.order.policy);
+        let goes: BTreeSet<u64> = plan.forget.into_iter().collect();
+        let waits = |seq: u64| self.order.waiting.iter().any(|point| point.seq == seq);
+        for point in elsewhere.iter().filter(|point| goes.contains(&point.seq) && !waits(point.seq)) {
+            self.catalogue.drop_elsewhere(self.id(), point.seq).map_err(Fault::internal)?;
+            known.entries.remove(&point.seq);
+            known.points.remove(&point.seq);
+        }
+        Ok(())
+    }
+
+    fn info(&self, point: &Point) -> PointInfo {
+        PointInfo {
+            seq: point.seq,
+            parent_seq: point.parent_seq,
+            level: Level::from_number(point.level).unwrap_or(Level::Base),
+            taken_at_us: point.taken_at_us,
+            pinned: self.order.pins.contains(&point.seq),
+        }
     }
 
     /// Makes the keyrings those of the main store, and deletes what the main store does not have any more. Without a

@@ -248,9 +248,13 @@ impl Service {
     /// The points that can be restored, and `more`, oldest first.
     fn restorable_points(&self, archive: &ArchiveId, more: Vec<Point>) -> Vec<Point> {
         let mut points = self.tools.catalogue.points(archive);
+        points.extend(self.on_copies_only(archive));
         points.extend(more);
         points.sort_unstable_by_key(|point| point.seq);
-        let whole = restorable(&points, &self.tools.catalogue.missing(archive));
+        // What the main store lacks a copy may have.
+        let mut missing = self.tools.catalogue.missing(archive);
+        missing.retain(|seq| !self.is_on_a_copy(archive, *seq));
+        let whole = restorable(&points, &missing);
         points.retain(|point| whole.contains(&point.seq));
         points
     }
@@ -278,8 +282,9 @@ impl Service {
         let points = match target {
             // One that is named is tried, whatever is known of it.
             Target::Seq(seq) => {
-                let point = catalogue.point(&opened.archive.id, seq);
-                point.or_else(|| catalogue.forgotten_point(&opened.archive.id, seq)).into_iter().collect()
+                let id = &opened.archive.id;
+                let point = catalogue.point(id, seq).or_else(|| catalogue.point_elsewhere(id, seq));
+                point.or_else(|| catalogue.forgotten_point(id, seq)).into_iter().collect()
             }
             _ => self.restorable_points(&opened.archive.id, Vec::new()),
         };

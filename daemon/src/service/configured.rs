@@ -47,6 +47,13 @@ impl Service {
                 errors.push(format!("source `{}`: {why}", source.name));
                 self.exchanges.insert(archive, store);
             }
+            if let Some(archive) = entry.archive.filter(|_| entry.store != stores.main) {
+                let copy = CopyId::new(&archive, &stores.main);
+                if let Err(error) = self.tools.catalogue.becomes_main(&archive, &copy) {
+                    warn!(%error, "the cache cannot be written");
+                    continue;
+                }
+            }
             (entry.store, entry.copies) = (stores.main, stores.copies);
         }
         // A source that is not in the configuration any more has one store again.
@@ -72,7 +79,7 @@ impl Service {
         if *first == known.store {
             return Stores { main: first.clone(), copies: without(first), waits: None };
         }
-        match self.what_lacks(&archive, first) {
+        match self.what_lacks(&archive, first, wanted.contains(&known.store)) {
             None => {
                 info!(store = first, "the main store is exchanged: this one has everything");
                 Stores { main: first.clone(), copies: without(first), waits: None }
@@ -87,8 +94,9 @@ impl Service {
         }
     }
 
-    /// What a copy lacks of what this device knows; nothing when it can be the main store.
-    fn what_lacks(&self, archive: &ArchiveId, store: &str) -> Option<String> {
+    /// What a copy lacks to be the main store; nothing when it can be. It has to have every point if the main store stays a
+    /// copy, for that will be what the main store is. One that is given up cannot be waited for: it may be gone.
+    fn what_lacks(&self, archive: &ArchiveId, store: &str, everything: bool) -> Option<String> {
         let facts = self.tools.catalogue.copy_facts(&CopyId::new(archive, store));
         let head = self.tools.catalogue.head(archive).ok().flatten().map_or(0, |head| head.seq);
         match facts.newest_seq {
@@ -96,7 +104,9 @@ impl Service {
             newest if newest < head => {
                 Some(format!("its newest point is {newest}, and {head} is the newest"))
             }
-            _ if facts.lacking > 0 => Some(format!("it lacks {} recovery points", facts.lacking)),
+            _ if facts.lacking > 0 && everything => {
+                Some(format!("it lacks {} recovery points", facts.lacking))
+            }
             _ => None,
         }
     }
@@ -108,11 +118,14 @@ impl Service {
         else {
             return;
         };
-        if self.what_lacks(&archive, &store).is_some() {
+        let Some(source) = self.sources.get(&number) else { return };
+        let (id, before) = (source.id.clone(), source.registration.store.clone());
+        let configured = self.config.source.iter().find(|configured| configured.name == id);
+        let everything = configured.is_some_and(|it| it.stores(&self.config.store).contains(&before));
+        if self.what_lacks(&archive, &store, everything).is_some() {
             return;
         }
         self.add_configured();
-        let Some(id) = self.sources.get(&number).map(|source| source.id.clone()) else { return };
         let Some(registration) = self.registry.database.get(&id).cloned() else { return };
         self.update(number, |source| source.registration = registration);
         self.restart(number);

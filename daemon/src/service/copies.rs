@@ -1,12 +1,14 @@
 //! Copies in further stores: when each is brought up to date, and what becomes of it. Each has its own queue, which is
 //! what it lacks, and its own back-off: a store that is away holds up no other, and the main store waits for none.
 
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use chatkeep_format::{ArchiveId, ObjectName};
 use chatkeep_ipc::{CopyState, Error};
-use chatkeep_planner::{Event as Happened, Millis, SourceId};
-use tracing::{info, warn};
+use chatkeep_planner::{Event as Happened, Millis, Prunable, SourceId, plan_queue};
+use tracing::{debug, info, warn};
 
 use super::Service;
 use crate::archive::Archive;
@@ -15,6 +17,8 @@ use crate::copies::{Behind, CopyEnd, CopyOrder};
 use crate::event::Command;
 use crate::fault::{Fault, Result};
 use crate::source::{Phase, Source, StoreCopy};
+use crate::spool::{Spool, Spooled};
+use crate::writer::Written;
 
 /// A copy is held against a listing so often, in µs: daily.
 const LIST_EVERY_US: u64 = 24 * 3_600 * 1_000_000;
@@ -157,6 +161,7 @@ impl Service {
             waiting: waiting.collect(),
             written_seq: log.written.seq,
             pins: log.written.pins.clone(),
+            policy: self.config.retention.policy(),
             everything,
             list: old || everything || !copy.listed,
             now_us: i64::try_from(now_us).unwrap_or(i64::MAX),
@@ -216,6 +221,9 @@ impl Service {
             let alive = fault.is_none();
             self.saw_store(store, fault.as_ref(), None);
             if alive {
+                if self.sources.get(&number).is_some_and(|source| self.main_is_away(source)) {
+                    self.count_points(number);
+                }
                 self.release_held(number);
                 self.exchange_stores(number);
             }
@@ -245,6 +253,43 @@ impl Service {
         self.copy_now(number);
     }
 
+    /// Drops from the queue what something newer stands for, while the main store is away and captures go on for the sake
+    /// of a copy: the main store gets the least when it is back.
+    pub(super) fn thin_queue(&mut self, number: SourceId) {
+        let Some(source) = self.sources.get_mut(&number) else { return };
+        let (Some(log), Some(opened)) = (&mut source.log, &source.opened) else { return };
+        // Without a copy nothing is captured any more.
+        let long = log.waiting.len() > super::SPOOL_ENTRIES_MAX;
+        if !long || !source.copies.iter().any(StoreCopy::is_alive) {
+            return;
+        }
+        let parents = log.waiting.iter().map(|written| (written.point.seq, written.point.parent_seq));
+        let dropped: BTreeSet<u64> = plan_queue(&parents.collect(), &log.written.pins).into_iter().collect();
+        let thinned = thin(&mut log.waiting, &dropped, &opened.spool);
+        let moved = match thinned {
+            Ok(moved) => moved,
+            Err(error) => {
+                // What is left in the queue goes up, or is found out at the next start.
+                warn!(%error, "the queue cannot be thinned out");
+                return;
+            }
+        };
+        debug!(database = %source.id, entries = dropped.len(), "what something newer stands for is dropped from the queue");
+        for (object, publishes) in source.uploads.values_mut() {
+            if let Some(moved) =
+                moved.iter().find(|moved| moved.name == object.name && dropped.contains(&object.seq))
+            {
+                *object = moved.clone();
+            }
+            if let Some(written) = publishes
+                && let Some(now) = log.waiting.iter().find(|now| now.head.seq == written.head.seq)
+            {
+                *written = now.clone();
+            }
+        }
+        source.uploads.retain(|_, (object, _)| !dropped.contains(&object.seq));
+    }
+
     /// What was put off because too much waited may be captured, if there is room again.
     pub(super) fn release_held(&mut self, number: SourceId) {
         let room = self.sources.get(&number).is_some_and(|source| source.held && self.has_room(source));
@@ -255,7 +300,57 @@ impl Service {
     }
 }
 
+/// Positions in the queue of packs that came with an entry that was dropped: behind all others of the entry that needs them.
+const MOVED_POSITION: u32 = 90_000_000;
+
+/// Takes entries out of a queue. Their packs go with them, but for those that a later one names: these belong to that one
+/// from now on, and are given back.
+fn thin(
+    waiting: &mut VecDeque<Written>,
+    dropped: &BTreeSet<u64>,
+    spool: &Spool,
+) -> std::io::Result<Vec<Spooled>> {
+    let (gone, mut stays): (Vec<Written>, Vec<Written>) =
+        waiting.iter().cloned().partition(|written| dropped.contains(&written.point.seq));
+    let mut moved = Vec::new();
+    for written in &gone {
+        let mut goes = Vec::new();
+        for object in &written.objects {
+            let later = stays.iter_mut().find(|later| {
+                let names =
+                    matches!(object.name, ObjectName::Pack(pack) if later.point.packs.contains(&pack));
+                names && later.point.seq > written.point.seq
+            });
+            let Some(later) = later else {
+                goes.push(object.clone());
+                continue;
+            };
+            let position = MOVED_POSITION + u32::try_from(later.objects.len()).unwrap_or(0);
+            let object = spool.assign(std::slice::from_ref(object), later.point.seq, position)?;
+            later.objects.splice(..0, object.iter().cloned());
+            moved.extend(object);
+        }
+        spool.remove(&goes)?;
+    }
+    *waiting = stays.into();
+    Ok(moved)
+}
+
 impl Service {
+    /// Whether some copy has this entry, as far as is known.
+    pub(super) fn is_on_a_copy(&self, archive: &ArchiveId, seq: u64) -> bool {
+        let catalogue = &self.tools.catalogue;
+        let mut copies = catalogue.copies_of(archive).into_iter().map(|store| CopyId::new(archive, &store));
+        copies.any(|copy| catalogue.is_copied(&copy, Prunable::Entry(seq)))
+    }
+
+    /// Points that a copy has and the main store does not.
+    pub(super) fn on_copies_only(&self, archive: &ArchiveId) -> Vec<Point> {
+        let mut points = self.tools.catalogue.elsewhere(archive);
+        points.retain(|point| self.is_on_a_copy(archive, point.seq));
+        points
+    }
+
     /// Stores that have something of ours already, as far as is known.
     pub(super) fn used_stores(&self, known: &crate::registry::Registration) -> Vec<String> {
         let Some(archive) = known.archive else { return Vec::new() };

@@ -320,6 +320,7 @@ impl Service {
                     }
                     self.enqueue(number, &written);
                     if self.main_is_away(&self.sources[&number]) {
+                        self.thin_queue(number);
                         self.copy_now(number);
                     }
                 }

@@ -187,7 +187,12 @@ impl Service {
 
     pub(super) fn summary_of(&self, archive: &ArchiveId) -> PointSummary {
         let mut summary = PointSummary::default();
-        self.tools.catalogue.points(archive).iter().for_each(|point| summary.add(point));
+        let mut points = self.tools.catalogue.points(archive);
+        points.extend(self.on_copies_only(archive));
+        points.sort_unstable_by_key(|point| point.seq);
+        for point in &points {
+            summary.add(point);
+        }
         summary
     }
 }
