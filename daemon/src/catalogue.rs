@@ -316,6 +316,18 @@ impl Catalogue {
         Ok(())
     }
 
+    /// Whether the entry with this digest was tried to be put into a store that cannot be read.
+    pub fn was_tried(&self, archive: &ArchiveId, digest: &[u8; 32]) -> bool {
+        self.get::<[u8; 32]>("tried", &archive.0).is_some_and(|tried| tried == *digest)
+    }
+
+    /// It is tried from now on. Durable when this returns.
+    pub fn put_tried(&self, archive: &ArchiveId, digest: &[u8; 32]) -> anyhow::Result<()> {
+        self.put("tried", &archive.0, digest)?;
+        self.db.flush()?;
+        Ok(())
+    }
+
     /// Ages.
     pub fn facts(&self, archive: &ArchiveId) -> Facts {
         self.get("facts", &archive.0).unwrap_or_default()

@@ -292,6 +292,8 @@ pub struct Stored {
     pub confirmed: bool,
     /// The store lacks something that the next increment would need.
     pub rebase: bool,
+    /// It does not permit to be asked: what it has is what this device remembers.
+    pub blind: bool,
     /// The object was not uploaded: it is not in the queue any more as it was written.
     pub spoiled: bool,
 }

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use chatkeep_format::{ObjectName, PageSet, entry_digest};
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::LiveConfig;
-use chatkeep_store::CreateGuarantee;
+use chatkeep_store::{CreateGuarantee, StoreError};
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::archive::{Archive, ArchiveError};
+use crate::archive::{Archive, ArchiveError, Placed};
 use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
 use crate::desktop::Desktop;
@@ -367,7 +367,8 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     if !order.log.confirmed || gap || !still_there(&order, before).await? {
         let confirmed = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?;
         (stored.confirmed, stored.rebase) = (true, confirmed.rebase);
-        catalogue.note_listing(&order.archive.id, &confirmed.listed).map_err(Fault::internal)?;
+        stored.blind = confirmed.listed.is_none();
+        crate::log::note_listing(&order.archive, catalogue, &confirmed)?;
     }
     let path = order.object.path.clone();
     let sealed = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)?;
@@ -390,7 +391,7 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
             }
             order.archive.put_pack(id, sealed, &order.object.path, roots).await?;
         }
-        name => order.archive.put_new(name, sealed).await?,
+        name => put_entry(catalogue, &order, name, sealed, stored.blind).await?,
     }
     if let Some(written) = order.publishes {
         let catalogue = catalogue.clone();
@@ -410,6 +411,27 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
     Ok(stored)
 }
 
+/// Puts an entry, whose number must be free. Where nothing can be read back it is written down before: should the answer get
+/// lost, what then has the number is ours.
+async fn put_entry(
+    catalogue: &Catalogue,
+    order: &UploadOrder,
+    name: ObjectName,
+    sealed: Bytes,
+    blind: bool,
+) -> Result<()> {
+    let (id, digest) = (&order.archive.id, entry_digest(&sealed));
+    let was_tried = catalogue.was_tried(id, &digest);
+    if (blind || order.log.blind) && !was_tried {
+        catalogue.put_tried(id, &digest).map_err(Fault::internal)?;
+    }
+    match order.archive.place(name, sealed).await? {
+        Placed::Ours => Ok(()),
+        Placed::Unread if was_tried => Ok(()),
+        Placed::Unread => Err(ArchiveError::WriterFenced { key: name.store_key(id) }.into()),
+    }
+}
+
 /// Whether the newest entry that the store has of ours is there. Where a condition is worth little, two may have written one
 /// after the other: then it has to be ours as well.
 async fn still_there(order: &UploadOrder, seq: u64) -> Result<bool> {
@@ -418,9 +440,13 @@ async fn still_there(order: &UploadOrder, seq: u64) -> Result<bool> {
     }
     let (archive, name) = (&order.archive, ObjectName::Entry(seq));
     if archive.store.capabilities().create == CreateGuarantee::Atomic {
-        return Ok(archive.has(name).await?);
+        return match archive.has(name).await {
+            Err(ArchiveError::Store(StoreError::Permission(_))) => Ok(true),
+            answer => Ok(answer?),
+        };
     }
     match archive.get(name).await {
+        Err(ArchiveError::Store(StoreError::Permission(_))) => Ok(true),
         Ok(sealed) => Ok(entry_digest(&sealed) == order.log.stored.digest),
         Err(ArchiveError::Missing { .. }) => Ok(false),
         Err(error) => Err(error.into()),

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chatkeep_crypto::DataRoots;
 use chatkeep_format::{Entry, ObjectName, entry_digest};
+use chatkeep_store::StoreError;
 use rand_core::{OsRng, RngCore};
 use tracing::{info, warn};
 
@@ -40,6 +41,8 @@ pub struct Log {
     pub rebase: bool,
     /// Digests of entries of ours that the main store did not get, and copies did.
     pub elsewhere: BTreeMap<u64, [u8; 32]>,
+    /// The store does not permit to be looked at: what it has is what this device remembers.
+    pub blind: bool,
     /// Why nothing may be written; what is there can be restored all the same.
     pub blocked: Option<Fault>,
 }
@@ -49,14 +52,15 @@ pub struct Log {
 pub struct Confirmed {
     /// The chain below the newest entry has a hole: what comes next must be a base.
     pub rebase: bool,
-    /// The entries that the store lists.
-    pub listed: BTreeSet<u64>,
+    /// The entries that the store lists; nothing when it does not permit that, and all that is known is what this device
+    /// remembers.
+    pub listed: Option<BTreeSet<u64>>,
 }
 
 /// Opens the log: from the cache if there is one, else from the store.
 pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, spool: &Spool) -> Result<Log> {
     let Some(head) = catalogue.head(&archive.id).map_err(Fault::internal)? else {
-        let (mut head, blocked) = rebuild(archive, roots, catalogue).await?;
+        let Rebuilt { mut head, blocked, blind } = rebuild(archive, roots, catalogue).await?;
         // The cache was lost, the queue was not: what continues the store's newest entry is ours.
         let spooled = spool.list()?;
         let digests = digests_of(archive, catalogue);
@@ -71,14 +75,15 @@ pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, s
         if blocked.is_none() {
             catalogue.advance(&archive.id, &log.stored, None).map_err(Fault::internal)?;
         }
-        return Ok(Log { confirmed: true, blocked, ..log });
+        return Ok(Log { confirmed: true, blocked, blind, ..log });
     };
     let mut log = continue_spool(archive, roots, head, (spool.list()?, spool), catalogue)
         .with_chain(archive, catalogue);
     match confirm(archive, roots, &log).await {
         Ok(confirmed) => {
             (log.confirmed, log.rebase) = (true, log.rebase || confirmed.rebase);
-            catalogue.note_listing(&archive.id, &confirmed.listed).map_err(Fault::internal)?;
+            log.blind = confirmed.listed.is_none();
+            note_listing(archive, catalogue, &confirmed)?;
         }
         Err(ArchiveError::Store(error)) => {
             info!(%error, "the log is confirmed when the store answers");
@@ -140,6 +145,7 @@ fn continue_spool(
         chain: Vec::new(),
         confirmed: false,
         rebase: false,
+        blind: false,
         elsewhere: catalogue
             .elsewhere(&archive.id)
             .into_iter()
@@ -229,9 +235,25 @@ fn continue_with(
     })
 }
 
+/// Remembers which entries the store lists, if it does.
+pub fn note_listing(archive: &Archive, catalogue: &Catalogue, confirmed: &Confirmed) -> Result<()> {
+    match &confirmed.listed {
+        Some(listed) => catalogue.note_listing(&archive.id, listed).map_err(Fault::internal),
+        None => Ok(()),
+    }
+}
+
 /// Asks the store whether the log is still ours, and whether the next entry can build on what is there.
+///
+/// One that does not permit to be listed is no reason not to write: that an entry can only be created is the fence then.
 pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<Confirmed, ArchiveError> {
-    let listing = archive.list().await?;
+    let listing = match archive.list().await {
+        Ok(listing) => listing,
+        Err(ArchiveError::Store(StoreError::Permission(_))) => {
+            return Ok(Confirmed { rebase: false, listed: None });
+        }
+        Err(error) => return Err(error),
+    };
     let newest = listing.entries.keys().next_back().copied().unwrap_or(0);
     if newest < log.stored.seq {
         return Err(ArchiveError::RolledBack { expected: log.stored.seq, found: newest });
@@ -239,8 +261,14 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
     for seq in listing.entries.range(log.stored.seq + 1..).map(|(seq, _)| *seq) {
         let ours = log.waiting.iter().find(|written| written.head.seq == seq);
         let ours = ours.map(|written| &written.head.digest).or_else(|| log.elsewhere.get(&seq));
-        let sealed = archive.get(ObjectName::Entry(seq)).await?;
-        if ours.is_none_or(|digest| *digest != entry_digest(&sealed)) {
+        let is_ours = match (ours, archive.get(ObjectName::Entry(seq)).await) {
+            (Some(digest), Ok(sealed)) => *digest == entry_digest(&sealed),
+            // Nobody can look at it; its number is one of ours.
+            (ours, Err(ArchiveError::Store(StoreError::Permission(_)))) => ours.is_some(),
+            (None, Ok(_)) => false,
+            (_, Err(error)) => return Err(error),
+        };
+        if !is_ours {
             return Err(ArchiveError::WriterFenced { key: ObjectName::Entry(seq).store_key(&archive.id) });
         }
     }
@@ -255,6 +283,7 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
                     key: ObjectName::Entry(seq).store_key(&archive.id),
                 });
             }
+            Err(ArchiveError::Store(StoreError::Permission(_))) => {}
             Err(ArchiveError::Store(error)) => return Err(ArchiveError::Store(error)),
             Ok(_) | Err(_) => rebase = true,
         }
@@ -269,17 +298,34 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
             "entries are missing or damaged in the store; the next capture is a base"
         );
     }
-    Ok(Confirmed { rebase, listed: listing.entries.into_keys().collect() })
+    Ok(Confirmed { rebase, listed: Some(listing.entries.into_keys().collect()) })
 }
 
-/// Reads the whole log into the catalogue. Returns where a new writer continues, and what forbids it: never write after an
-/// entry that cannot be read.
-async fn rebuild(
-    archive: &Archive,
-    roots: &DataRoots,
-    catalogue: &Catalogue,
-) -> Result<(Head, Option<Fault>)> {
-    let (head, fault) = read_log(archive, roots, catalogue).await?;
+/// Where a new writer continues, and what forbids it.
+struct Rebuilt {
+    head: Head,
+    blocked: Option<Fault>,
+    /// The store does not permit to look.
+    blind: bool,
+}
+
+/// Reads the whole log into the catalogue: never write after an entry that cannot be read.
+///
+/// Of an archive that this device made itself, and has not written to, there is nothing to be read: its first entry meets
+/// whatever there is by its number.
+async fn rebuild(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue) -> Result<Rebuilt> {
+    let listing = match archive.list().await {
+        Ok(listing) => Some(listing),
+        Err(ArchiveError::Store(StoreError::Permission(_))) if catalogue.keyring(&archive.id).is_some() => {
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let blind = listing.is_none();
+    let (head, blocked) = match listing {
+        Some(listing) => read_log(archive, roots, catalogue, listing).await?,
+        None => (None, None),
+    };
     let head = head.unwrap_or_else(|| {
         let mut digest_key = [0; 32];
         OsRng.fill_bytes(&mut digest_key);
@@ -295,7 +341,7 @@ async fn rebuild(
         renewed(none)
     });
     info!(seq = head.seq, writer_epoch = head.writer_epoch, "the log was read from the store");
-    Ok((head, fault))
+    Ok(Rebuilt { head, blocked, blind })
 }
 
 /// A writer that was never here before, after this entry.

@@ -275,7 +275,7 @@ impl Source {
             last_success: kept,
             last_attempt: self.last_attempt_us.max(kept),
             last_error: self.fault().map(Fault::pair).unwrap_or_default(),
-            caution: self.caution.clone().unwrap_or_default(),
+            caution: self.cautions(),
             store_older: self.older.clone().unwrap_or_default(),
             overdue: self.phase != Phase::Off && behind && now_us.saturating_sub(kept) > OVERDUE_US,
             next_run,
@@ -300,6 +300,15 @@ impl Source {
                 .clone()
                 .or_else(|| self.waiters.first().map(|waiter| waiter.job.clone())),
         }
+    }
+
+    /// What the user should know although nothing failed.
+    fn cautions(&self) -> String {
+        let blind = "its store only takes what is new and shows nothing: it is not verified, and a second installation \
+                     is noticed only when it writes at the same place";
+        let blind = self.log.as_ref().is_some_and(|log| log.blind).then_some(blind);
+        let all: Vec<&str> = self.caution.as_deref().into_iter().chain(blind).collect();
+        all.join("; ")
     }
 
     fn state_word(&self, paused: bool) -> &'static str {

@@ -28,7 +28,9 @@ pub use levels::{
     ChainLink, EntryPlan, Level, LevelPolicy, advance_chain, chain_of, next_of_chain, plan_entry,
 };
 pub use policy::{Backoff, CapturePolicy};
-pub use prune::{KnownEntry, Mark, PackName, Prunable, PrunePlan, StoreView, listing_shrank, plan_prune};
+pub use prune::{
+    KnownEntry, Mark, PackName, Prunable, PrunePlan, StoreView, is_ripe, listing_shrank, plan_prune,
+};
 pub use restore::{ChainError, RestorePlan, Target, choose_point, follows, plan_restore};
 pub use retention::{PointInfo, RetentionPlan, RetentionPolicy, plan_retention};
 pub use scheduler::{Scheduler, SourceView};

@@ -135,7 +135,7 @@ pub fn plan_prune(view: &StoreView<'_>, retention: &RetentionPlan, now_us: i64) 
 }
 
 /// Whether a mark is old enough by the clock and by the log.
-fn is_ripe(mark: Mark, newest_seq: u64, now_us: i64) -> bool {
+pub fn is_ripe(mark: Mark, newest_seq: u64, now_us: i64) -> bool {
     let marked_for_us = now_us.saturating_sub(mark.marked_at_us);
     let entries_after = newest_seq.saturating_sub(mark.marked_at_seq);
     marked_for_us >= MARKED_FOR_MIN_US && entries_after >= ENTRIES_AFTER_MARK_MIN

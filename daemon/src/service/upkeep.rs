@@ -89,6 +89,11 @@ impl Service {
         let due = self.sources.iter().filter(|(number, source)| self.is_idle(**number, source));
         let due = due.flat_map(|(number, source)| CHORES.iter().map(move |chore| (*number, source, chore)));
         let next = due.into_iter().find(|(_, source, chore)| {
+            // What cannot be read cannot be verified; a prune says that it may not.
+            let blind = source.log.as_ref().is_some_and(|log| log.blind);
+            if blind && chore.operation != "prune" {
+                return false;
+            }
             let may = source.upkeep_again.get(chore.operation).is_none_or(|at| *at <= self.now);
             may && is_due((chore.every)(&self.config.upkeep), (chore.last_us)(source), now_us)
         });

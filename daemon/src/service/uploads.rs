@@ -48,7 +48,7 @@ impl Service {
                     }
                 }
             }
-            Ok(Stored { confirmed, rebase, .. }) => {
+            Ok(Stored { confirmed, rebase, blind, .. }) => {
                 if rebase {
                     // What just went up builds on what is not there: only the base that follows is a point to rely on.
                     source.wait_anew();
@@ -66,6 +66,7 @@ impl Service {
                 if let Some(log) = &mut source.log {
                     // Not by one that began before another failed: what came back since may be another store.
                     log.confirmed |= confirmed;
+                    log.blind = if confirmed { blind } else { log.blind };
                     if let Some((_, Some(written))) = &done {
                         log.stored = written.head.clone();
                         log.waiting.pop_front();

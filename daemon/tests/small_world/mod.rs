@@ -56,6 +56,8 @@ const ARCHIVE: ArchiveId = ArchiveId([9; 16]);
 pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) store: Arc<ChaosStore<MemoryStore>>,
+    /// What stands between the machine and its store, if something does.
+    pub(crate) front: Option<Arc<dyn Store>>,
     pub(crate) keys: Keys,
     /// What the database was at each point.
     states: BTreeMap<u64, Vec<Vec<u8>>>,
@@ -82,6 +84,7 @@ impl World {
         Self {
             folder: tempfile::tempdir().unwrap(),
             store: Arc::new(ChaosStore::new(MemoryStore::new(), 7)),
+            front: None,
             keys,
             states: BTreeMap::new(),
             changed: BTreeMap::new(),
@@ -101,6 +104,22 @@ impl World {
         Self {
             folder,
             store: Arc::new(ChaosStore::new(store, 7)),
+            front: None,
+            keys: self.keys.clone(),
+            states: self.states.clone(),
+            changed: self.changed.clone(),
+            pins: self.pins.clone(),
+        }
+    }
+
+    /// The same machine once more: its state, and for now a store without anything in it.
+    pub(crate) fn copy_state(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        copy_folder(self.folder.path(), folder.path());
+        Self {
+            folder,
+            store: Arc::new(ChaosStore::new(MemoryStore::new(), 7)),
+            front: None,
             keys: self.keys.clone(),
             states: self.states.clone(),
             changed: self.changed.clone(),
@@ -113,7 +132,8 @@ impl World {
     }
 
     pub(crate) fn archive(&self) -> Archive {
-        Archive { store: self.store.clone(), id: ARCHIVE }
+        let store = self.front.clone().unwrap_or_else(|| self.store.clone());
+        Archive { store, id: ARCHIVE }
     }
 
     /// The daemon starts.
