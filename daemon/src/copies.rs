@@ -80,6 +80,8 @@ pub struct Behind {
 pub struct CopyEnd {
     /// It was listed, and the listing held against what is known.
     pub listed: bool,
+    /// The store does not permit to be listed.
+    pub blind: bool,
     /// What the user should know.
     pub caution: Option<String>,
     /// Something could not be read anywhere, so that not all was sent: why, the first time.
@@ -197,7 +199,8 @@ impl Run<'_> {
             !there && *seq <= copied_seq && catalogue.point(id, *seq).is_some()
         };
         let far = copied_seq == 0 || head.saturating_sub(copied_seq) > FOLLOWED_MAX as u64;
-        let all = all || far || order.pins.iter().any(missed);
+        let spoiled = !catalogue.spoiled(&self.copy).is_empty();
+        let all = all || far || spoiled || order.pins.iter().any(missed);
         let mut known =
             Known { entries: BTreeMap::new(), forgotten: BTreeSet::new(), points: BTreeMap::new(), all };
         let mut forgotten = Vec::new();
@@ -330,7 +333,7 @@ impl Run<'_> {
         let put = order.to.put_copy(name, sealed, &order.opened.keys.roots);
         tokio::time::timeout(OBJECT_TIMEOUT, put).await.unwrap_or_else(|_| Err(hangs()))?;
         if let Some(object) = prunable(name) {
-            self.catalogue.put_copied(&self.copy, [object]).map_err(Fault::internal)?;
+            self.catalogue.put_sent(&self.copy, object).map_err(Fault::internal)?;
         }
         self.end.objects += 1;
         self.end.bytes += len;
@@ -340,17 +343,19 @@ impl Run<'_> {
     /// The newest keyring that this device knows.
     async fn keyring(&mut self) -> Result<()> {
         let Some((counter, bytes)) = self.catalogue.keyring(self.id()) else { return Ok(()) };
-        if !self.order.list && self.catalogue.copy_facts(&self.copy).keyring == counter {
+        let known = self.catalogue.copy_facts(&self.copy).keyring == counter;
+        if known && !self.order.list {
             return Ok(());
         }
         let name = ObjectName::Keyring(counter);
-        match self.order.to.has(name).await {
-            Ok(true) => {}
-            // Creating it tells.
-            Ok(false) | Err(ArchiveError::Store(StoreError::Permission(_))) => {
-                self.send(name, Bytes::from(bytes)).await?;
-            }
+        let there = match self.order.to.has(name).await {
+            Ok(there) => there,
+            Err(ArchiveError::Store(StoreError::Permission(_))) => false,
             Err(error) => return Err(error.into()),
+        };
+        // One that was found damaged is there, and not known: sending it tells.
+        if !(known && there) {
+            self.send(name, Bytes::from(bytes)).await?;
         }
         let noted = self.catalogue.update_copy(&self.copy, |facts| facts.keyring = counter);
         noted.map(drop).map_err(Fault::internal)

@@ -324,6 +324,8 @@ pub enum Work {
     Restore {
         /// From.
         opened: Arc<Opened>,
+        /// The main store and the copies, in the order in which they are asked.
+        stores: Vec<(String, Archive)>,
         /// Which entry.
         seq: u64,
         /// Where to.
@@ -335,6 +337,24 @@ pub enum Work {
         opened: Arc<Opened>,
         /// How deep.
         depth: VerifyDepth,
+    },
+    /// Check a copy.
+    VerifyCopy {
+        /// Of what.
+        opened: Arc<Opened>,
+        /// The copy's store.
+        store: String,
+        /// The copy.
+        copy: Archive,
+    },
+    /// Bring objects that the main store lost or damaged back from copies.
+    Fetch {
+        /// Where to.
+        opened: Arc<Opened>,
+        /// The copies.
+        copies: Vec<(String, Archive)>,
+        /// Which.
+        objects: Vec<ObjectName>,
     },
     /// Put packs that were made again into the store.
     Repair {
@@ -518,6 +538,22 @@ pub enum Outcome {
         seq: u64,
         /// What the user should know.
         warning: Option<String>,
+        /// Something of it came from a copy, so that it says nothing good about the main store.
+        from_copies: bool,
+        /// What is wrong with objects in the main store.
+        damages: Vec<Damage>,
+    },
+    /// A copy was read back.
+    CopyVerified {
+        /// Its store.
+        store: String,
+        /// What is wrong with objects there.
+        damages: Vec<Damage>,
+    },
+    /// Objects were brought back from copies.
+    Fetched {
+        /// These are what they should be now.
+        objects: Vec<ObjectName>,
     },
     /// Points were read back.
     Verified {

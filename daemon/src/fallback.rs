@@ -19,6 +19,7 @@ use chatkeep_store::{
 
 use crate::archive::{Archive, ArchiveError};
 use crate::catalogue::Catalogue;
+use crate::damage::Damage;
 
 /// A store that could not be reached is not asked again for so long, as long as another one answers.
 const AWAY_FOR: Duration = Duration::from_secs(30);
@@ -39,6 +40,8 @@ struct Seen {
     served: BTreeMap<String, u32>,
     /// What was wrong with the first, the first time.
     fault: Option<String>,
+    /// Objects of the first that are not what was written.
+    damages: Vec<Damage>,
     /// When stores could not be reached.
     away: BTreeMap<String, Instant>,
 }
@@ -97,6 +100,14 @@ impl Fallback {
         ))
     }
 
+    /// What is wrong with objects in the first store.
+    pub fn damages(&self) -> Vec<Damage> {
+        let mut damages = self.seen().damages.clone();
+        damages.sort_by(|a, b| a.object.cmp(&b.object));
+        damages.dedup_by(|a, b| a.object == b.object);
+        damages
+    }
+
     async fn read(&self, archive: &Archive, name: ObjectName) -> Result<Bytes, ArchiveError> {
         let read = tokio::time::timeout(READ_TIMEOUT, archive.get(name)).await;
         let sealed =
@@ -127,6 +138,7 @@ impl Fallback {
         let mut seen = self.seen();
         if at == 0 {
             seen.fault.get_or_insert_with(|| error.to_string());
+            seen.damages.extend(error.damage());
         }
         if matches!(error, ArchiveError::Store(StoreError::Offline(_))) {
             seen.away.insert(self.stores[at].0.clone(), Instant::now());

@@ -5,11 +5,13 @@
 
 mod small_world;
 
-use chatkeep_ipc::{Call, Error};
-use chatkeep_planner::{Level, Millis, Retry, SourceId};
+use chatkeep_format::ObjectName;
+use chatkeep_ipc::{Call, Error, VerifyDepth};
+use chatkeep_planner::{Level, Millis, Prunable, Retry, SourceId};
 use chatkeepd::catalogue::{Catalogue, CopyId};
 use chatkeepd::copies::{CopyEnd, CopyOrder};
-use chatkeepd::event::{Command, Event, Stored, UploadOrder};
+use chatkeepd::damage::{DamageKind, damage};
+use chatkeepd::event::{Command, Event, Outcome, Stored, UploadOrder, Work};
 use chatkeepd::fault::Fault;
 use chatkeepd::follower::Captured;
 use chatkeepd::service::Service;
@@ -354,7 +356,7 @@ async fn a_queue_with_gaps_does_not_write_past_another_installation() {
     other.lose_cache();
     std::fs::remove_dir_all(other.folder.path().join("spool")).unwrap();
     other.write(&[Level::Entry], BEGIN_US + 10).await;
-    let name = chatkeep_format::ObjectName::Entry(3);
+    let name = ObjectName::Entry(3);
     let foreign = other.archive().get(name).await.unwrap();
     world.archive().put_new(name, foreign.clone()).await.unwrap();
     running.opened.log.waiting.push_back(second);
@@ -363,4 +365,82 @@ async fn a_queue_with_gaps_does_not_write_past_another_installation() {
     assert_eq!(world.archive().get(name).await.unwrap(), foreign);
     assert_eq!(world.entries().await, [1, 2, 3]);
     assert_eq!(log.len(), 5);
+}
+
+fn jobs(commands: Vec<Command>) -> Vec<(chatkeep_ipc::JobId, Work)> {
+    let job = |command| match command {
+        Command::Run { job, work, .. } => Some((job, *work)),
+        _ => None,
+    };
+    commands.into_iter().filter_map(job).collect()
+}
+
+#[tokio::test]
+async fn what_is_found_damaged_is_looked_for_in_copies_before_it_is_made_again() {
+    let (mut two, _) = Two::start(&[Level::Base, Level::Entry]).await;
+    two.end("cloud", Ok(CopyEnd::default()));
+    let id = two.world.archive().id;
+    let packs = two.catalogue.point(&id, 1).unwrap().packs;
+    two.catalogue.put_copied(&CopyId::new(&id, "cloud"), [Prunable::Pack(packs[0])]).unwrap();
+    let name = ObjectName::Pack(packs[0]);
+    let damages = vec![damage(&id, name, DamageKind::Missing, "gone")];
+    let job: chatkeep_ipc::JobId = "test_job_901".parse().unwrap();
+    let (reply, _) = tokio::sync::oneshot::channel();
+    let new = chatkeep_ipc::NewJob { id: job.clone(), started_by: "test".to_owned() };
+    let depth = VerifyDepth::Chunks;
+    two.handle(Event::Call(Call::Verify { database: "chat".to_owned(), depth, job: new, reply }));
+    let ended = |job, outcome| Event::JobEnded { job, result: Ok(outcome), vault: None, keys: None };
+    let found = Outcome::Verified { depth, points: vec![2, 1], damages };
+    let mut begun = jobs(two.handle(ended(job, found)));
+    let (job, Work::Fetch { copies, objects, .. }) = begun.remove(0) else { panic!() };
+    assert_eq!((copies[0].0.as_str(), objects.as_slice()), ("cloud", &[name][..]));
+    two.handle(ended(job, Outcome::Fetched { objects }));
+    assert!(two.catalogue.damage(&id).is_empty());
+}
+
+#[tokio::test]
+async fn copies_are_read_back_one_after_the_other_and_what_is_damaged_is_sent_again() {
+    let (mut two, _) = Two::start(&[Level::Base, Level::Entry]).await;
+    let id = two.world.archive().id;
+    two.end("cloud", Ok(CopyEnd::default()));
+    two.end("far", Err(away()));
+    // All else was done a moment ago.
+    let now_us = chatkeepd::clock::now_us();
+    two.catalogue.update_facts(&id, |facts| (facts.verified_us, facts.drilled_us) = (now_us, now_us));
+    two.now = 15 * 60_000;
+    let mut verified = None;
+    for _ in 0..200 {
+        for (job, work) in jobs(two.tick_after(60_000)) {
+            match work {
+                Work::VerifyCopy { store, .. } => verified = Some((job, store)),
+                other => {
+                    let outcome = match other {
+                        Work::Prune { .. } => Outcome::Pruned(Box::default()),
+                        Work::Verify { depth: VerifyDepth::Restore, .. } => {
+                            Outcome::Drilled { points: vec![2], failure: None }
+                        }
+                        _ => Outcome::Verified {
+                            depth: VerifyDepth::Chunks,
+                            points: vec![2],
+                            damages: Vec::new(),
+                        },
+                    };
+                    two.handle(Event::JobEnded { job, result: Ok(outcome), vault: None, keys: None });
+                }
+            }
+        }
+        if verified.is_some() {
+            break;
+        }
+    }
+    let (job, store) = verified.unwrap();
+    assert_eq!(store, "cloud", "the other one is away");
+    let damages = vec![damage(&id, ObjectName::Entry(2), DamageKind::Damaged, "a bit is wrong")];
+    let outcome = Outcome::CopyVerified { store, damages };
+    let commands = two.handle(Event::JobEnded { job, result: Ok(outcome), vault: None, keys: None });
+    assert_eq!(stores(commands), ["cloud"]);
+    let copy = CopyId::new(&id, "cloud");
+    assert!(two.catalogue.spoiled(&copy).contains(&Prunable::Entry(2)));
+    assert_eq!(two.catalogue.copy_facts(&copy).verified_us, 0);
+    assert!(two.catalogue.damage(&id).is_empty(), "the main store is not damaged");
 }

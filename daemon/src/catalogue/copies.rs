@@ -83,7 +83,7 @@ impl Catalogue {
 
     /// Nothing is remembered of this copy any more; what is in the store stays there. Durable when this returns.
     pub fn forget_copy(&self, copy: &CopyId) -> anyhow::Result<()> {
-        for name in ["copied", "unnamed"] {
+        for name in ["copied", "unnamed", "spoiled"] {
             let tree = self.db.open_tree(name)?;
             for key in tree.scan_prefix(copy.0).keys() {
                 tree.remove(key?)?;
@@ -102,9 +102,7 @@ impl Catalogue {
 
     /// All that a copy has, as far as is known.
     pub fn copied(&self, copy: &CopyId) -> BTreeSet<Prunable> {
-        let Ok(tree) = self.db.open_tree("copied") else { return BTreeSet::new() };
-        let keys = tree.scan_prefix(copy.0).keys().flatten();
-        keys.filter_map(|key| object_of(key.get(copy.0.len()..)?)).collect()
+        self.objects_in("copied", copy)
     }
 
     /// A copy has these.
@@ -131,6 +129,35 @@ impl Catalogue {
             tree.remove(copy.key(object))?;
         }
         Ok(())
+    }
+
+    /// A copy has these, and not as they were written: they count as there again when they were sent again.
+    pub fn spoil(&self, copy: &CopyId, objects: &[Prunable]) -> anyhow::Result<()> {
+        let tree = self.db.open_tree("spoiled")?;
+        for object in objects {
+            tree.insert(copy.key(*object), "")?;
+        }
+        self.drop_copied(copy, objects.iter().copied())?;
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// Those of which that is known.
+    pub fn spoiled(&self, copy: &CopyId) -> BTreeSet<Prunable> {
+        self.objects_in("spoiled", copy)
+    }
+
+    /// This object was sent.
+    pub fn put_sent(&self, copy: &CopyId, object: Prunable) -> anyhow::Result<()> {
+        self.put_copied(copy, [object])?;
+        self.db.open_tree("spoiled")?.remove(copy.key(object))?;
+        Ok(())
+    }
+
+    fn objects_in(&self, tree: &str, copy: &CopyId) -> BTreeSet<Prunable> {
+        let Ok(tree) = self.db.open_tree(tree) else { return BTreeSet::new() };
+        let keys = tree.scan_prefix(copy.0).keys().flatten();
+        keys.filter_map(|key| object_of(key.get(copy.0.len()..)?)).collect()
     }
 
     /// What nothing known names of what a copy has, and since when, µs since 1970.

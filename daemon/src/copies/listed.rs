@@ -38,7 +38,7 @@ impl Run<'_> {
             Err(ArchiveError::Store(StoreError::Permission(_))) => {
                 let text =
                     "the store does not permit to be listed: what it has is what this device remembers";
-                self.end.caution = Some(text.to_owned());
+                (self.end.blind, self.end.caution) = (true, Some(text.to_owned()));
                 let now_us = u64::try_from(self.order.now_us).unwrap_or(0);
                 let noted = self.catalogue.update_copy(&self.copy, |facts| facts.listed_us = now_us);
                 return noted.map(|_| None).map_err(Fault::internal);
@@ -51,6 +51,9 @@ impl Run<'_> {
         let expected = self.catalogue.copied(&self.copy);
         let mut objects = objects_of(&listing);
         let lacking = expected.difference(&objects).count();
+        // It is there, but was found damaged.
+        let spoiled = self.catalogue.spoiled(&self.copy);
+        objects.retain(|object| !spoiled.contains(object));
         self.prove_entries(known, &expected, &mut objects).await?;
         self.take_over(&expected, &objects).map_err(Fault::internal)?;
         if listing_shrank(expected.len(), lacking) {

@@ -305,7 +305,8 @@ impl Service {
             existing: if options.overwrite { Existing::KeepBeside } else { Existing::Refuse },
             label: restore_label(),
         };
-        let work = Work::Restore { opened, seq, destination };
+        let stores = self.stores_to_read(number, &opened);
+        let work = Work::Restore { opened, stores, seq, destination };
         let job = self.run(job, "restore", Some(number), false, work);
         if in_place && alone && self.register_siblings(number).map_err(|fault| fault.error)? {
             self.restart(number);

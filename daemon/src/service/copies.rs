@@ -14,7 +14,8 @@ use super::Service;
 use crate::archive::Archive;
 use crate::catalogue::{CopyId, Point};
 use crate::copies::{Behind, CopyEnd, CopyOrder};
-use crate::event::Command;
+use crate::damage::Damage;
+use crate::event::{Command, Opened};
 use crate::fault::{Fault, Result};
 use crate::source::{Phase, Source, StoreCopy};
 use crate::spool::{Spool, Spooled};
@@ -196,7 +197,7 @@ impl Service {
                 Ok(end) => {
                     copy.listed = true;
                     if end.listed || end.caution.is_some() {
-                        copy.caution = end.caution;
+                        (copy.caution, copy.blind) = (end.caution, end.blind);
                     }
                     (copy.fault, copy.unread) = (None, None);
                     if let Some(fault) = end.unread {
@@ -337,6 +338,63 @@ fn thin(
 }
 
 impl Service {
+    /// The stores of a source in the order in which they are read: the main one, then the copies.
+    pub(super) fn stores_to_read(&self, number: SourceId, opened: &Opened) -> Vec<(String, Archive)> {
+        let Some(source) = self.sources.get(&number) else { return Vec::new() };
+        let main = (source.registration.store.clone(), opened.archive.clone());
+        std::iter::once(main).chain(self.copies_to_read(source)).collect()
+    }
+
+    /// The copies of a source.
+    pub(super) fn copies_to_read(&self, source: &Source) -> Vec<(String, Archive)> {
+        let Some(id) = source.registration.archive else { return Vec::new() };
+        let there = source.copies.iter().filter(|copy| copy.facts.uploaded_us > 0);
+        let opened = there.filter_map(|copy| {
+            Some((copy.store.clone(), Archive { store: self.stores.get(&copy.store)?.clone(), id }))
+        });
+        opened.collect()
+    }
+
+    /// A copy was read back. What is damaged there is sent again; what the user should know of it.
+    pub(super) fn copy_verified(
+        &mut self,
+        number: SourceId,
+        store: &str,
+        damages: &[Damage],
+    ) -> Option<String> {
+        let catalogue = self.tools.catalogue.clone();
+        let now_us = crate::clock::now_us();
+        let names = || damages.iter().filter_map(Damage::name);
+        let lost = names().filter_map(|name| match name {
+            ObjectName::Entry(seq) => Some(Prunable::Entry(seq)),
+            ObjectName::Pack(pack) => Some(Prunable::Pack(pack)),
+            ObjectName::Keyring(_) => None,
+        });
+        let lost: Vec<Prunable> = lost.collect();
+        let keyring = names().any(|name| matches!(name, ObjectName::Keyring(_)));
+        let warning = (!damages.is_empty()).then(|| {
+            format!("{} objects in `{store}` were damaged or missing; they are sent again", damages.len())
+        });
+        self.change_copy(number, store, |copy, id| {
+            let noted = catalogue.spoil(&id, &lost).and_then(|()| {
+                catalogue.update_copy(&id, |facts| {
+                    if damages.is_empty() {
+                        facts.verified_us = now_us;
+                    }
+                    facts.keyring = if keyring { 0 } else { facts.keyring };
+                })
+            });
+            if let Err(error) = noted {
+                warn!(%error, "the cache cannot be written");
+            }
+            copy.facts = catalogue.copy_facts(&id);
+        });
+        if !damages.is_empty() {
+            self.copy_now(number);
+        }
+        warning
+    }
+
     /// Whether some copy has this entry, as far as is known.
     pub(super) fn is_on_a_copy(&self, archive: &ArchiveId, seq: u64) -> bool {
         let catalogue = &self.tools.catalogue;

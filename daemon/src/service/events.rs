@@ -425,8 +425,12 @@ impl Service {
                 self.note_facts(number, |facts, now| facts.secret_checked_us = now);
                 Ok(None)
             }
-            (Outcome::Restored { seq, warning }, Some(number)) => {
-                self.restored(number, &[seq]);
+            (Outcome::Restored { seq, warning, from_copies, damages }, Some(number)) => {
+                if !damages.is_empty() {
+                    self.found_damage(number, damages);
+                } else if !from_copies {
+                    self.restored(number, &[seq]);
+                }
                 let older = self.sources.get(&number).and_then(|source| source.older.clone());
                 let all: Vec<String> = warning.into_iter().chain(older).collect();
                 Ok((!all.is_empty()).then(|| all.join("; ")))
@@ -436,6 +440,13 @@ impl Service {
             }
             (Outcome::Drilled { points, failure }, Some(number)) => {
                 self.drilled(number, &points, failure).map(|()| None)
+            }
+            (Outcome::CopyVerified { store, damages }, Some(number)) => {
+                Ok(self.copy_verified(number, &store, &damages))
+            }
+            (Outcome::Fetched { objects }, Some(number)) => {
+                self.fetched(number, &objects);
+                Ok(None)
             }
             (Outcome::Repaired { objects, failure }, Some(number)) => {
                 self.repaired(number, &objects);
@@ -519,7 +530,8 @@ impl Service {
             existing: Existing::Refuse,
             label: restore_label(),
         };
-        let work = Work::Restore { opened, seq: log.stored.seq, destination };
+        let (seq, stores) = (log.stored.seq, self.stores_to_read(number, &opened));
+        let work = Work::Restore { opened, stores, seq, destination };
         self.run(job, "restore", Some(number), false, work);
     }
 

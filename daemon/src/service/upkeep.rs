@@ -13,7 +13,7 @@ use super::Service;
 use crate::config::{self, Period};
 use crate::event::{Opened, Work};
 use crate::jobs::prune::PruneReport;
-use crate::source::{Phase, PointSummary, Source};
+use crate::source::{Phase, PointSummary, Source, StoreCopy};
 
 /// Nothing is done for so long after the start, in milliseconds: a login has enough to do.
 const FIRST_AFTER_MS: u64 = 15 * 60_000;
@@ -38,7 +38,7 @@ struct Chore {
 }
 
 /// In the order of their importance.
-const CHORES: [Chore; 3] = [
+const CHORES: [Chore; 4] = [
     Chore {
         operation: "prune",
         every: |upkeep| upkeep.prune_every,
@@ -60,7 +60,23 @@ const CHORES: [Chore; 3] = [
         again_ms: READ_AGAIN_MS,
         work: |_, _, opened| Work::Verify { opened, depth: VerifyDepth::Chunks },
     },
+    Chore {
+        operation: VERIFY_COPY,
+        every: |upkeep| upkeep.verify_every,
+        last_us: |source| copy_to_verify(source).map_or(0, |copy| copy.facts.verified_us),
+        again_ms: READ_AGAIN_MS,
+        work: |service, source, opened| service.verify_copy_work(source, opened),
+    },
 ];
+
+/// Copies are read back one after the other.
+const VERIFY_COPY: &str = "verify-copy";
+
+/// The copy that was not read back for the longest.
+fn copy_to_verify(source: &Source) -> Option<&StoreCopy> {
+    let alive = source.copies.iter().filter(|copy| copy.is_alive() && copy.running.is_none() && !copy.blind);
+    alive.min_by_key(|copy| copy.facts.verified_us)
+}
 
 /// What is under way, and when the next look is due.
 pub(super) struct Upkeep {
@@ -91,7 +107,10 @@ impl Service {
         let next = due.into_iter().find(|(_, source, chore)| {
             // What cannot be read cannot be verified; a prune says that it may not.
             let blind = source.log.as_ref().is_some_and(|log| log.blind);
-            if blind && chore.operation != "prune" {
+            if blind && !matches!(chore.operation, "prune" | VERIFY_COPY) {
+                return false;
+            }
+            if chore.operation == VERIFY_COPY && copy_to_verify(source).is_none() {
                 return false;
             }
             let may = source.upkeep_again.get(chore.operation).is_none_or(|at| *at <= self.now);
@@ -110,7 +129,8 @@ impl Service {
         self.upkeep.job = Some(job.id.clone());
         let again = Millis(self.now.0 + chore.again_ms);
         let prune = matches!(work, Work::Prune { .. });
-        let operation = if matches!(work, Work::Verify { .. }) { "verify" } else { chore.operation };
+        let verifies = matches!(work, Work::Verify { .. } | Work::VerifyCopy { .. });
+        let operation = if verifies { "verify" } else { chore.operation };
         self.update(number, |source| {
             source.upkeep_again.insert(chore.operation, again);
             if prune {
@@ -118,6 +138,15 @@ impl Service {
             }
         });
         self.run(job, operation, Some(number), false, work);
+    }
+
+    fn verify_copy_work(&self, source: &Source, opened: Arc<Opened>) -> Work {
+        let chosen = copy_to_verify(source).map(|copy| copy.store.clone());
+        let copy = self.copies_to_read(source).into_iter().find(|(store, _)| Some(store) == chosen.as_ref());
+        match copy {
+            Some((store, copy)) => Work::VerifyCopy { opened, store, copy },
+            None => Work::Verify { opened, depth: VerifyDepth::Manifest },
+        }
     }
 
     /// Its store answers, and nothing else is done with it or waits.

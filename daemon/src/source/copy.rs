@@ -30,6 +30,8 @@ pub struct StoreCopy {
     pub failures: u32,
     /// Why the last run failed.
     pub fault: Option<Fault>,
+    /// Its store does not permit to be looked at.
+    pub blind: bool,
     /// What the user should know although it did not.
     pub caution: Option<String>,
     /// Something that it lacks can be read nowhere now: why.
@@ -51,6 +53,7 @@ impl StoreCopy {
             retry: None,
             failures: 0,
             fault: None,
+            blind: false,
             caution: None,
             unread: None,
             behind: Behind::default(),
