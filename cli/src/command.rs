@@ -1,6 +1,7 @@
 //! What each subcommand does.
 
 mod backup;
+mod copies;
 mod doctor;
 mod encryption;
 mod manual;

@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use chatkeep_ipc::CopyState;
 use fake::{DIGITS, Fake};
 use serde_json::json;
 
@@ -220,6 +221,44 @@ fn the_status_says_what_is_forgotten_and_why_it_does_not_go() {
     assert!(ran.code == 1 && ran.out.contains("nothing is deleted: two objects"), "{ran:?}");
     let status = fake.run(&["status", "--json"]).json().pop().unwrap();
     assert_eq!(status["databases"][0]["forgotten_points"], 3);
+}
+
+#[test]
+fn each_store_of_a_database_has_a_line_with_its_own_ages() {
+    let fake = Fake::start();
+    let main = CopyState {
+        store: "nas".to_owned(),
+        main: true,
+        state: "current".to_owned(),
+        last_upload: fake::NOW,
+        ..CopyState::default()
+    };
+    let copy = CopyState {
+        store: "cloud".to_owned(),
+        main: false,
+        state: "failed".to_owned(),
+        last_error: ("StoreUnreachable".to_owned(), "no route".to_owned()),
+        behind_points: 3,
+        behind_bytes: 2048,
+        ..main.clone()
+    };
+    let show = |copies: &[CopyState]| {
+        let copies = copies.to_vec();
+        fake.server.update_database("notes", |state, _| state.copies = copies);
+        fake.run(&["status"])
+    };
+    let ran = show(std::slice::from_ref(&main));
+    assert!(ran.code == 0 && !ran.out.contains("BEHIND"), "one store needs no table: {ran:?}");
+    let ran = show(&[main.clone(), copy.clone()]);
+    let line = ran.out.lines().find(|line| line.contains("cloud")).unwrap();
+    assert!(line.contains("failed") && line.contains("3 points, 2.0 KiB"), "{line}");
+    assert!(ran.out.contains("nas (main)") && ran.out.contains("notes, cloud: no route"), "{}", ran.out);
+    let status = fake.run(&["status", "--json"]).json().pop().unwrap();
+    let stores = &status["databases"][0]["stores"];
+    assert_eq!((&stores[0]["main"], &stores[1]["behind_points"]), (&json!(true), &json!(3)));
+    let refused = ("StoreAuth".to_owned(), "sign in".to_owned());
+    let ran = show(&[main, CopyState { last_error: refused, ..copy }]);
+    assert!(ran.code == 1 && ran.out.contains("the copy in cloud cannot go on: sign in"), "{ran:?}");
 }
 
 #[test]

@@ -3,16 +3,19 @@
 //! What a store says is never believed: names are parsed, lengths are bounded, every object is opened under the
 //! name it was asked for, and an entry must follow the digest of the one before it.
 
+mod put;
+
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chatkeep_crypto::{BackupKey, DataRoots, OpenError};
 use chatkeep_format::{ArchiveId, Entry, FileSet, Keyring, ObjectName, PageSet, entry_digest, limits};
-use chatkeep_store::{PutCondition, Store, StoreError, StoreKey};
+use chatkeep_store::{Store, StoreError, StoreKey};
 
 use crate::damage::{Damage, DamageKind};
+
+pub use put::Placed;
 
 /// Why an archive cannot be read or continued. Each says which of the promised kinds it is.
 #[derive(Debug, thiserror::Error)]
@@ -200,57 +203,9 @@ impl Archive {
         Ok(self.store.get(&key, None).await?)
     }
 
-    /// Writes an object that must not exist. One that is there already with the same bytes is ours, from before a crash.
-    pub async fn put_new(&self, name: ObjectName, sealed: Bytes) -> Result<(), ArchiveError> {
-        match self.store.put(&self.key(name), sealed.clone(), PutCondition::CreateIfAbsent).await {
-            Ok(_) => Ok(()),
-            Err(StoreError::AlreadyExists { .. }) if self.get(name).await? == sealed => Ok(()),
-            Err(StoreError::AlreadyExists { key }) => {
-                Err(ArchiveError::WriterFenced { key: key.to_string() })
-            }
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Deletes an object.
     pub async fn delete(&self, name: ObjectName) -> Result<(), StoreError> {
         self.store.delete(&self.key(name)).await
-    }
-
-    /// Puts a pack. Packs are named after their content: one that is there already must open to the same content.
-    ///
-    /// One that is there and damaged is taken away first: the same content is in hand, and whoever gives it keeps it until
-    /// it is in the store. Nothing else is ever replaced. `file` has the same bytes, synced and never written again.
-    pub async fn put_pack(
-        &self,
-        id: [u8; 16],
-        sealed: Bytes,
-        file: &Path,
-        roots: &DataRoots,
-    ) -> Result<(), ArchiveError> {
-        let (name, key) = (ObjectName::Pack(id), self.key(ObjectName::Pack(id)));
-        let create = || self.store.put_file(&key, sealed.clone(), file);
-        match create().await {
-            Ok(_) => return Ok(()),
-            Err(StoreError::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error.into()),
-        }
-        let stored = match self.get(name).await {
-            Ok(stored) if stored == sealed => return Ok(()),
-            Ok(stored) => self.open(name, roots, &stored).map(drop),
-            Err(error) => Err(error),
-        };
-        match stored {
-            Err(ArchiveError::Damaged { .. } | ArchiveError::Swapped { .. }) => {
-                // Only what opens is a replacement.
-                self.open(name, roots, &sealed)?;
-                tracing::warn!(object = %key, "a damaged pack is replaced by the same content");
-                self.store.delete(&key).await?;
-                create().await?;
-                Ok(())
-            }
-            stored => stored,
-        }
     }
 
     /// Reads and opens an entry. Returns it with the digest that the next one must name.
@@ -317,6 +272,16 @@ impl Archive {
     pub fn open_keyring(&self, keyring: &Keyring, key: &BackupKey) -> Result<DataRoots, ArchiveError> {
         let name = ObjectName::Keyring(keyring.counter);
         chatkeep_crypto::open_keyring(keyring, key).map_err(|e| self.explain(name, e))
+    }
+
+    /// Whether these bytes are the object of this name, without unpacking them.
+    pub fn authenticate(
+        &self,
+        name: ObjectName,
+        roots: &DataRoots,
+        sealed: &[u8],
+    ) -> Result<(), ArchiveError> {
+        chatkeep_crypto::authenticate(&self.id, name, roots, sealed).map_err(|e| self.explain(name, e))
     }
 
     fn open(&self, name: ObjectName, roots: &DataRoots, sealed: &[u8]) -> Result<Vec<u8>, ArchiveError> {

@@ -4,6 +4,7 @@
 //! it adds is memory: a store that shows less than was once seen is noticed.
 
 mod accounts;
+mod copies;
 mod forgotten;
 
 use std::num::NonZeroU64;
@@ -20,6 +21,7 @@ use crate::damage::DamageReport;
 use crate::drill::Drills;
 use crate::known::KnownFiles;
 use crate::pack_pages::PackPages;
+pub use copies::{CopyFacts, CopyId};
 pub use forgotten::{PruneFacts, restorable};
 
 /// Set while the cache is opened: a panic then means damage, anywhere else it ends the service.
@@ -312,6 +314,18 @@ impl Catalogue {
     /// Remembers the newest keyring.
     pub fn put_keyring(&self, archive: &ArchiveId, counter: u64, bytes: &[u8]) -> anyhow::Result<()> {
         self.put("keyrings", &archive.0, &(counter, bytes))?;
+        self.db.flush()?;
+        Ok(())
+    }
+
+    /// Whether the entry with this digest was tried to be put into a store that cannot be read.
+    pub fn was_tried(&self, archive: &ArchiveId, digest: &[u8; 32]) -> bool {
+        self.get::<[u8; 32]>("tried", &archive.0).is_some_and(|tried| tried == *digest)
+    }
+
+    /// It is tried from now on. Durable when this returns.
+    pub fn put_tried(&self, archive: &ArchiveId, digest: &[u8; 32]) -> anyhow::Result<()> {
+        self.put("tried", &archive.0, digest)?;
         self.db.flush()?;
         Ok(())
     }

@@ -123,6 +123,9 @@ pub struct Source {
     pub attachments: Vec<PathBuf>,
     /// Name of the store; may be left out when there is only one.
     pub store: Option<String>,
+    /// Names of several stores instead: the first has the log, every other one a copy of the archive.
+    #[serde(default)]
+    pub stores: Vec<String>,
 }
 
 /// A duration, written `"500ms"`, `"30s"`, `"5m"`, `"2h"` or `"7d"`. In milliseconds.
@@ -339,18 +342,7 @@ impl Config {
         unique("vault", self.vault.iter().map(|v| v.name.as_str()))?;
         unique("source", self.source.iter().map(|s| s.name.as_str()))?;
         for source in &self.source {
-            match &source.store {
-                Some(name) if !self.store.iter().any(|s| s.name == *name) => {
-                    return Err(format!(
-                        "source `{}` names the store `{name}`, which is not configured",
-                        source.name
-                    ));
-                }
-                None if self.store.len() != 1 => {
-                    return Err(format!("source `{}` must say which store it uses", source.name));
-                }
-                _ => {}
-            }
+            self.check_stores(source)?;
             let paths = || std::iter::once(&source.path).chain(&source.databases).chain(&source.attachments);
             if paths().any(|path| !path.is_absolute()) {
                 return Err(format!("source `{}`: `path` must be absolute", source.name));
@@ -394,6 +386,23 @@ impl Config {
             return Err("`capture.quiet` is longer than `capture.max_age`".to_owned());
         }
         Ok(())
+    }
+}
+
+impl Config {
+    fn check_stores(&self, source: &Source) -> Result<(), String> {
+        let name = &source.name;
+        if source.store.is_some() && !source.stores.is_empty() {
+            return Err(format!("source `{name}` has `store` and `stores`: one of them says it all"));
+        }
+        if source.store.is_none() && source.stores.is_empty() && self.store.len() != 1 {
+            return Err(format!("source `{name}` must say which store it uses"));
+        }
+        let stores = source.store.iter().chain(&source.stores);
+        if let Some(unknown) = stores.clone().find(|known| !self.store.iter().any(|s| s.name == **known)) {
+            return Err(format!("source `{name}` names the store `{unknown}`, which is not configured"));
+        }
+        unique("store", stores.map(String::as_str)).map_err(|error| format!("source `{name}`: {error}"))
     }
 }
 
@@ -566,6 +575,9 @@ mod tests {
         for bad in [
             "[[source]]\nname='a'\npath='/x'\n",
             "[[source]]\nname='a'\npath='/x'\nstore='b'\n",
+            "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x'\nstore='s'\nstores=['s']\n",
+            "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x'\nstores=['s', 's']\n",
+            "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x'\nstores=['s', 't']\n",
             "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x/a.db'\ndatabases=['/y/a.db']\n",
             "[[store]]\nname='s'\nurl='file:///x'\n[[source]]\nname='a'\npath='/x/a.db'\nattachments=['media']\n",
             "[[store]]\nname='s'\nurl='file:///x/store'\n[[source]]\nname='a'\npath='/x/a.db'\nattachments=['/x']\n",

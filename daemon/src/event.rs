@@ -16,6 +16,7 @@ use chatkeep_vault_client::{Identity, VaultPin};
 
 use crate::archive::Archive;
 use crate::catalogue::Head;
+use crate::copies::{Behind, CopyEnd, CopyOrder};
 use crate::damage::Damage;
 use crate::fault::Fault;
 use crate::follower::{CaptureOrder, Captured, LostPack};
@@ -89,6 +90,24 @@ pub enum Event {
         upload: UploadId,
         /// Whether it is in the store now.
         result: Result<Stored, Fault>,
+    },
+    /// How far a copy is behind, while it is brought up to date.
+    CopyTold {
+        /// Which source.
+        source: SourceId,
+        /// The copy's store.
+        store: String,
+        /// How far.
+        behind: Behind,
+    },
+    /// A copy was brought as far as it could be.
+    Copied {
+        /// Which source.
+        source: SourceId,
+        /// The copy's store.
+        store: String,
+        /// What came of it.
+        result: Result<CopyEnd, Fault>,
     },
     /// The thread that followed a source has ended.
     Unfollowed {
@@ -213,6 +232,8 @@ pub enum Command {
     },
     /// Put an object into the store.
     Upload(Box<UploadOrder>),
+    /// Bring a copy up to date; the answer is [`Event::Copied`].
+    Copy(Box<CopyOrder>),
     /// Carry out a job.
     Run {
         /// Its name.
@@ -294,6 +315,8 @@ pub struct Stored {
     pub confirmed: bool,
     /// The store lacks something that the next increment would need.
     pub rebase: bool,
+    /// It does not permit to be asked: what it has is what this device remembers.
+    pub blind: bool,
     /// The object was not uploaded: it is not in the queue any more as it was written.
     pub spoiled: bool,
 }
@@ -324,6 +347,8 @@ pub enum Work {
     Restore {
         /// From.
         opened: Arc<Opened>,
+        /// The main store and the copies, in the order in which they are asked.
+        stores: Vec<(String, Archive)>,
         /// Which entry.
         seq: u64,
         /// Where to.
@@ -335,6 +360,24 @@ pub enum Work {
         opened: Arc<Opened>,
         /// How deep.
         depth: VerifyDepth,
+    },
+    /// Check a copy.
+    VerifyCopy {
+        /// Of what.
+        opened: Arc<Opened>,
+        /// The copy's store.
+        store: String,
+        /// The copy.
+        copy: Archive,
+    },
+    /// Bring objects that the main store lost or damaged back from copies.
+    Fetch {
+        /// Where to.
+        opened: Arc<Opened>,
+        /// The copies.
+        copies: Vec<(String, Archive)>,
+        /// Which.
+        objects: Vec<ObjectName>,
     },
     /// Put packs that were made again into the store.
     Repair {
@@ -527,6 +570,22 @@ pub enum Outcome {
         seq: u64,
         /// What the user should know.
         warning: Option<String>,
+        /// Something of it came from a copy, so that it says nothing good about the main store.
+        from_copies: bool,
+        /// What is wrong with objects in the main store.
+        damages: Vec<Damage>,
+    },
+    /// A copy was read back.
+    CopyVerified {
+        /// Its store.
+        store: String,
+        /// What is wrong with objects there.
+        damages: Vec<Damage>,
+    },
+    /// Objects were brought back from copies.
+    Fetched {
+        /// These are what they should be now.
+        objects: Vec<ObjectName>,
     },
     /// Points were read back.
     Verified {

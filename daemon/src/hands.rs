@@ -10,12 +10,13 @@ use chatkeep_format::{ObjectName, PageSet, entry_digest};
 use chatkeep_ipc::Error;
 use chatkeep_planner::SourceId;
 use chatkeep_sqlite::LiveConfig;
+use chatkeep_store::{CreateGuarantee, StoreError};
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc::{Receiver, Sender};
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 
-use crate::archive::Archive;
+use crate::archive::{Archive, ArchiveError, Placed};
 use crate::catalogue::Catalogue;
 use crate::clock::Monotonic;
 use crate::desktop::Desktop;
@@ -196,6 +197,18 @@ impl Hands {
                     Event::Uploaded { source, upload, result: stored.unwrap_or_else(|_| Err(hangs())) }
                 });
             }
+            Command::Copy(order) => {
+                let (tools, events) = (self.tools.clone(), self.events.clone());
+                self.spawn(async move {
+                    let (source, store) = (order.source, order.store.clone());
+                    let tell = |behind| {
+                        // The next one, or the end, says more.
+                        let _ = events.try_send(Event::CopyTold { source, store: store.clone(), behind });
+                    };
+                    let result = crate::copies::bring_up(&tools.catalogue, &order, &tell).await;
+                    Event::Copied { source, store, result }
+                });
+            }
             Command::Run { job, work, cancelled } => {
                 let mut running =
                     Job { tools: self.tools.clone(), id: job.clone(), cancelled, vault: None, keys: None };
@@ -365,11 +378,14 @@ async fn remember(
 pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored> {
     let mut stored = Stored::default();
     // Also a store that was exchanged under our hands shows: the entry before this one is not there.
-    let before = order.publishes.as_ref().map_or(0, |written| written.head.seq - 1);
-    if !order.log.confirmed || before > 0 && !order.archive.has(ObjectName::Entry(before)).await? {
+    let before = order.publishes.as_ref().map_or(0, |_| order.log.stored.seq);
+    // Where entries were dropped from the queue no number is met that somebody else may have taken: it is looked.
+    let gap = order.publishes.as_ref().is_some_and(|written| written.head.seq > before + 1);
+    if !order.log.confirmed || gap || !still_there(&order, before).await? {
         let confirmed = crate::log::confirm(&order.archive, &order.keys.roots, &order.log).await?;
         (stored.confirmed, stored.rebase) = (true, confirmed.rebase);
-        catalogue.note_listing(&order.archive.id, &confirmed.listed).map_err(Fault::internal)?;
+        stored.blind = confirmed.listed.is_none();
+        crate::log::note_listing(&order.archive, catalogue, &confirmed)?;
     }
     let path = order.object.path.clone();
     let sealed = tokio::task::spawn_blocking(move || std::fs::read(path)).await.map_err(Fault::internal)?;
@@ -392,7 +408,7 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
             }
             order.archive.put_pack(id, sealed, &order.object.path, roots).await?;
         }
-        name => order.archive.put_new(name, sealed).await?,
+        name => put_entry(catalogue, &order, name, sealed, stored.blind).await?,
     }
     if let Some(written) = order.publishes {
         let catalogue = catalogue.clone();
@@ -403,12 +419,55 @@ pub async fn upload(catalogue: &Catalogue, order: UploadOrder) -> Result<Stored>
             if let Err(error) = order.spool.remove(&written.objects) {
                 warn!(%error, "what is in the store cannot be removed from the queue");
             }
+            catalogue.drop_elsewhere(&order.archive.id, written.head.seq).map_err(Fault::internal)?;
             Ok(())
         })
         .await
         .map_err(Fault::internal)??;
     }
     Ok(stored)
+}
+
+/// Puts an entry, whose number must be free. Where nothing can be read back it is written down before: should the answer get
+/// lost, what then has the number is ours.
+async fn put_entry(
+    catalogue: &Catalogue,
+    order: &UploadOrder,
+    name: ObjectName,
+    sealed: Bytes,
+    blind: bool,
+) -> Result<()> {
+    let (id, digest) = (&order.archive.id, entry_digest(&sealed));
+    let was_tried = catalogue.was_tried(id, &digest);
+    if (blind || order.log.blind) && !was_tried {
+        catalogue.put_tried(id, &digest).map_err(Fault::internal)?;
+    }
+    match order.archive.place(name, sealed).await? {
+        Placed::Ours => Ok(()),
+        Placed::Unread if was_tried => Ok(()),
+        Placed::Unread => Err(ArchiveError::WriterFenced { key: name.store_key(id) }.into()),
+    }
+}
+
+/// Whether the newest entry that the store has of ours is there. Where a condition is worth little, two may have written one
+/// after the other: then it has to be ours as well.
+async fn still_there(order: &UploadOrder, seq: u64) -> Result<bool> {
+    if seq == 0 {
+        return Ok(true);
+    }
+    let (archive, name) = (&order.archive, ObjectName::Entry(seq));
+    if archive.store.capabilities().create == CreateGuarantee::Atomic {
+        return match archive.has(name).await {
+            Err(ArchiveError::Store(StoreError::Permission(_))) => Ok(true),
+            answer => Ok(answer?),
+        };
+    }
+    match archive.get(name).await {
+        Err(ArchiveError::Store(StoreError::Permission(_))) => Ok(true),
+        Ok(sealed) => Ok(entry_digest(&sealed) == order.log.stored.digest),
+        Err(ArchiveError::Missing { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Whether an object is what was sealed. Of a pack remembers which pages it holds: should the store lose it, it can be made

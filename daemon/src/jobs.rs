@@ -20,6 +20,7 @@ use tokio::runtime::Handle;
 use crate::archive::Archive;
 use crate::catalogue::Catalogue;
 use crate::event::{Opened, Outcome, Work};
+use crate::fallback::Fallback;
 use crate::fault::{Fault, Result};
 use crate::guard::{Book, VaultSeen};
 use crate::keyring::{Keys, Ring, mode_of};
@@ -85,9 +86,13 @@ impl Job {
 
     async fn carry_out(&mut self, work: Work) -> Result<Outcome> {
         match work {
-            Work::Restore { opened, seq, destination } => self.restore(&opened, seq, destination).await,
+            Work::Restore { opened, stores, seq, destination } => {
+                self.restore(&opened, stores, seq, destination).await
+            }
             Work::Verify { opened, depth: VerifyDepth::Restore } => self.drill(&opened).await,
             Work::Verify { opened, depth } => self.verify(&opened, depth).await,
+            Work::VerifyCopy { opened, store, copy } => self.verify_copy(&opened, store, copy).await,
+            Work::Fetch { opened, copies, objects } => self.fetch(&opened, copies, objects).await,
             Work::Repair { opened, packs } => self.repair(&opened, packs).await,
             Work::EnablePassword { archive, pins, threshold, caution, password } => {
                 self.enable_password(&archive, (&pins, threshold), caution, &password).await
@@ -214,13 +219,30 @@ impl Job {
         }
     }
 
-    async fn restore(&self, opened: &Opened, seq: u64, destination: Destination) -> Result<Outcome> {
+    /// Restores from the main store, and from copies what that one does not have.
+    async fn restore(
+        &self,
+        opened: &Opened,
+        stores: Vec<(String, Archive)>,
+        seq: u64,
+        destination: Destination,
+    ) -> Result<Outcome> {
         self.phase("restoring");
-        let source = self.source(opened);
+        let mut source = self.source(opened);
+        let (roots, catalogue) = (opened.keys.roots.clone(), self.tools.catalogue.clone());
+        let reads = Arc::new(Fallback::new(stores, roots, catalogue));
+        source.archive = Archive { store: reads.clone(), id: opened.archive.id };
         let runtime = Handle::current();
         let report = blocking(move || source.restore(seq, destination, &runtime)).await?;
         tracing::info!(seq, pages = report.pages, objects = report.objects, "restored and proved");
-        Ok(Outcome::Restored { seq, warning: report.warning() })
+        let origin = reads.warning();
+        let from_copies = origin.is_some();
+        // What only copies have the main store does not lack.
+        let is_there = self.tools.catalogue.point(&opened.archive.id, seq).is_some();
+        let damages = if is_there { reads.damages() } else { Vec::new() };
+        let warnings: Vec<String> = report.warning().into_iter().chain(origin).collect();
+        let warning = (!warnings.is_empty()).then(|| warnings.join("; "));
+        Ok(Outcome::Restored { seq, warning, from_copies, damages })
     }
 
     fn check_cancelled(&self) -> Result<()> {

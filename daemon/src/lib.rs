@@ -5,7 +5,7 @@
 //! copy), [`keyring`] (what can be done with keys), [`archive`] and [`log`] (what is in a store), [`registry`] (what is
 //! watched), [`catalogue`] (what is remembered), [`spool`] (what waits),
 //! [`damage`] (what is found damaged), [`guard`] (who tried the password), [`witness`] (what vaults know of the store), [`line`](mod@line) (what the machine says of its line and battery). The way out: [`follower`] captures on a
-//! thread of its own, [`sealing`] makes packs and [`writer`] the entry. The way back: [`restore`]. [`jobs`] is everything a person waits for,
+//! thread of its own, [`sealing`] makes packs and [`writer`] the entry; [`copies`] takes both to further stores. The way back: [`restore`], over [`fallback`] from all of them. [`jobs`] is everything a person waits for,
 //! [`secrets`] what people type, [`desktop`] what they are told without having asked.
 
 pub mod config;
@@ -18,6 +18,9 @@ pub mod service;
 pub mod source;
 
 pub mod hands;
+
+pub mod copies;
+pub mod fallback;
 
 pub mod archive;
 pub mod catalogue;

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chatkeep_crypto::DataRoots;
 use chatkeep_format::{Entry, ObjectName, entry_digest};
+use chatkeep_store::StoreError;
 use rand_core::{OsRng, RngCore};
 use tracing::{info, warn};
 
@@ -38,6 +39,10 @@ pub struct Log {
     pub confirmed: bool,
     /// The chain in the store is broken: the next capture must be a base.
     pub rebase: bool,
+    /// Digests of entries of ours that the main store did not get, and copies did.
+    pub elsewhere: BTreeMap<u64, [u8; 32]>,
+    /// The store does not permit to be looked at: what it has is what this device remembers.
+    pub blind: bool,
     /// Why nothing may be written; what is there can be restored all the same.
     pub blocked: Option<Fault>,
 }
@@ -47,35 +52,38 @@ pub struct Log {
 pub struct Confirmed {
     /// The chain below the newest entry has a hole: what comes next must be a base.
     pub rebase: bool,
-    /// The entries that the store lists.
-    pub listed: BTreeSet<u64>,
+    /// The entries that the store lists; nothing when it does not permit that, and all that is known is what this device
+    /// remembers.
+    pub listed: Option<BTreeSet<u64>>,
 }
 
 /// Opens the log: from the cache if there is one, else from the store.
 pub async fn open(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue, spool: &Spool) -> Result<Log> {
     let Some(head) = catalogue.head(&archive.id).map_err(Fault::internal)? else {
-        let (mut head, blocked) = rebuild(archive, roots, catalogue).await?;
+        let Rebuilt { mut head, blocked, blind } = rebuild(archive, roots, catalogue).await?;
         // The cache was lost, the queue was not: what continues the store's newest entry is ours.
         let spooled = spool.list()?;
-        if let Some(first) = spooled.iter().find(|object| object.name == ObjectName::Entry(head.seq + 1))
-            && let Some(entry) =
-                read_spooled(archive, roots, first).filter(|(entry, _)| entry.prev == head.digest)
-        {
-            (head.writer_id, head.writer_epoch) = (entry.0.writer_id, entry.0.writer_epoch);
+        let digests = digests_of(archive, catalogue);
+        let newer =
+            spooled.iter().filter(|object| matches!(object.name, ObjectName::Entry(seq) if seq > head.seq));
+        let mut read = newer.filter_map(|object| read_spooled(archive, roots, object));
+        if let Some((entry, _)) = read.find(|(entry, _)| follows(entry, &head, &digests)) {
+            (head.writer_id, head.writer_epoch) = (entry.writer_id, entry.writer_epoch);
         }
         let log =
             continue_spool(archive, roots, head, (spooled, spool), catalogue).with_chain(archive, catalogue);
         if blocked.is_none() {
             catalogue.advance(&archive.id, &log.stored, None).map_err(Fault::internal)?;
         }
-        return Ok(Log { confirmed: true, blocked, ..log });
+        return Ok(Log { confirmed: true, blocked, blind, ..log });
     };
     let mut log = continue_spool(archive, roots, head, (spool.list()?, spool), catalogue)
         .with_chain(archive, catalogue);
     match confirm(archive, roots, &log).await {
         Ok(confirmed) => {
             (log.confirmed, log.rebase) = (true, log.rebase || confirmed.rebase);
-            catalogue.note_listing(&archive.id, &confirmed.listed).map_err(Fault::internal)?;
+            log.blind = confirmed.listed.is_none();
+            note_listing(archive, catalogue, &confirmed)?;
         }
         Err(ArchiveError::Store(error)) => {
             info!(%error, "the log is confirmed when the store answers");
@@ -137,18 +145,27 @@ fn continue_spool(
         chain: Vec::new(),
         confirmed: false,
         rebase: false,
+        blind: false,
+        elsewhere: catalogue
+            .elsewhere(&archive.id)
+            .into_iter()
+            .map(|point| (point.seq, point.digest))
+            .collect(),
         blocked: None,
     };
     // Packs that are in the store, or on their way there.
     let mut stored = BTreeSet::new();
+    let mut digests = BTreeMap::new();
     if by_entry.keys().any(|seq| *seq > log.written.seq) {
         stored.extend(catalogue.points(&archive.id).into_iter().flat_map(|point| point.packs));
+        digests = digests_of(archive, catalogue);
     }
     for (seq, objects) in by_entry {
         // Those up to the head are in the store: the note of it came before the removal.
         let continued = (seq > log.written.seq)
-            .then(|| continue_with(archive, roots, &log.written, seq, &objects, &stored));
+            .then(|| continue_with(archive, roots, &log.written, seq, &objects, (&stored, &digests)));
         if let Some(Some(written)) = continued {
+            digests.insert(seq, written.head.digest);
             log.written = written.head.clone();
             stored.extend(written.point.packs.iter().copied());
             log.waiting.push_back(written);
@@ -170,17 +187,33 @@ fn read_spooled(archive: &Archive, roots: &DataRoots, object: &Spooled) -> Optio
     Some((entry, entry_digest(&sealed)))
 }
 
+/// What the digests of known entries are: those in the store, and those on their way there.
+fn digests_of(archive: &Archive, catalogue: &Catalogue) -> BTreeMap<u64, [u8; 32]> {
+    let (points, forgotten) = (catalogue.points(&archive.id), catalogue.forgotten(&archive.id));
+    points.into_iter().chain(forgotten).map(|point| (point.seq, point.digest)).collect()
+}
+
+/// Whether an entry comes after `head`: right after it, or later, with what it builds on known. Those in between were
+/// dropped from the queue while the store was away, and something newer stands for them.
+fn follows(entry: &Entry, head: &Head, digests: &BTreeMap<u64, [u8; 32]>) -> bool {
+    if entry.seq == head.seq + 1 {
+        return entry.prev == head.digest;
+    }
+    let stands = entry.parent_seq == 0 || digests.get(&entry.parent_seq) == Some(&entry.parent_digest);
+    entry.seq > head.seq && stands
+}
+
 fn continue_with(
     archive: &Archive,
     roots: &DataRoots,
     after: &Head,
     seq: u64,
     objects: &[Spooled],
-    stored: &BTreeSet<[u8; 16]>,
+    (stored, digests): (&BTreeSet<[u8; 16]>, &BTreeMap<u64, [u8; 32]>),
 ) -> Option<Written> {
     let spooled = objects.iter().find(|object| object.name == ObjectName::Entry(seq))?;
     let (entry, digest) = read_spooled(archive, roots, spooled)?;
-    let continues = seq == after.seq + 1 && entry.prev == after.digest && entry.writer_id == after.writer_id;
+    let continues = follows(&entry, after, digests) && entry.writer_id == after.writer_id;
     let mut listed = Vec::new();
     for list in entry.folders.iter().flat_map(|folder| &folder.packs) {
         let spooled = objects.iter().find(|object| object.name == ObjectName::Pack(list.name))?;
@@ -202,17 +235,40 @@ fn continue_with(
     })
 }
 
+/// Remembers which entries the store lists, if it does.
+pub fn note_listing(archive: &Archive, catalogue: &Catalogue, confirmed: &Confirmed) -> Result<()> {
+    match &confirmed.listed {
+        Some(listed) => catalogue.note_listing(&archive.id, listed).map_err(Fault::internal),
+        None => Ok(()),
+    }
+}
+
 /// Asks the store whether the log is still ours, and whether the next entry can build on what is there.
+///
+/// One that does not permit to be listed is no reason not to write: that an entry can only be created is the fence then.
 pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<Confirmed, ArchiveError> {
-    let listing = archive.list().await?;
+    let listing = match archive.list().await {
+        Ok(listing) => listing,
+        Err(ArchiveError::Store(StoreError::Permission(_))) => {
+            return Ok(Confirmed { rebase: false, listed: None });
+        }
+        Err(error) => return Err(error),
+    };
     let newest = listing.entries.keys().next_back().copied().unwrap_or(0);
     if newest < log.stored.seq {
         return Err(ArchiveError::RolledBack { expected: log.stored.seq, found: newest });
     }
     for seq in listing.entries.range(log.stored.seq + 1..).map(|(seq, _)| *seq) {
         let ours = log.waiting.iter().find(|written| written.head.seq == seq);
-        let sealed = archive.get(ObjectName::Entry(seq)).await?;
-        if ours.is_none_or(|written| written.head.digest != entry_digest(&sealed)) {
+        let ours = ours.map(|written| &written.head.digest).or_else(|| log.elsewhere.get(&seq));
+        let is_ours = match (ours, archive.get(ObjectName::Entry(seq)).await) {
+            (Some(digest), Ok(sealed)) => *digest == entry_digest(&sealed),
+            // Nobody can look at it; its number is one of ours.
+            (ours, Err(ArchiveError::Store(StoreError::Permission(_)))) => ours.is_some(),
+            (None, Ok(_)) => false,
+            (_, Err(error)) => return Err(error),
+        };
+        if !is_ours {
             return Err(ArchiveError::WriterFenced { key: ObjectName::Entry(seq).store_key(&archive.id) });
         }
     }
@@ -227,6 +283,7 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
                     key: ObjectName::Entry(seq).store_key(&archive.id),
                 });
             }
+            Err(ArchiveError::Store(StoreError::Permission(_))) => {}
             Err(ArchiveError::Store(error)) => return Err(ArchiveError::Store(error)),
             Ok(_) | Err(_) => rebase = true,
         }
@@ -241,17 +298,34 @@ pub async fn confirm(archive: &Archive, roots: &DataRoots, log: &Log) -> Result<
             "entries are missing or damaged in the store; the next capture is a base"
         );
     }
-    Ok(Confirmed { rebase, listed: listing.entries.into_keys().collect() })
+    Ok(Confirmed { rebase, listed: Some(listing.entries.into_keys().collect()) })
 }
 
-/// Reads the whole log into the catalogue. Returns where a new writer continues, and what forbids it: never write after an
-/// entry that cannot be read.
-async fn rebuild(
-    archive: &Archive,
-    roots: &DataRoots,
-    catalogue: &Catalogue,
-) -> Result<(Head, Option<Fault>)> {
-    let (head, fault) = read_log(archive, roots, catalogue).await?;
+/// Where a new writer continues, and what forbids it.
+struct Rebuilt {
+    head: Head,
+    blocked: Option<Fault>,
+    /// The store does not permit to look.
+    blind: bool,
+}
+
+/// Reads the whole log into the catalogue: never write after an entry that cannot be read.
+///
+/// Of an archive that this device made itself, and has not written to, there is nothing to be read: its first entry meets
+/// whatever there is by its number.
+async fn rebuild(archive: &Archive, roots: &DataRoots, catalogue: &Catalogue) -> Result<Rebuilt> {
+    let listing = match archive.list().await {
+        Ok(listing) => Some(listing),
+        Err(ArchiveError::Store(StoreError::Permission(_))) if catalogue.keyring(&archive.id).is_some() => {
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let blind = listing.is_none();
+    let (head, blocked) = match listing {
+        Some(listing) => read_log(archive, roots, catalogue, listing).await?,
+        None => (None, None),
+    };
     let head = head.unwrap_or_else(|| {
         let mut digest_key = [0; 32];
         OsRng.fill_bytes(&mut digest_key);
@@ -267,7 +341,7 @@ async fn rebuild(
         renewed(none)
     });
     info!(seq = head.seq, writer_epoch = head.writer_epoch, "the log was read from the store");
-    Ok((head, fault))
+    Ok(Rebuilt { head, blocked, blind })
 }
 
 /// A writer that was never here before, after this entry.

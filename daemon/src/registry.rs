@@ -29,6 +29,9 @@ pub struct Registration {
     pub attachments: Vec<PathBuf>,
     /// Name of the store.
     pub store: String,
+    /// Names of further stores, each with a copy of the archive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub copies: Vec<String>,
     /// Archive in the store; none until encryption was turned on.
     #[serde(default, skip_serializing_if = "Option::is_none", with = "archive_text")]
     pub archive: Option<ArchiveId>,
@@ -145,6 +148,7 @@ mod tests {
                 more_databases: vec!["/home/a/c.db".into()],
                 attachments: vec!["/home/a/media".into()],
                 store: "nas".to_owned(),
+                copies: vec!["cloud".to_owned()],
                 archive,
                 vault: String::new(),
             };

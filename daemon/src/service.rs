@@ -1,6 +1,8 @@
 //! The loop: state, and one function from events to commands.
 
 mod calls;
+mod configured;
+mod copies;
 mod damage;
 mod encryption;
 mod events;
@@ -38,9 +40,13 @@ use crate::source::{Phase, Source};
 use crate::stores::Managed;
 use crate::writer::Writer;
 
-/// With more than this waiting for the store, in bytes, nothing is captured: one capture holds it all once the store is
-/// back, where thousands of small ones would fill the disk (64 MiB; capture.md, 4.6).
+/// With more than this waiting for the store nothing is captured: one capture holds it all once the store is back, where
+/// thousands of small ones would fill the disk, and would all have to be sent. In bytes (64 MiB; capture.md, 4.6), and in
+/// entries: a few minutes of a lively chat.
 const SPOOL_MAX: u64 = 64 << 20;
+const SPOOL_ENTRIES_MAX: usize = 32;
+/// The same while the main store is away and a copy takes what is captured: 1 GiB.
+const SPOOL_MAX_FOR_COPIES: u64 = 1 << 30;
 
 /// A job under way.
 struct Running {
@@ -83,6 +89,8 @@ pub struct Service {
     silent_stores: BTreeSet<String>,
     /// What they last said.
     seen_stores: BTreeMap<String, chatkeep_ipc::StoreState>,
+    /// Stores that are to be the main one of an archive, once they have everything.
+    exchanges: BTreeMap<ArchiveId, String>,
     /// Folders watched for databases that appear.
     folders: BTreeSet<PathBuf>,
     now: Millis,
@@ -117,6 +125,7 @@ impl Service {
             next_upload: 0,
             silent_stores: BTreeSet::new(),
             seen_stores: BTreeMap::new(),
+            exchanges: BTreeMap::new(),
             folders: BTreeSet::new(),
             now: Millis(0),
             out: Vec::new(),
@@ -131,7 +140,7 @@ impl Service {
     /// Makes stores and vaults of the configuration.
     fn connect(&mut self) -> anyhow::Result<()> {
         let with_archives = self.registry.database.values().filter(|known| known.archive.is_some());
-        let used = with_archives.map(|known| known.store.clone()).collect();
+        let used = with_archives.flat_map(|known| self.used_stores(known)).collect();
         let kept = (self.opened_with.as_slice(), &self.managed);
         let managed = self.tools.opener.open_all(&self.config.store, &used, kept)?;
         let pins = crate::stores::pins(&self.config.vault)?;
@@ -177,6 +186,7 @@ impl Service {
             other => {
                 self.happened(other);
                 self.keep_up();
+                self.keep_copies_up();
                 self.watch_vaults();
                 self.tell_vaults();
             }
@@ -195,7 +205,8 @@ impl Service {
         let resume =
             until_us.map(|at| Millis(self.now.0 + at.saturating_sub(crate::clock::now_us()) / 1000 + 1));
         let look = self.next_look();
-        [self.scheduler.next_deadline(), reopen, progress, resume, look].into_iter().flatten().min()
+        let due = [self.scheduler.next_deadline(), reopen, progress, resume, look, self.next_copy()];
+        due.into_iter().flatten().min()
     }
 
     fn end_pause_in_time(&mut self) {
@@ -209,6 +220,7 @@ impl Service {
         self.note_spending();
         self.plan(Happened::Stopping);
         self.tell_vaults_at_last();
+        self.stop_copies();
         for job in self.jobs.values() {
             job.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
         }
@@ -221,35 +233,6 @@ impl Service {
     }
 
     // Sources
-
-    /// Databases that the configuration names are registered like those of apps.
-    fn add_configured(&mut self) {
-        let mut registry = self.registry.clone();
-        for source in self.config.source.clone() {
-            let store = source.store.or_else(|| self.config.store.first().map(|store| store.name.clone()));
-            let store = store.unwrap_or_default();
-            let entry = registry.database.entry(source.name.clone()).or_insert_with(|| Registration {
-                display_name: source.name.clone(),
-                app_id: String::new(),
-                path: source.path.clone(),
-                more_databases: Vec::new(),
-                attachments: Vec::new(),
-                store: store.clone(),
-                archive: None,
-                vault: String::new(),
-            });
-            entry.path = source.path;
-            (entry.more_databases, entry.attachments) = (source.databases, source.attachments);
-            if entry.archive.is_none() {
-                entry.store = store;
-            }
-        }
-        if registry != self.registry
-            && let Err(fault) = self.change_registry(|known| *known = registry)
-        {
-            warn!(error = %fault.error.text(), "the registrations could not be saved");
-        }
-    }
 
     fn add_source(&mut self, id: String, registration: Registration, configured: bool) -> SourceId {
         let number = SourceId(self.next_source);
@@ -347,10 +330,11 @@ impl Service {
     }
 
     fn begin_capture(&mut self, number: SourceId) -> Result<(), Retry> {
-        let Some(source) = self.sources.get_mut(&number) else { return Err(Retry::Never) };
+        let Some(source) = self.sources.get(&number) else { return Err(Retry::Never) };
         let wanted = !source.waiters.is_empty() || !source.pin_requests.is_empty();
-        if !wanted && source.waiting_bytes() > SPOOL_MAX {
-            source.held = true;
+        let wanted = wanted || self.has_room(source);
+        if !wanted {
+            self.update(number, |source| source.held = true);
             return Err(Retry::WhenReachable);
         }
         let source = &self.sources[&number];
@@ -376,6 +360,15 @@ impl Service {
             source.pinning.append(&mut source.pin_requests);
         });
         Ok(())
+    }
+
+    /// Whether what waits for the main store leaves room for another capture.
+    fn has_room(&self, source: &Source) -> bool {
+        let entries = source.log.as_ref().map_or(0, |log| log.waiting.len());
+        if self.main_is_away(source) && source.copies.iter().any(crate::source::StoreCopy::is_alive) {
+            return source.waiting_bytes() <= SPOOL_MAX_FOR_COPIES;
+        }
+        source.waiting_bytes() <= SPOOL_MAX && entries <= SPOOL_ENTRIES_MAX
     }
 
     // Jobs

@@ -1,5 +1,7 @@
 //! One watched database, as the loop sees it, and how it is shown.
 
+mod copy;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +20,8 @@ use crate::log::Log;
 use crate::registry::Registration;
 use crate::spool::Spooled;
 use crate::writer::Written;
+
+pub use copy::StoreCopy;
 
 /// A recovery point older than this, with changes that wait, is overdue: a day, in µs.
 const OVERDUE_US: u64 = 24 * 3_600 * 1_000_000;
@@ -90,6 +94,8 @@ pub struct Source {
     pub capturing: Option<(Arc<AtomicBool>, Arc<AtomicU64>)>,
     /// Captures begun.
     pub captures: u64,
+    /// Its copies in further stores.
+    pub copies: Vec<StoreCopy>,
     /// A capture was put off, because too much waits for the store.
     pub held: bool,
     /// What waits for upload.
@@ -206,6 +212,7 @@ impl Source {
             found: false,
             capturing: None,
             captures: 0,
+            copies: Vec::new(),
             held: false,
             uploads: BTreeMap::new(),
             waiters: Vec::new(),
@@ -273,7 +280,7 @@ impl Source {
             last_success: kept,
             last_attempt: self.last_attempt_us.max(kept),
             last_error: self.fault().map(Fault::pair).unwrap_or_default(),
-            caution: self.caution.clone().unwrap_or_default(),
+            caution: self.cautions(),
             store_older: self.older.clone().unwrap_or_default(),
             overdue: self.phase != Phase::Off && behind && now_us.saturating_sub(kept) > OVERDUE_US,
             next_run,
@@ -287,6 +294,7 @@ impl Source {
             last_drill: self.drills.newest.as_ref().map_or(0, |record| record.drilled_us),
             last_drill_result: self.drills.details(),
             damage: self.damage.wire(),
+            copies: self.copy_states(),
             delete_pending: 0,
             last_prune: self.pruned.pruned_us,
             last_prune_error: self.pruned.hindrance.clone().unwrap_or_default(),
@@ -297,6 +305,15 @@ impl Source {
                 .clone()
                 .or_else(|| self.waiters.first().map(|waiter| waiter.job.clone())),
         }
+    }
+
+    /// What the user should know although nothing failed.
+    fn cautions(&self) -> String {
+        let blind = "its store only takes what is new and shows nothing: it is not verified, and a second installation \
+                     is noticed only when it writes at the same place";
+        let blind = self.log.as_ref().is_some_and(|log| log.blind).then_some(blind);
+        let all: Vec<&str> = self.caution.as_deref().into_iter().chain(blind).collect();
+        all.join("; ")
     }
 
     fn state_word(&self, paused: bool) -> &'static str {

@@ -170,6 +170,38 @@ async fn a_listing_that_shrinks_deletes_nothing() {
     assert!(hindered > names.len() / 2, "{hindered}");
 }
 
+/// Forgotten points are in the store for a week: a listing that lacks more than a twentieth of all is not believed, though
+/// every point that is offered is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_that_lacks_what_is_forgotten_does_not_lead_to_forgetting_it_altogether() {
+    let world = two_days().await;
+    let marked_at_us = BEGIN_US + 2 * DAY_US;
+    world.prune(NOTHING, marked_at_us).await.unwrap();
+    let id = world.archive().id;
+    let running = world.start().await;
+    let forgotten = running.catalogue.forgotten(&id);
+    let key = StoreKey::try_from(ObjectName::Entry(4).store_key(&id)).unwrap();
+    let body = world.store.inner().get(&key, None).await.unwrap();
+    world.store.inner().delete(&key).await.unwrap();
+    let report = world.prune_with(&running, NOTHING, marked_at_us + HOUR_US, false).await.unwrap();
+    assert!(matches!(report.hindrance, Some(Error::ObjectMissing(_))), "one of 18: {report:?}");
+    assert_eq!(running.catalogue.forgotten(&id), forgotten);
+    world.store.inner().put(&key, body, chatkeep_store::PutCondition::Overwrite).await.unwrap();
+    let report = world.prune_with(&running, NOTHING, marked_at_us + HOUR_US, false).await.unwrap();
+    assert_eq!(report.hindrance, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_permits_no_listing_is_no_failure_and_is_not_asked_every_hour() {
+    let (world, now_us) = ripe().await;
+    let running = world.start().await;
+    world.store.fault_next(Fault::Fail(ErrorKind::Permission));
+    let report = world.prune_with(&running, NOTHING, now_us, false).await.unwrap();
+    assert!(matches!(report.hindrance, Some(Error::AccessDenied(_))), "{report:?}");
+    let facts = running.catalogue.prune_facts(&world.archive().id);
+    assert_eq!((facts.pruned_us, facts.hindrance.unwrap().0.as_str()), (now_us as u64, "AccessDenied"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_that_fails_or_breaks_off_deletes_nothing() {
     for fault in [

@@ -17,7 +17,7 @@ mod options;
 mod state;
 pub use names::JobId;
 pub use state::{
-    DatabaseState, Details, EncryptionState, JobOutcome, JobState, ManagerState, RecoveryPoint,
+    CopyState, DatabaseState, Details, EncryptionState, JobOutcome, JobState, ManagerState, RecoveryPoint,
     RemoteArchive, StoreState, VaultState,
 };
 mod call;

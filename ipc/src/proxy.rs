@@ -208,6 +208,9 @@ pub trait Database {
     /// `Damage`
     #[zbus(property)]
     fn damage(&self) -> zbus::Result<Vec<(String, String, String, Vec<String>)>>;
+    /// `Copies`
+    #[zbus(property)]
+    fn copies(&self) -> zbus::Result<Vec<Details>>;
     /// `DeletePending`
     #[zbus(property)]
     fn delete_pending(&self) -> zbus::Result<u64>;

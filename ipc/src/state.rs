@@ -86,6 +86,8 @@ pub struct DatabaseState {
     pub last_drill_result: Details,
     /// Objects in the store that are not what was written: key, kind of damage, what it holds, points it costs.
     pub damage: Vec<(String, String, String, Vec<String>)>,
+    /// The stores that have it, the main one first, each with its own progress.
+    pub copies: Vec<CopyState>,
     /// When stored backups will be deleted, 0 for not at all.
     pub delete_pending: u64,
     /// When it was last looked at what can be deleted from the store.
@@ -98,6 +100,31 @@ pub struct DatabaseState {
     pub forgotten_bytes: u64,
     /// The job at work on it.
     pub current_job: Option<JobId>,
+}
+
+/// How one store of a database is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CopyState {
+    /// Identifier of the store.
+    pub store: String,
+    /// It has the log; all others have copies.
+    pub main: bool,
+    /// `current copying behind failed`
+    pub state: String,
+    /// When a recovery point was last complete there.
+    pub last_upload: u64,
+    /// When what is there was last read back and checked.
+    pub last_verified: u64,
+    /// Short error name and text, both empty when all is well.
+    pub last_error: (String, String),
+    /// What the user should know although nothing failed; empty when there is nothing.
+    pub caution: String,
+    /// Points that it is to get.
+    pub behind_points: u32,
+    /// What that is in bytes, as far as it is known.
+    pub behind_bytes: u64,
+    /// Older points that it lacks and is not to get.
+    pub lacking_points: u32,
 }
 
 /// Encryption of one database; the second interface of its object.

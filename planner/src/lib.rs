@@ -4,10 +4,12 @@
 //! what time it is ([`Millis`]), and carries out the [`Command`]s it gets back. In reading order: [`event`] is all
 //! that can be said in either direction, [`policy`] the user's choice, [`scheduler`] the decisions about captures and
 //! uploads, [`levels`] what the next entry of an archive holds, [`restore`] which objects a restore reads and in which
-//! order, [`pause`] and [`budget`] when nothing is sent and what sending costs, [`retention`] which recovery points stay, [`prune`] what is deleted from a store, [`damage`] what an object
+//! order, [`pause`] and [`budget`] when nothing is sent and what sending costs, [`retention`] which recovery points stay,
+//! [`prune`] what is deleted from a store, [`copies`] what copies of an archive get and lose, [`damage`] what an object
 //! that is damaged costs. [`year`] tries them on a model.
 
 pub mod budget;
+pub mod copies;
 pub mod damage;
 pub mod event;
 pub mod levels;
@@ -20,6 +22,10 @@ pub mod scheduler;
 pub mod year;
 
 pub use budget::{Budget, Month, Prices, Spent};
+pub use copies::{
+    CopyListing, CopyPlan, CopyPrunePlan, CopyStep, CopyView, FOLLOWED_MAX, plan_copy, plan_copy_prune,
+    plan_queue,
+};
 pub use damage::Dependents;
 pub use event::{Command, Event, Millis, Retry, SourceId, UploadId};
 pub use levels::{
@@ -27,7 +33,9 @@ pub use levels::{
 };
 pub use pause::{Conditions, Gate, OnMetered, PausePolicy, PauseReason, gate};
 pub use policy::{Backoff, CapturePolicy};
-pub use prune::{KnownEntry, Mark, PackName, Prunable, PrunePlan, StoreView, plan_prune};
+pub use prune::{
+    KnownEntry, Mark, PackName, Prunable, PrunePlan, StoreView, is_ripe, listing_shrank, plan_prune,
+};
 pub use restore::{ChainError, RestorePlan, Target, choose_point, follows, plan_restore};
 pub use retention::{PointInfo, RetentionPlan, RetentionPolicy, plan_retention};
 pub use scheduler::{Scheduler, SourceView};

@@ -22,6 +22,14 @@ pub const MARKED_FOR_MIN_US: i64 = 7 * 24 * 3_600_000_000;
 /// How many entries are written between mark and deletion: the one that was under way, and one that knew of the mark.
 pub const ENTRIES_AFTER_MARK_MIN: u64 = 2;
 
+/// A listing that lacks more than this many of a hundred objects that are known to be there deletes nothing.
+pub const SHRINKAGE_MAX_PERCENT: usize = 5;
+
+/// Whether a listing lacks so much of what is known to be there that nothing it shows leads to a deletion.
+pub fn listing_shrank(expected: usize, lacking: usize) -> bool {
+    lacking.saturating_mul(100) > expected.saturating_mul(SHRINKAGE_MAX_PERCENT)
+}
+
 /// The name of a pack.
 pub type PackName = [u8; 16];
 
@@ -127,7 +135,7 @@ pub fn plan_prune(view: &StoreView<'_>, retention: &RetentionPlan, now_us: i64) 
 }
 
 /// Whether a mark is old enough by the clock and by the log.
-fn is_ripe(mark: Mark, newest_seq: u64, now_us: i64) -> bool {
+pub fn is_ripe(mark: Mark, newest_seq: u64, now_us: i64) -> bool {
     let marked_for_us = now_us.saturating_sub(mark.marked_at_us);
     let entries_after = newest_seq.saturating_sub(mark.marked_at_seq);
     marked_for_us >= MARKED_FOR_MIN_US && entries_after >= ENTRIES_AFTER_MARK_MIN

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use zbus::zvariant::OwnedObjectPath;
 
-use super::{Context, store, vault, verify};
+use super::{Context, copies, store, vault, verify};
 use crate::explain::Result;
 use crate::output::{self, Colour, paint, plain, size};
 use crate::view::{Database, Object, View};
@@ -167,6 +167,11 @@ fn judge_database(database: &Database, reasons: &mut Vec<(Verdict, String)>) {
     if !matches!(hindrance.as_str(), "" | "AccessDenied") {
         reasons.push((Verdict::Attention, format!("{id}: nothing is deleted: {text}")));
     }
+    for copy in copies::Copy::of(database) {
+        if let Some(complaint) = copy.complaint(time::now()) {
+            reasons.push((Verdict::Attention, format!("{id}: {complaint}")));
+        }
+    }
     let deletion = database.state.number("DeletePending");
     if deletion != 0 {
         let when = time::date_time(deletion);
@@ -213,6 +218,7 @@ fn show(view: &View, reasons: &[(Verdict, String)]) {
             output::line(&format!("{}: {}", plain(&database.id()), plain(&caution)));
         }
     }
+    copies::show(view, now);
     view.databases.iter().filter_map(forgotten).for_each(|line| output::line(&line));
     if !view.stores.is_empty() {
         output::line("");
@@ -289,6 +295,7 @@ fn database_json(view: &View, database: &Database) -> Value {
         "next_run": state.number("NextRun"), "pending_bytes": state.number("PendingBytes"),
         "stored_bytes": state.number("RemoteBytes"), "points": state.get::<u32>("RecoveryPoints"),
         "oldest": state.number("Oldest"), "newest": state.number("Newest"),
+        "stores": copies::Copy::of(database).iter().map(copies::Copy::to_json).collect::<Vec<_>>(),
         "delete_pending": state.number("DeletePending"), "last_prune": state.number("LastPrune"),
         "last_prune_error": error_json(&state.error("LastPruneError")),
         "forgotten_points": state.get::<u32>("ForgottenPoints"), "forgotten_bytes": state.number("ForgottenBytes"),

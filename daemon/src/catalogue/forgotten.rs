@@ -167,7 +167,13 @@ impl Catalogue {
     }
 
     /// First there, then no longer here: a crash in between leaves them in both.
-    fn move_points(&self, archive: &ArchiveId, seqs: &[u64], from: &str, to: &str) -> anyhow::Result<()> {
+    pub(super) fn move_points(
+        &self,
+        archive: &ArchiveId,
+        seqs: &[u64],
+        from: &str,
+        to: &str,
+    ) -> anyhow::Result<()> {
         for seq in seqs {
             let key = point_key(archive, *seq);
             if let Some(point) = self.get::<Point>(from, &key) {
@@ -196,14 +202,14 @@ pub fn restorable(points: &[Point], missing: &BTreeSet<u64>) -> BTreeSet<u64> {
     whole
 }
 
-fn mark_key(archive: &ArchiveId, object: Prunable) -> Vec<u8> {
+pub(super) fn mark_key(archive: &ArchiveId, object: Prunable) -> Vec<u8> {
     match object {
         Prunable::Entry(seq) => [&archive.0[..], b"e", &seq.to_be_bytes()].concat(),
         Prunable::Pack(name) => [&archive.0[..], b"p", &name].concat(),
     }
 }
 
-fn object_of(key: &[u8]) -> Option<Prunable> {
+pub(super) fn object_of(key: &[u8]) -> Option<Prunable> {
     let (kind, name) = key.split_first()?;
     match kind {
         b'e' => Some(Prunable::Entry(u64::from_be_bytes(name.try_into().ok()?))),

@@ -23,7 +23,7 @@ use chatkeep_format::{ObjectName, entry_digest};
 use chatkeep_ipc::Error;
 use chatkeep_planner::{
     KnownEntry, Level, Mark, PackName, PointInfo, Prunable, PrunePlan, RetentionPlan, RetentionPolicy,
-    StoreView, plan_prune, plan_retention,
+    StoreView, is_ripe, listing_shrank, plan_prune, plan_retention,
 };
 use chatkeep_store::{NextStep, StoreError};
 use futures_util::StreamExt;
@@ -105,8 +105,18 @@ impl Pruning<'_> {
             Ok(Some(known)) => known,
             Ok(None) => return Ok(PruneReport { planned: true, ..PruneReport::default() }),
             Err(hindrance) => {
-                warn!(why = %hindrance.text(), "nothing is deleted");
-                self.note(|facts| facts.hindrance = Some((hindrance.short_name(), hindrance.text())))?;
+                let why = (hindrance.short_name(), hindrance.text());
+                if self.catalogue.prune_facts(self.id()).hindrance.as_ref() != Some(&why) {
+                    warn!(why = %hindrance.text(), "nothing is deleted");
+                }
+                // What is not permitted is not asked for before the next time: it may be meant so.
+                let refused = matches!(hindrance, Error::AccessDenied(_));
+                self.note(|facts| {
+                    facts.hindrance = Some(why);
+                    if refused {
+                        facts.pruned_us = u64::try_from(self.now_us).unwrap_or(0);
+                    }
+                })?;
                 return Ok(PruneReport { hindrance: Some(hindrance), ..PruneReport::default() });
             }
         };
@@ -175,7 +185,14 @@ impl Pruning<'_> {
         if head.seq == 0 {
             return Ok(Ok(None));
         }
-        let listing = self.archive().list().await?;
+        let listing = match self.archive().list().await {
+            Ok(listing) => listing,
+            Err(ArchiveError::Store(StoreError::Permission(_))) => {
+                let text = "the store does not permit this device to list what is there; nothing is deleted";
+                return Ok(Err(Error::AccessDenied(text.to_owned())));
+            }
+            Err(error) => return Err(error.into()),
+        };
         let queue = self.opened.spool.list()?;
         let by_seq = |points: Vec<Point>| points.into_iter().map(|point| (point.seq, point)).collect();
         let mut known = Known {
@@ -239,6 +256,9 @@ impl Pruning<'_> {
                 first.store_key(self.id())
             );
             return Ok(Some(Error::ObjectMissing(text)));
+        }
+        if let Some(error) = shrank(known, &lost, self.now_us) {
+            return Ok(Some(error));
         }
         let name = ObjectName::Entry(known.head.seq);
         match self.archive().get(name).await {
@@ -424,6 +444,8 @@ impl Pruning<'_> {
 
     fn deleted(&self, known: &Known, object: Prunable, report: &mut PruneReport) -> Result<()> {
         self.catalogue.unmark(self.id(), [object]).map_err(Fault::internal)?;
+        // Copies lose it, too.
+        self.catalogue.put_gone(self.id(), object, self.now_us).map_err(Fault::internal)?;
         report.deleted_objects += 1;
         report.deleted_bytes += match object {
             Prunable::Entry(seq) => {
@@ -450,6 +472,35 @@ impl Pruning<'_> {
     fn check_cancelled(&self) -> Result<()> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Fault::cancelled()) } else { Ok(()) }
     }
+}
+
+/// Why a listing cannot be believed that lacks much of what is forgotten and still there. What may have been deleted by a run
+/// that could not note it does not count.
+fn shrank(known: &Known, lost: &BTreeSet<ObjectName>, now_us: i64) -> Option<Error> {
+    let ripe = |seq: u64| {
+        let mark = known.marks.get(&Prunable::Entry(seq));
+        mark.is_some_and(|mark| is_ripe(*mark, known.head.seq, now_us))
+    };
+    let forgotten = known.forgotten.values().filter(|point| !ripe(point.seq));
+    let offered = known.points.range(..=known.head.seq).map(|(_, point)| point);
+    let names = offered.chain(forgotten).flat_map(|point| {
+        let packs = point.packs.iter().map(|pack| ObjectName::Pack(*pack));
+        packs.chain([ObjectName::Entry(point.seq)])
+    });
+    let expected: BTreeSet<ObjectName> = names.filter(|name| !lost.contains(name)).collect();
+    let lacks = |name: &&ObjectName| match name {
+        ObjectName::Entry(seq) => !known.listing.entries.contains_key(seq),
+        ObjectName::Pack(pack) => !known.listing.packs.contains_key(pack),
+        ObjectName::Keyring(_) => false,
+    };
+    let lacking = expected.iter().filter(lacks).count();
+    listing_shrank(expected.len(), lacking).then(|| {
+        let of = expected.len();
+        Error::ObjectMissing(format!(
+            "the store lists {} of {of} objects that are known to be there; nothing is deleted until it lists them",
+            of - lacking
+        ))
+    })
 }
 
 fn packs_of(queue: &[crate::spool::Spooled]) -> BTreeSet<PackName> {

@@ -12,11 +12,12 @@ use std::sync::Arc;
 use chatkeep_format::limits::{MAX_SEALED_LEN, MIN_STREAM_LEN};
 use chatkeep_format::{DatabaseRecord, Entry as LogEntry, FileSet, HEADER_LEN, ObjectName, PageSet, TAG_LEN};
 use chatkeep_ipc::{Error, VerifyDepth};
+use chatkeep_planner::Prunable;
 use tracing::{info, warn};
 
 use super::Job;
 use crate::archive::{Archive, ArchiveError, Listing};
-use crate::catalogue::{Catalogue, Point};
+use crate::catalogue::{Catalogue, CopyId, Point};
 use crate::damage::Damage;
 use crate::event::{Opened, Outcome};
 use crate::fault::Result;
@@ -61,6 +62,8 @@ struct Expected {
 struct Verification<'a> {
     job: &'a Job,
     opened: &'a Opened,
+    /// It is a copy: what it does not have says nothing about the archive.
+    copy: bool,
     listing: Listing,
     damages: Vec<Damage>,
     packs: BTreeMap<[u8; 16], Named>,
@@ -76,13 +79,46 @@ impl Job {
         if points.is_empty() {
             return Err(Error::NotFound("there is no recovery point yet".to_owned()).into());
         }
+        let damages = self.read_back(opened, &points, depth, false).await?;
+        info!(?depth, damaged = damages.len(), points = points.len(), "verified");
+        Ok(Outcome::Verified { depth, points: points.iter().map(|point| point.seq).collect(), damages })
+    }
+
+    /// Reads a copy back: every point that it has, with all its packs.
+    pub(super) async fn verify_copy(&self, opened: &Opened, store: String, copy: Archive) -> Result<Outcome> {
+        let (catalogue, id) = (&self.tools.catalogue, CopyId::new(&copy.id, &store));
+        let mut points = catalogue.points(&copy.id);
+        points.extend(catalogue.elsewhere(&copy.id));
+        points.retain(|point| catalogue.is_copied(&id, Prunable::Entry(point.seq)));
+        points.sort_by_key(|point| std::cmp::Reverse(point.seq));
+        let there = Opened { archive: copy, ..opened.clone() };
+        let damages = self.read_back(&there, &points, VerifyDepth::Chunks, true).await?;
+        info!(store, damaged = damages.len(), points = points.len(), "a copy was verified");
+        Ok(Outcome::CopyVerified { store, damages })
+    }
+
+    async fn read_back(
+        &self,
+        opened: &Opened,
+        points: &[Point],
+        depth: VerifyDepth,
+        copy: bool,
+    ) -> Result<Vec<Damage>> {
         self.phase("reading the keyring");
         let damages = self.check_keyring(opened).await?.into_iter().collect();
         self.phase("reading the log");
         let listing = opened.archive.list().await?;
-        let mut verification =
-            Verification { job: self, opened, listing, damages, packs: BTreeMap::new(), total: 0, done: 0 };
-        verification.read_log(&points).await?;
+        let mut verification = Verification {
+            job: self,
+            opened,
+            copy,
+            listing,
+            damages,
+            packs: BTreeMap::new(),
+            total: 0,
+            done: 0,
+        };
+        verification.read_log(points).await?;
         verification.find_packs().await?;
         if depth == VerifyDepth::Chunks {
             self.phase("reading the packs");
@@ -92,8 +128,7 @@ impl Job {
         for damage in &damages {
             warn!(object = %damage.object, kind = damage.kind.as_str(), "damage in the store");
         }
-        info!(?depth, damaged = damages.len(), points = points.len(), "verified");
-        Ok(Outcome::Verified { depth, points: points.iter().map(|point| point.seq).collect(), damages })
+        Ok(damages)
     }
 
     /// The newest keyring that this device knows.
@@ -158,6 +193,13 @@ impl Verification<'_> {
                     None
                 }
             };
+            if let (None, Some(point), true) = (&entry, known.get(&seq), self.copy) {
+                // The entry is sent again; what it names has to be right as well.
+                let name: Arc<str> = "a recovery point".into();
+                for pack in &point.packs {
+                    self.packs.entry(*pack).or_insert(Named::blob(&name, seq));
+                }
+            }
             match (entry, known.get(&seq)) {
                 (Some(entry), point) => {
                     self.take_packs(&entry, point.copied());
@@ -257,6 +299,9 @@ impl Verification<'_> {
             }
             self.done += self.listing.packs.get(&name).copied().unwrap_or(0);
             self.job.progress(self.done, self.total);
+        }
+        if self.copy {
+            return Ok(());
         }
         // Above all those that are missing: they are to be made again.
         let needed = |pack: &[u8; 16]| self.packs.contains_key(pack) || self.listing.packs.contains_key(pack);

@@ -10,7 +10,7 @@ use futures_util::{Stream, StreamExt};
 use tracing::{info, warn};
 
 use super::next_writer;
-use crate::archive::{Archive, ArchiveError};
+use crate::archive::{Archive, ArchiveError, Listing};
 use crate::catalogue::{Catalogue, Head, Point};
 use crate::fault::{Fault, Result};
 
@@ -102,8 +102,8 @@ pub(super) async fn read_log(
     archive: &Archive,
     roots: &DataRoots,
     catalogue: &Catalogue,
+    listing: Listing,
 ) -> Result<(Option<Head>, Option<Fault>)> {
-    let listing = archive.list().await?;
     let listed = listing.entries.keys().copied().collect();
     let total = listing.entries.len();
     let mut head: Option<Head> = None;

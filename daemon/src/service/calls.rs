@@ -166,6 +166,7 @@ impl Service {
             if let Some((cancelled, _)) = &source.capturing {
                 cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
             }
+            source.copies.iter().for_each(crate::source::StoreCopy::stop);
             for (job, _) in source.end_when_open {
                 self.end_job(&job, JobOutcome::Cancelled);
             }
@@ -249,9 +250,13 @@ impl Service {
     /// The points that can be restored, and `more`, oldest first.
     fn restorable_points(&self, archive: &ArchiveId, more: Vec<Point>) -> Vec<Point> {
         let mut points = self.tools.catalogue.points(archive);
+        points.extend(self.on_copies_only(archive));
         points.extend(more);
         points.sort_unstable_by_key(|point| point.seq);
-        let whole = restorable(&points, &self.tools.catalogue.missing(archive));
+        // What the main store lacks a copy may have.
+        let mut missing = self.tools.catalogue.missing(archive);
+        missing.retain(|seq| !self.is_on_a_copy(archive, *seq));
+        let whole = restorable(&points, &missing);
         points.retain(|point| whole.contains(&point.seq));
         points
     }
@@ -279,8 +284,9 @@ impl Service {
         let points = match target {
             // One that is named is tried, whatever is known of it.
             Target::Seq(seq) => {
-                let point = catalogue.point(&opened.archive.id, seq);
-                point.or_else(|| catalogue.forgotten_point(&opened.archive.id, seq)).into_iter().collect()
+                let id = &opened.archive.id;
+                let point = catalogue.point(id, seq).or_else(|| catalogue.point_elsewhere(id, seq));
+                point.or_else(|| catalogue.forgotten_point(id, seq)).into_iter().collect()
             }
             _ => self.restorable_points(&opened.archive.id, Vec::new()),
         };
@@ -301,7 +307,8 @@ impl Service {
             existing: if options.overwrite { Existing::KeepBeside } else { Existing::Refuse },
             label: restore_label(),
         };
-        let work = Work::Restore { opened, seq, destination };
+        let stores = self.stores_to_read(number, &opened);
+        let work = Work::Restore { opened, stores, seq, destination };
         let job = self.run(job, "restore", Some(number), false, work);
         if in_place && alone && self.register_siblings(number).map_err(|fault| fault.error)? {
             self.restart(number);
@@ -334,6 +341,7 @@ impl Service {
             more_databases: Vec::new(),
             attachments: Vec::new(),
             store: store_name.to_owned(),
+            copies: Vec::new(),
             archive: Some(id),
             vault: String::new(),
         };
@@ -394,6 +402,7 @@ impl Service {
     fn begin_pause(&mut self, until_us: Option<u64>, reason: String) {
         self.pause = Some(Pause { until_us });
         self.plan(Happened::Paused);
+        self.stop_copies();
         self.tools.server.update_manager(|manager| {
             manager.paused = true;
             manager.pause_reasons = vec![reason];
@@ -408,6 +417,9 @@ impl Service {
             manager.paused = false;
             manager.pause_reasons.clear();
         });
+        for number in self.sources.keys().copied().collect::<Vec<_>>() {
+            self.copy_now(number);
+        }
         self.show_all();
     }
 
@@ -431,7 +443,6 @@ impl Service {
             self.tools.server.update_manager(|manager| manager.config_errors = vec![text.clone()]);
             return Err(Error::InvalidArgument(text));
         }
-        self.tools.server.update_manager(|manager| manager.config_errors.clear());
         self.scheduler.set_policy(self.config.capture.policy(self.config.store.len()));
         for gone in before.store.iter().filter(|store| !self.stores.contains_key(&store.name)) {
             self.tools.server.remove_store(&gone.name);
@@ -461,6 +472,10 @@ impl Service {
             (source.configured, source.registration) = (configured, registration);
             if moved || matches!(source.phase, Phase::Failed | Phase::Blocked) {
                 self.restart(number);
+            } else if source.phase == Phase::Open {
+                // A store may have been changed.
+                source.copies.iter_mut().for_each(|copy| copy.listed = false);
+                self.take_up_copies(number);
             }
             self.show(number);
         }

@@ -8,16 +8,16 @@ use std::sync::Arc;
 
 use chatkeep_format::ObjectName;
 use chatkeep_ipc::{NewJob, VerifyDepth};
-use chatkeep_planner::{Event as Happened, SourceId};
+use chatkeep_planner::{Event as Happened, Prunable, SourceId};
 use tracing::warn;
 
 use super::Service;
-use crate::catalogue::Point;
-use crate::damage::{Damage, DamageReport};
+use crate::catalogue::{CopyId, Point};
+use crate::damage::{Damage, DamageKind, DamageReport};
 use crate::event::{Command, Opened, Work};
 use crate::fault::{Fault, Result};
 use crate::follower::LostPack;
-use crate::source::Phase;
+use crate::source::{Phase, Source};
 use crate::spool::Spooled;
 
 /// More packs than this are not made again one by one, some 256 MB of pages: the base that follows has them all, and those
@@ -93,8 +93,48 @@ impl Service {
         }
     }
 
-    /// Makes again what can be made again, and begins anew where that is the only way to go on.
+    /// Brings back what a copy has intact, makes again what can be made again, and begins anew where that is the only way to
+    /// go on.
     pub(super) fn mend(&mut self, number: SourceId) {
+        let Some(source) = self.sources.get(&number) else { return };
+        if source.damage.is_empty() || source.phase != Phase::Open {
+            return;
+        }
+        let objects = self.on_copies(source);
+        let Some(opened) = source.opened.clone().filter(|_| !objects.is_empty()) else {
+            return self.mend_from_database(number);
+        };
+        let copies = self.copies_to_read(source);
+        let job = NewJob { id: self.tools.server.new_job_id(), started_by: "repair".to_owned() };
+        self.run(job, "repair", Some(number), false, Work::Fetch { opened, copies, objects });
+    }
+
+    /// What is damaged and can be brought back from a copy: packs, and entries that are missing.
+    fn on_copies(&self, source: &Source) -> Vec<ObjectName> {
+        let Some(id) = source.registration.archive else { return Vec::new() };
+        let copies: Vec<CopyId> =
+            self.copies_to_read(source).iter().map(|(store, _)| CopyId::new(&id, store)).collect();
+        let has = |object| copies.iter().any(|copy| self.tools.catalogue.is_copied(copy, object));
+        let damages = source.damage.damages.iter();
+        let back = damages.filter_map(|damage| match (damage.name()?, damage.kind) {
+            (name @ ObjectName::Pack(pack), kind) => {
+                let replaced =
+                    matches!(kind, DamageKind::Missing | DamageKind::Damaged | DamageKind::Swapped);
+                (replaced && has(Prunable::Pack(pack))).then_some(name)
+            }
+            (name @ ObjectName::Entry(seq), DamageKind::Missing) => has(Prunable::Entry(seq)).then_some(name),
+            _ => None,
+        });
+        back.collect()
+    }
+
+    /// Copies gave what they had.
+    pub(super) fn fetched(&mut self, number: SourceId, objects: &[ObjectName]) {
+        self.change_damage(number, |report, _| report.repaired(objects));
+        self.mend_from_database(number);
+    }
+
+    fn mend_from_database(&mut self, number: SourceId) {
         let Some(source) = self.sources.get(&number) else { return };
         if source.damage.is_empty() || source.phase != Phase::Open {
             return;

@@ -46,6 +46,8 @@ impl Service {
             Event::Captured { source, result } => self.captured(source, result),
             Event::Rebuilt { source, packs, lost } => self.rebuilt(source, packs, lost),
             Event::Uploaded { source, upload, result } => self.uploaded(source, upload, result),
+            Event::CopyTold { source, store, behind } => self.copy_told(source, &store, behind),
+            Event::Copied { source, store, result } => self.copied(source, &store, result),
             Event::JobEnded { job, result, vault, keys } => {
                 if let Some(keys) = keys {
                     self.take_keys(&job, *keys);
@@ -196,6 +198,7 @@ impl Service {
             }
             self.follow(number);
             self.mend(number);
+            self.take_up_copies(number);
         }
         if std::mem::take(&mut self.sources.get_mut(&number).expect("it is there").restore_when_open) {
             self.restore_in_place(number);
@@ -241,6 +244,7 @@ impl Service {
         if let Some((cancelled, _)) = source.capturing.take() {
             cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
         }
+        source.copies.iter().for_each(crate::source::StoreCopy::stop);
         source.uploads.clear();
         source.caution = None;
         source.held = false;
@@ -326,6 +330,10 @@ impl Service {
                         log.wrote(&written);
                     }
                     self.enqueue(number, &written);
+                    if self.main_is_away(&self.sources[&number]) {
+                        self.thin_queue(number);
+                        self.copy_now(number);
+                    }
                 }
                 self.plan(Happened::CaptureDone { source: number, more: false });
                 self.finish_waiters(number);
@@ -415,7 +423,10 @@ impl Service {
                 if !vault.is_empty() {
                     self.change_registration(number, |registration| registration.vault = vault)?;
                 }
-                if !open {
+                if open {
+                    // A new keyring.
+                    self.copy_now(number);
+                } else {
                     self.open(number);
                 }
                 self.show(number);
@@ -429,8 +440,12 @@ impl Service {
                 self.note_facts(number, |facts, now| facts.secret_checked_us = now);
                 Ok(None)
             }
-            (Outcome::Restored { seq, warning }, Some(number)) => {
-                self.restored(number, &[seq]);
+            (Outcome::Restored { seq, warning, from_copies, damages }, Some(number)) => {
+                if !damages.is_empty() {
+                    self.found_damage(number, damages);
+                } else if !from_copies {
+                    self.restored(number, &[seq]);
+                }
                 let older = self.sources.get(&number).and_then(|source| source.older.clone());
                 let all: Vec<String> = warning.into_iter().chain(older).collect();
                 Ok((!all.is_empty()).then(|| all.join("; ")))
@@ -440,6 +455,13 @@ impl Service {
             }
             (Outcome::Drilled { points, failure }, Some(number)) => {
                 self.drilled(number, &points, failure).map(|()| None)
+            }
+            (Outcome::CopyVerified { store, damages }, Some(number)) => {
+                Ok(self.copy_verified(number, &store, &damages))
+            }
+            (Outcome::Fetched { objects }, Some(number)) => {
+                self.fetched(number, &objects);
+                Ok(None)
             }
             (Outcome::Repaired { objects, failure }, Some(number)) => {
                 self.repaired(number, &objects);
@@ -523,7 +545,8 @@ impl Service {
             existing: Existing::Refuse,
             label: restore_label(),
         };
-        let work = Work::Restore { opened, seq: log.stored.seq, destination };
+        let (seq, stores) = (log.stored.seq, self.stores_to_read(number, &opened));
+        let work = Work::Restore { opened, stores, seq, destination };
         self.run(job, "restore", Some(number), false, work);
     }
 

@@ -125,6 +125,7 @@ impl Service {
         for source in self.sources_of(store) {
             self.plan(Happened::StoreReachable { source });
         }
+        self.copies_reachable(store);
     }
 
     /// Lets captures that go to a store wait, so that its budget lasts.

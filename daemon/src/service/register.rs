@@ -68,6 +68,7 @@ impl Service {
             more_databases,
             attachments,
             store,
+            copies: Vec::new(),
             archive: None,
             vault: String::new(),
         };

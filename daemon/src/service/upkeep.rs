@@ -13,7 +13,7 @@ use super::Service;
 use crate::config::{Period, Span};
 use crate::event::{Opened, Work};
 use crate::jobs::prune::PruneReport;
-use crate::source::{Phase, PointSummary, Source};
+use crate::source::{Phase, PointSummary, Source, StoreCopy};
 
 /// Nothing is done for so long after the start, in milliseconds: a login has enough to do.
 const FIRST_AFTER_MS: u64 = 15 * 60_000;
@@ -38,7 +38,7 @@ struct Chore {
 }
 
 /// In the order of their importance.
-const CHORES: [Chore; 4] = [
+const CHORES: [Chore; 5] = [
     Chore {
         operation: "retain",
         every: |service, source| service.renew_every(source),
@@ -67,7 +67,23 @@ const CHORES: [Chore; 4] = [
         again_ms: READ_AGAIN_MS,
         work: |_, _, opened| Work::Verify { opened, depth: VerifyDepth::Chunks },
     },
+    Chore {
+        operation: VERIFY_COPY,
+        every: |service, _| service.config.upkeep.verify_every,
+        last_us: |source| copy_to_verify(source).map_or(0, |copy| copy.facts.verified_us),
+        again_ms: READ_AGAIN_MS,
+        work: |service, source, opened| service.verify_copy_work(source, opened),
+    },
 ];
+
+/// Copies are read back one after the other.
+const VERIFY_COPY: &str = "verify-copy";
+
+/// The copy that was not read back for the longest.
+fn copy_to_verify(source: &Source) -> Option<&StoreCopy> {
+    let alive = source.copies.iter().filter(|copy| copy.is_alive() && copy.running.is_none() && !copy.blind);
+    alive.min_by_key(|copy| copy.facts.verified_us)
+}
 
 /// What is under way, and when the next look is due.
 pub(super) struct Upkeep {
@@ -96,6 +112,14 @@ impl Service {
         let due = self.sources.iter().filter(|(number, source)| self.is_idle(**number, source));
         let due = due.flat_map(|(number, source)| CHORES.iter().map(move |chore| (*number, source, chore)));
         let next = due.into_iter().find(|(_, source, chore)| {
+            // What cannot be read cannot be verified; a prune says that it may not.
+            let blind = source.log.as_ref().is_some_and(|log| log.blind);
+            if blind && !matches!(chore.operation, "prune" | VERIFY_COPY) {
+                return false;
+            }
+            if chore.operation == VERIFY_COPY && copy_to_verify(source).is_none() {
+                return false;
+            }
             let may = source.upkeep_again.get(chore.operation).is_none_or(|at| *at <= self.now);
             may && is_due((chore.every)(self, source), (chore.last_us)(source), now_us)
         });
@@ -112,7 +136,8 @@ impl Service {
         self.upkeep.job = Some(job.id.clone());
         let again = Millis(self.now.0 + chore.again_ms);
         let prune = matches!(work, Work::Prune { .. });
-        let operation = if matches!(work, Work::Verify { .. }) { "verify" } else { chore.operation };
+        let verifies = matches!(work, Work::Verify { .. } | Work::VerifyCopy { .. });
+        let operation = if verifies { "verify" } else { chore.operation };
         self.update(number, |source| {
             source.upkeep_again.insert(chore.operation, again);
             if prune {
@@ -120,6 +145,15 @@ impl Service {
             }
         });
         self.run(job, operation, Some(number), false, work);
+    }
+
+    fn verify_copy_work(&self, source: &Source, opened: Arc<Opened>) -> Work {
+        let chosen = copy_to_verify(source).map(|copy| copy.store.clone());
+        let copy = self.copies_to_read(source).into_iter().find(|(store, _)| Some(store) == chosen.as_ref());
+        match copy {
+            Some((store, copy)) => Work::VerifyCopy { opened, store, copy },
+            None => Work::Verify { opened, depth: VerifyDepth::Manifest },
+        }
     }
 
     /// Its store answers and may be used, and nothing else is done with it or waits.
@@ -209,7 +243,12 @@ impl Service {
 
     pub(super) fn summary_of(&self, archive: &ArchiveId) -> PointSummary {
         let mut summary = PointSummary::default();
-        self.tools.catalogue.points(archive).iter().for_each(|point| summary.add(point));
+        let mut points = self.tools.catalogue.points(archive);
+        points.extend(self.on_copies_only(archive));
+        points.sort_unstable_by_key(|point| point.seq);
+        for point in &points {
+            summary.add(point);
+        }
         summary
     }
 }

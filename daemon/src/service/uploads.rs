@@ -48,7 +48,7 @@ impl Service {
                     }
                 }
             }
-            Ok(Stored { confirmed, rebase, .. }) => {
+            Ok(Stored { confirmed, rebase, blind, .. }) => {
                 if rebase {
                     // What just went up builds on what is not there: only the base that follows is a point to rely on.
                     source.wait_anew();
@@ -66,11 +66,13 @@ impl Service {
                 if let Some(log) = &mut source.log {
                     // Not by one that began before another failed: what came back since may be another store.
                     log.confirmed |= confirmed;
+                    log.blind = if confirmed { blind } else { log.blind };
                     if let Some((_, Some(written))) = &done {
                         log.stored = written.head.clone();
                         log.waiting.pop_front();
                     }
                 }
+                let announced = done.as_ref().and_then(|(_, written)| Some(written.as_ref()?.point.clone()));
                 if let Some((_, Some(written))) = done {
                     info!(database = %source.id, seq = written.head.seq, bytes = written.point.bytes, "recovery point");
                     source.points.add(&written.point);
@@ -78,10 +80,9 @@ impl Service {
                 }
                 self.saw_store(&store, None, None);
                 self.plan(Happened::UploadDone { source: number, upload });
-                let room = |source: &&mut crate::source::Source| source.waiting_bytes() <= super::SPOOL_MAX;
-                let held = self.sources.get_mut(&number).filter(room);
-                if held.is_some_and(|source| std::mem::take(&mut source.held)) {
-                    self.plan(Happened::StoreReachable { source: number });
+                self.release_held(number);
+                if let Some(point) = announced {
+                    self.copies_fall_behind(number, &point);
                 }
                 self.finish_waiters(number);
                 self.show(number);
@@ -111,6 +112,8 @@ impl Service {
                 let retry = if fault.retry() == Retry::Never { Retry::Backoff } else { fault.retry() };
                 self.update(number, |source| source.store_fault = Some(fault));
                 self.plan(Happened::UploadFailed { source: number, upload, retry });
+                // What waits goes to the copies meanwhile.
+                self.copy_now(number);
             }
         }
     }

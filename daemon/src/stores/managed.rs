@@ -10,6 +10,7 @@ use chatkeep_planner::{Gate, PauseReason, Spent};
 use chatkeep_store::{
     Capabilities, ErrorKind, ObjectMeta, PutCondition, PutReceipt, Result, Store, StoreError, StoreKey, Usage,
 };
+use chatkeep_store_host::{RetryPolicy, Steady};
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -33,7 +34,9 @@ impl Managed {
 
     /// Around a plugin.
     pub fn of_plugin(plugin: Arc<Plugin>, retain_s: Option<u64>) -> Self {
-        Self { plugin: Some(plugin.clone()), ..Self::new(plugin, retain_s) }
+        // What passes is tried again at once, here: the queue behind waits for longer.
+        let steady = Arc::new(Steady::new(plugin.clone(), RetryPolicy::default()));
+        Self { plugin: Some(plugin), ..Self::new(steady, retain_s) }
     }
 
     /// The plugin, if it is one.

@@ -1,6 +1,6 @@
 //! One machine with one database, an archive in memory, and everything that jobs need.
 
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, dead_code, reason = "tests; not every test file uses everything")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

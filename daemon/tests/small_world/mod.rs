@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, dead_code, reason = "tests; not every test file uses everything")]
 
 pub(crate) mod service;
+mod weak;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,8 +25,11 @@ use chatkeepd::jobs::prune::{PruneReport, Pruning};
 use chatkeepd::keyring::Keys;
 use chatkeepd::restore::{Destination, Source};
 use chatkeepd::spool::{Spool, Spooled};
-use chatkeepd::writer::{Draft, Part, Writer};
+use chatkeepd::writer::{Draft, Part, Writer, Written};
 use rand_core::OsRng;
+
+#[allow(unused_imports, reason = "not every test file uses both")]
+pub(crate) use weak::{Permitting, Promising};
 
 pub(crate) const HOUR_US: i64 = 3_600_000_000;
 pub(crate) const DAY_US: i64 = 24 * HOUR_US;
@@ -52,6 +56,8 @@ const ARCHIVE: ArchiveId = ArchiveId([9; 16]);
 pub(crate) struct World {
     pub(crate) folder: tempfile::TempDir,
     pub(crate) store: Arc<ChaosStore<MemoryStore>>,
+    /// What stands between the machine and its store, if something does.
+    pub(crate) front: Option<Arc<dyn Store>>,
     pub(crate) keys: Keys,
     /// What the database was at each point.
     states: BTreeMap<u64, Vec<Vec<u8>>>,
@@ -78,6 +84,7 @@ impl World {
         Self {
             folder: tempfile::tempdir().unwrap(),
             store: Arc::new(ChaosStore::new(MemoryStore::new(), 7)),
+            front: None,
             keys,
             states: BTreeMap::new(),
             changed: BTreeMap::new(),
@@ -97,6 +104,22 @@ impl World {
         Self {
             folder,
             store: Arc::new(ChaosStore::new(store, 7)),
+            front: None,
+            keys: self.keys.clone(),
+            states: self.states.clone(),
+            changed: self.changed.clone(),
+            pins: self.pins.clone(),
+        }
+    }
+
+    /// The same machine once more: its state, and for now a store without anything in it.
+    pub(crate) fn copy_state(&self) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        copy_folder(self.folder.path(), folder.path());
+        Self {
+            folder,
+            store: Arc::new(ChaosStore::new(MemoryStore::new(), 7)),
+            front: None,
             keys: self.keys.clone(),
             states: self.states.clone(),
             changed: self.changed.clone(),
@@ -109,12 +132,18 @@ impl World {
     }
 
     pub(crate) fn archive(&self) -> Archive {
-        Archive { store: self.store.clone(), id: ARCHIVE }
+        let store = self.front.clone().unwrap_or_else(|| self.store.clone());
+        Archive { store, id: ARCHIVE }
     }
 
     /// The daemon starts.
     pub(crate) async fn start(&self) -> Running {
-        let catalogue = Catalogue::open(&self.folder.path().join("cache")).unwrap();
+        self.start_beside(&Catalogue::open(&self.folder.path().join("cache")).unwrap()).await
+    }
+
+    /// The same, with a cache that is open already.
+    pub(crate) async fn start_beside(&self, catalogue: &Catalogue) -> Running {
+        let catalogue = catalogue.clone();
         let spool = Spool::open(self.folder.path(), &ARCHIVE).unwrap();
         let log = chatkeepd::log::open(&self.archive(), &self.keys.roots, &catalogue, &spool).await.unwrap();
         assert!(log.blocked.is_none(), "{:?}", log.blocked);
@@ -148,8 +177,26 @@ impl World {
         taken_at_us: i64,
         folders: Vec<FolderRecord>,
         listed_packs: Vec<[u8; 16]>,
-        mut objects: Vec<Spooled>,
+        objects: Vec<Spooled>,
     ) -> Result<(), Fault> {
+        self.spool_one(running, level, taken_at_us, folders, listed_packs, objects)?;
+        self.upload(running).await
+    }
+
+    /// Writes one entry, which then waits in the queue.
+    pub(crate) fn write_only(&mut self, running: &mut Running, level: Level, taken_at_us: i64) -> Written {
+        self.spool_one(running, level, taken_at_us, Vec::new(), Vec::new(), Vec::new()).unwrap()
+    }
+
+    fn spool_one(
+        &mut self,
+        running: &mut Running,
+        level: Level,
+        taken_at_us: i64,
+        folders: Vec<FolderRecord>,
+        listed_packs: Vec<[u8; 16]>,
+        mut objects: Vec<Spooled>,
+    ) -> Result<Written, Fault> {
         let opened = &mut running.opened;
         let mut before = opened.log.written.clone();
         before.pins.clone_from(&self.pins);
@@ -233,7 +280,7 @@ impl World {
         self.states.insert(seq, state);
         self.changed.insert(seq, mine);
         opened.log.wrote(&written);
-        self.upload(running).await
+        Ok(written)
     }
 
     /// Seals a pack into the queue.
@@ -250,7 +297,7 @@ impl World {
         (PackRef { name, sealed_len: sealed.len() as u64, items: 1 }, object)
     }
 
-    async fn upload(&self, running: &mut Running) -> Result<(), Fault> {
+    pub(crate) async fn upload(&self, running: &mut Running) -> Result<(), Fault> {
         let Running { catalogue, opened } = running;
         while let Some(written) = opened.log.waiting.front().cloned() {
             let last = written.objects.len() - 1;
@@ -342,9 +389,14 @@ impl World {
 
     /// The point restores, and is what it was.
     pub(crate) async fn assert_restores(&self, seq: u64, when: &str) {
+        self.assert_restores_from(self.archive(), seq, when).await;
+    }
+
+    /// The point restores from this copy, and is what it was.
+    pub(crate) async fn assert_restores_from(&self, archive: Archive, seq: u64, when: &str) {
         let target = tempfile::tempdir().unwrap();
         let source = Source {
-            archive: self.archive(),
+            archive,
             roots: self.keys.roots.clone(),
             cancelled: Arc::new(AtomicBool::new(false)),
             progress: Box::new(|_, _| {}),

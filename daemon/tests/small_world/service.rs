@@ -8,7 +8,7 @@ use chatkeep_planner::{Millis, SourceId};
 use chatkeep_store_host::Spawn;
 use chatkeepd::config::Config;
 use chatkeepd::courier::Courier;
-use chatkeepd::event::Event;
+use chatkeepd::event::{Command, Event};
 use chatkeepd::guard::Book;
 use chatkeepd::jobs::Tools;
 use chatkeepd::keys::KeyFiles;
@@ -27,6 +27,17 @@ pub(crate) fn opened(
     settings: &str,
     tables: &str,
 ) -> Service {
+    opened_with_commands(world, running, source, settings, tables).0
+}
+
+/// The same, with what it wants to be done then.
+pub(crate) fn opened_with_commands(
+    world: &World,
+    running: Running,
+    source: SourceId,
+    settings: &str,
+    tables: &str,
+) -> (Service, Vec<Command>) {
     let path = |name: &str| world.folder.path().join(name);
     for name in ["data", "elsewhere"] {
         std::fs::create_dir_all(path(name)).unwrap();
@@ -39,6 +50,7 @@ pub(crate) fn opened(
         more_databases: Vec::new(),
         attachments: Vec::new(),
         store: "disk".to_owned(),
+        copies: Vec::new(),
         archive: Some(world.archive().id),
         vault: if tables.is_empty() { String::new() } else { "home".to_owned() },
     };
@@ -68,6 +80,6 @@ pub(crate) fn opened(
     let mut service = Service::new(tools, config, path("config.toml")).unwrap();
     service.begin(Millis(0));
     let event = Event::Opened { source, result: Ok(Some(Box::new(running.opened))) };
-    service.handle(event, Millis(1));
-    service
+    let commands = service.handle(event, Millis(1));
+    (service, commands)
 }

@@ -13,8 +13,8 @@ use crate::options::{Options, RawOptions};
 use crate::request::{Request, Result, Rights, secret};
 use crate::shared::Shared;
 use crate::{
-    Call, DatabaseState, Details, Error, JobId, PointFilter, RecoveryPoint, RestoreOptions, RestoreTarget,
-    VerifyDepth,
+    Call, CopyState, DatabaseState, Details, Error, JobId, PointFilter, RecoveryPoint, RestoreOptions,
+    RestoreTarget, VerifyDepth,
 };
 
 pub(crate) struct DatabaseInterface {
@@ -335,6 +335,11 @@ impl DatabaseInterface {
     }
 
     #[zbus(property)]
+    fn copies(&self) -> Vec<HashMap<String, OwnedValue>> {
+        self.read(|state| state.copies.iter().map(copy_map).collect())
+    }
+
+    #[zbus(property)]
     fn delete_pending(&self) -> u64 {
         self.read(|state| state.delete_pending)
     }
@@ -383,6 +388,24 @@ fn target(options: &mut Options) -> Result<RestoreTarget> {
         (None, Some(point)) => Ok(RestoreTarget::Point(point)),
         (Some(_), Some(_)) => Err(Error::InvalidArgument("either at or point, not both".into())),
     }
+}
+
+fn copy_map(copy: &CopyState) -> HashMap<String, OwnedValue> {
+    let text = |text: &str| OwnedValue::from(zbus::zvariant::Str::from(text));
+    let mut map = HashMap::from([
+        ("store".to_owned(), text(&copy.store)),
+        ("main".to_owned(), copy.main.into()),
+        ("state".to_owned(), text(&copy.state)),
+        ("last-upload".to_owned(), copy.last_upload.into()),
+        ("last-verified".to_owned(), copy.last_verified.into()),
+        ("caution".to_owned(), text(&copy.caution)),
+        ("behind-points".to_owned(), copy.behind_points.into()),
+        ("behind-bytes".to_owned(), copy.behind_bytes.into()),
+        ("lacking-points".to_owned(), copy.lacking_points.into()),
+    ]);
+    let error = OwnedValue::try_from(zbus::zvariant::Value::from(copy.last_error.clone()));
+    map.extend(error.ok().map(|error| ("last-error".to_owned(), error)));
+    map
 }
 
 fn point_map(point: RecoveryPoint) -> HashMap<String, OwnedValue> {
