@@ -14,7 +14,7 @@ use chatkeep_store_rig::moto::Moto;
 use chatkeep_store_rig::rclone;
 use chatkeep_store_rig::server::{Server, free_port};
 use chatkeep_store_rig::slow::{Deed, Proxy, Request, Response};
-//SSHD use chatkeep_store_rig::sshd::Sshd;
+use chatkeep_store_rig::sshd::Sshd;
 use chatkeep_tests::stack::machine::Shelf;
 use zeroize::Zeroizing;
 
@@ -63,7 +63,7 @@ impl Place {
 }
 
 /// All of them, in the order of the table. Each is started when its turn comes.
-pub(crate) const ALL: [fn(&Path) -> Place; 14] = [
+pub(crate) const ALL: [fn(&Path) -> Place; 15] = [
     file,
     memory,
     moto,
@@ -73,6 +73,7 @@ pub(crate) const ALL: [fn(&Path) -> Place; 14] = [
     nginx,
     apache,
     dav_of_rclone,
+    sshd,
     rclone_local,
     rclone_webdav,
     rclone_sftp,
@@ -154,6 +155,14 @@ fn apache(_: &Path) -> Place {
 fn dav_of_rclone(_: &Path) -> Place {
     let server = Dav::rclone();
     dav("dav: rclone serve webdav", server.port(), &[("username", USER), ("password", PASSWORD)]).on(server)
+}
+
+fn sshd(_: &Path) -> Place {
+    let server = Sshd::start();
+    let url = format!("sftp://127.0.0.1:{}{}", server.port(), server.files().join("laptop").display());
+    let config = server.client_config();
+    let config = config.to_str().expect("a path of text");
+    Place::new("sftp: OpenSSH", &url, &[("ssh_config", config)], &[]).on(server)
 }
 
 /// A remote in a configuration of its own.

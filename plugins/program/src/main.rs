@@ -25,6 +25,7 @@ async fn open(opening: &Opening) -> Result<Arc<dyn Store>> {
     match opening.url.split(':').next().unwrap_or_default() {
         "s3" | "gs" | "az" => chatkeep_store_cloud::open(opening).await,
         "dav" | "davs" | "dav+http" => chatkeep_store_dav::open(opening).await,
+        "sftp" => chatkeep_store_sftp::open(opening).await,
         "rclone" => chatkeep_store_rclone::open(opening).await,
         _ => Err(StoreError::Invalid {
             reason: "chatkeep-store does not know the scheme of this URL".to_owned(),
