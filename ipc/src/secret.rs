@@ -182,8 +182,8 @@ mod tests {
         let mut with_newline = vec![b'x'; SECRET_LEN_MAX];
         with_newline.push(b'\n');
         assert_eq!(read_bytes(&with_newline).unwrap().as_bytes().len(), SECRET_LEN_MAX);
-        assert!(matches!(read_bytes(&[b'x'; 1025]), Err(Error::InvalidSecret(_))));
-        assert!(matches!(read_bytes(&[b'x'; 4096]), Err(Error::InvalidSecret(_))));
+        assert!(matches!(read_bytes(&[b'x'; SECRET_LEN_MAX + 1]), Err(Error::InvalidSecret(_))));
+        assert!(matches!(read_bytes(&[b'x'; 4 * SECRET_LEN_MAX]), Err(Error::InvalidSecret(_))));
     }
 
     #[test]
