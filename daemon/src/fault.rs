@@ -176,9 +176,10 @@ impl From<StoreError> for Fault {
             StoreError::Auth(_) | StoreError::Permission(_) => Error::StoreAuth(text),
             StoreError::NotFound { .. } => Error::ObjectMissing(text),
             StoreError::UntrustedListing(_) => Error::Corrupt(text),
-            StoreError::Invalid { .. } | StoreError::Unsupported { .. } | StoreError::TooLarge { .. } => {
-                Error::Internal(text)
-            }
+            // A setting that cannot work: the text says which.
+            StoreError::Invalid { .. } => Error::InvalidArgument(text),
+            StoreError::Unsupported { .. } => Error::Unsupported(text),
+            StoreError::TooLarge { .. } => Error::Internal(text),
             _ => Error::StoreUnreachable(text),
         };
         Self::new(error, retry)

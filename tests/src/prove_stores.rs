@@ -152,33 +152,44 @@ fn write_and_kill(proof: &mut Proof, place: &Place, number: u32) {
     }
 }
 
+/// A plugin that crashes five times in ten minutes is not started again: so many of a machine's are killed.
+const KILLS_MAX: usize = 4;
+
 /// SIGKILL to a plugin of a service below `root`, every second or two.
 fn kill_plugins(root: &Path, seed: u64, over: &AtomicBool, killed: &AtomicU64) {
     let mut random = Random::new(seed);
+    let mut by_home: BTreeMap<String, usize> = BTreeMap::new();
     while !over.load(Ordering::Relaxed) {
         std::thread::sleep(Duration::from_millis(random.between(600, 2500)));
         let plugins = plugins_below(root);
         if plugins.is_empty() {
             continue;
         }
-        let victim = plugins[random.below(plugins.len() as u64) as usize];
-        if kill_process(victim, Signal::KILL).is_ok() {
+        let (victim, home) = &plugins[random.below(plugins.len() as u64) as usize];
+        let kills = by_home.entry(home.clone()).or_default();
+        if *kills < KILLS_MAX && kill_process(*victim, Signal::KILL).is_ok() {
+            *kills += 1;
             killed.fetch_add(1, Ordering::Relaxed);
         }
     }
 }
 
-/// Plugin processes whose home is below `root`.
-fn plugins_below(root: &Path) -> Vec<Pid> {
-    let home = format!("HOME={}", root.display());
-    let is_ours = |folder: &Path| {
-        let name = std::fs::read_to_string(folder.join("comm")).unwrap_or_default();
-        let environment = std::fs::read(folder.join("environ")).unwrap_or_default();
-        name.trim() == "chatkeep-store" && String::from_utf8_lossy(&environment).contains(&home)
+/// Plugin processes whose home is below `root`, with that home.
+fn plugins_below(root: &Path) -> Vec<(Pid, String)> {
+    let begin = format!("HOME={}", root.display());
+    let home_of = |folder: &Path| {
+        let name = std::fs::read_to_string(folder.join("comm")).ok()?;
+        let environment = std::fs::read(folder.join("environ")).ok()?;
+        let environment = String::from_utf8_lossy(&environment).into_owned();
+        let home = environment.split('\0').find(|variable| variable.starts_with(&begin))?.to_owned();
+        (name.trim() == "chatkeep-store").then_some(home)
     };
     let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let ours = processes.filter(|entry| is_ours(&entry.path()));
-    ours.filter_map(|entry| Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)).collect()
+    let ours = processes.filter_map(|entry| {
+        let pid = Pid::from_raw(entry.file_name().to_str()?.parse().ok()?)?;
+        Some((pid, home_of(&entry.path())?))
+    });
+    ours.collect()
 }
 
 /// A row for each case, a column for each store.

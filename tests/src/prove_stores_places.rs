@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use chatkeep_store::Opening;
 use chatkeep_store_rig::azurite::{ACCOUNT, ACCOUNT_KEY, Azurite};
 use chatkeep_store_rig::dav::{Dav, PASSWORD, USER};
-use chatkeep_store_rig::gcs::{Gcs, service_account};
+use chatkeep_store_rig::gcs::{BUCKET, Gcs, service_account};
 use chatkeep_store_rig::moto::Moto;
 use chatkeep_store_rig::rclone;
 use chatkeep_store_rig::server::{Server, free_port};
@@ -132,10 +132,9 @@ fn azurite(_: &Path) -> Place {
 fn gcs(_: &Path) -> Place {
     let gcs = Gcs::start();
     let endpoint = gcs.endpoint();
-    let secrets = [("service_account", &*service_account())].map(|(name, value)| (name, value.to_owned()));
-    let [(name, value)] = secrets;
-    let options = [("endpoint", endpoint.as_str())];
-    Place::new("gs: a fake of its XML interface", "gs://backups/laptop", &options, &[(name, &value)]).on(gcs)
+    let (url, key) = (format!("gs://{BUCKET}/laptop"), service_account());
+    let (options, secrets) = ([("endpoint", endpoint.as_str())], [("service_account", key.as_str())]);
+    Place::new("gs: a fake of its XML interface", &url, &options, &secrets).on(gcs)
 }
 
 fn dav(name: &'static str, port: u16, secrets: &[(&str, &str)]) -> Place {

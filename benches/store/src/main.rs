@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
-use chatkeep_store::{PutCondition, Store, StoreKey};
+use chatkeep_store::{PutCondition, StoreKey};
 use chatkeep_store_rig::moto::Moto;
 use clap::Parser;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _};
@@ -52,7 +52,11 @@ fn main() -> Result<()> {
     println!("| server | way | put, MB/s | of direct | get, MB/s | of direct |\n|---|---|---|---|---|---|");
     let mut figures = Vec::new();
     let sink = runtime.block_on(sink::start())?;
-    figures.push(runtime.block_on(server("a server that only takes bytes", &format!("http://{sink}"), &arguments))?);
+    figures.push(runtime.block_on(server(
+        "a server that only takes bytes",
+        &format!("http://{sink}"),
+        &arguments,
+    ))?);
     let moto = Moto::start();
     moto.bucket("bench", false);
     figures.push(runtime.block_on(server("moto", &moto.endpoint(), &arguments))?);
@@ -71,7 +75,7 @@ async fn server(name: &str, endpoint: &str, arguments: &Arguments) -> Result<ser
     ];
     let mut speeds: Vec<Speeds> =
         ways.iter().map(|way| Speeds { way: way.name, put: Vec::new(), get: Vec::new() }).collect();
-    let body = Bytes::from((0..arguments.mib << 20).map(|at| (at * 31 >> 7) as u8).collect::<Vec<u8>>());
+    let body = Bytes::from((0..arguments.mib << 20).map(|at| ((at * 31) >> 7) as u8).collect::<Vec<u8>>());
     for turn in 0..=arguments.turns {
         for (way, speed) in ways.iter().zip(&mut speeds) {
             let (put, get) = measure(way, &body, turn, arguments).await?;
@@ -104,12 +108,17 @@ async fn measure(way: &Way, body: &Bytes, turn: usize, arguments: &Arguments) ->
     let speed = |took: Duration| bytes / 1e6 / took.as_secs_f64();
     let begin = Instant::now();
     let puts = keys.iter().map(|key| way.store.put(key, body.clone(), PutCondition::Overwrite));
-    let receipts: Vec<_> = futures_util::stream::iter(puts).buffer_unordered(arguments.parallel).try_collect().await?;
+    let receipts: Vec<_> =
+        futures_util::stream::iter(puts).buffer_unordered(arguments.parallel).try_collect().await?;
     let put = speed(begin.elapsed());
-    ensure!(receipts.iter().all(|receipt| receipt.len == body.len() as u64), "a put is not acknowledged as whole");
+    ensure!(
+        receipts.iter().all(|receipt| receipt.len == body.len() as u64),
+        "a put is not acknowledged as whole"
+    );
     let begin = Instant::now();
     let gets = keys.iter().map(|key| way.store.get(key, None));
-    let bodies: Vec<Bytes> = futures_util::stream::iter(gets).buffer_unordered(arguments.parallel).try_collect().await?;
+    let bodies: Vec<Bytes> =
+        futures_util::stream::iter(gets).buffer_unordered(arguments.parallel).try_collect().await?;
     let get = speed(begin.elapsed());
     ensure!(bodies.iter().all(|back| back == body), "a body came back different");
     for key in &keys {

@@ -30,8 +30,13 @@ pub(crate) struct Way {
 /// What our store is opened with.
 fn opening(endpoint: &str) -> Opening {
     let mut opening = Opening::of_url(&format!("s3://{BUCKET}"));
-    let options =
-        [("endpoint", endpoint), ("region", "us-east-1"), ("allow_http", "true"), ("path_style", "true"), ("conditions", "off")];
+    let options = [
+        ("endpoint", endpoint),
+        ("region", "us-east-1"),
+        ("allow_http", "true"),
+        ("path_style", "true"),
+        ("conditions", "off"),
+    ];
     opening.options.extend(options.map(|(name, value)| (name.to_owned(), value.to_owned())));
     opening.secrets.set("access_key_id", Zeroizing::new(ACCESS_KEY_ID.to_owned()));
     opening.secrets.set("secret_access_key", Zeroizing::new(SECRET_ACCESS_KEY.to_owned()));
@@ -58,7 +63,7 @@ pub(crate) async fn plugin(program: &Path, endpoint: &str) -> Result<Plugin> {
         network: true,
         ..Launch::default()
     };
-    let settings = Settings::new(launch, Arc::new(Spawn), opening(endpoint), folder.path());
+    let settings = Settings::new(launch, Arc::new(Spawn::new()), opening(endpoint), folder.path());
     let store = PluginStore::new(settings)?;
     store.open().await?;
     Ok(Plugin { store: Arc::new(store), _folder: folder })

@@ -74,6 +74,10 @@ impl Service {
                 answer(reply, started);
             }
             Call::StoreTest { store, job, reply } => {
+                // Who asks has perhaps mended what made its plugin crash.
+                if let Some(plugin) = self.managed.get(&store).and_then(|managed| managed.plugin()) {
+                    plugin.forget_secrets();
+                }
                 let found = self.store(&store);
                 let started = found.map(|found| {
                     self.run(job, "store-test", None, false, Work::StoreTest { name: store, store: found })

@@ -155,6 +155,7 @@ impl Service {
             "full" => {
                 (format!("The store {name} is full"), "Nothing more is backed up to it until there is room.")
             }
+            "error" => (format!("The store {name} cannot be used"), "Nothing is backed up to it until then."),
             _ => return,
         };
         let notice = Notice {
