@@ -71,13 +71,13 @@ pub struct PluginStore {
     pub(crate) process: Process,
     pub(crate) lines: Lines,
     opening: Mutex<Opening>,
-    /// Counts the secrets that were set, so that a process which was opened with older ones is opened anew.
     told: Mutex<Told>,
     pub(crate) control: Arc<StoreControl>,
     on_secrets: OnSecrets,
     fetching: tokio::sync::Mutex<()>,
     permits: Arc<Permits>,
     pub(crate) patience: Patience,
+    /// Secrets were set since the store was opened.
     reopen: AtomicBool,
 }
 

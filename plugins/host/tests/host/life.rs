@@ -234,10 +234,12 @@ async fn a_plugin_dies_with_its_host_also_one_that_takes_no_care_of_it() {
     until("the plugin is gone", || is_gone(pid)).await;
 }
 
+/// With the plugin in Python, which ends at once when it is asked to: ours would end its calls first.
 #[tokio::test]
 async fn a_plugin_in_the_middle_of_a_call_is_not_idle() {
     let folder = tempfile::tempdir().unwrap();
-    let mut settings = settings(memory_plugin(), "memory:", folder.path());
+    let url = format!("folder://{}/objects", folder.path().display());
+    let mut settings = settings(crate::support::example(), &url, folder.path());
     settings.life.idle = Duration::from_millis(20);
     let store = PluginStore::new(settings).unwrap();
     store.control().set_limit(Some(1 << 20));

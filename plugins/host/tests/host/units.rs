@@ -252,7 +252,9 @@ impl Bus {
     async fn start(folder: &Path, no_namespaces: bool) -> Self {
         let socket = folder.join("bus");
         let address = format!("unix:path={}", socket.display());
-        let daemon = Command::new("dbus-daemon")
+        // a test that is killed leaves no bus behind
+        let daemon = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "dbus-daemon"])
             .args(["--session", "--nofork", "--nopidfile", "--address", &address])
             .spawn()
             .unwrap_or_else(|error| panic!("dbus-daemon: {error} (Debian package: dbus-daemon)"));
