@@ -28,6 +28,8 @@ enum Room {
     SmallDisk,
     /// No file longer than 4 MiB.
     ShortFiles,
+    /// Nothing can be deleted or renamed.
+    OnlyMore,
 }
 
 impl Sshd {
@@ -44,6 +46,11 @@ impl Sshd {
     /// As [`Sshd::start`], where writing past 4 MiB of a file fails.
     pub fn start_with_short_files() -> Self {
         Self::make(Room::ShortFiles)
+    }
+
+    /// As [`Sshd::start`], where nothing can be deleted or renamed.
+    pub fn start_without_deletion() -> Self {
+        Self::make(Room::OnlyMore)
     }
 
     /// Whether [`Sshd::start_on_small_disk`] works here.
@@ -75,8 +82,13 @@ impl Sshd {
             "Port {}\nListenAddress 127.0.0.1\nHostKey {here}/host\nPidFile {here}/pid\n\
              AuthorizedKeysFile {here}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\n\
-             Subsystem sftp internal-sftp\n",
-            self.port
+             Subsystem sftp internal-sftp{}\n",
+            self.port,
+            if self.room == Room::OnlyMore {
+                " -P remove,rmdir,rename,posix-rename,setstat,fsetstat"
+            } else {
+                ""
+            }
         );
         fs::write(self.folder.path().join("sshd_config"), config).unwrap();
     }
@@ -141,7 +153,7 @@ impl Sshd {
         }
         let config = self.folder.path().join("sshd_config");
         let mut command = match self.room {
-            Room::Enough => Command::new("/usr/sbin/sshd"),
+            Room::Enough | Room::OnlyMore => Command::new("/usr/sbin/sshd"),
             Room::SmallDisk => {
                 let mut command = Command::new("unshare");
                 let script = "mount -t tmpfs -o size=4m none \"$0\" && exec /usr/sbin/sshd \"$@\"";

@@ -180,7 +180,9 @@ async fn a_server_that_falls_silent_is_given_up_and_asked_anew() {
     let store = open_tuned(&opening(&sshd), tuning).await.unwrap();
     create(&*store, "a/log/1").await.unwrap();
     sshd.signal_sessions(Signal::STOP);
-    assert_eq!(names(&*store).await.unwrap_err().kind(), ErrorKind::Transient);
+    // `ssh` itself would notice after a minute
+    let listed = tokio::time::timeout(Duration::from_secs(30), names(&*store)).await.unwrap();
+    assert_eq!(listed.unwrap_err().kind(), ErrorKind::Transient);
     for _ in 0..100 {
         if names(&*store).await.is_ok_and(|names| names == ["a/log/1"]) {
             return;
@@ -341,6 +343,21 @@ async fn a_read_only_store_is_not_written() {
     assert_eq!(store.get(&key("a/log/1"), None).await.unwrap(), "a/log/1");
     assert_eq!(create(&*store, "a/log/2").await.unwrap_err().kind(), ErrorKind::Permission);
     assert_eq!(store.delete(&key("a/log/1")).await.unwrap_err().kind(), ErrorKind::Permission);
+}
+
+/// As docs/stores/sftp.md shows it.
+#[tokio::test]
+async fn a_server_without_deletion_takes_objects_and_keeps_them() {
+    let sshd = Sshd::start_without_deletion();
+    let store = store(&sshd).await;
+    assert_eq!(store.capabilities().create, CreateGuarantee::Atomic);
+    create(&*store, "a/log/1").await.unwrap();
+    assert_eq!(create(&*store, "a/log/1").await.unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(store.delete(&key("a/log/1")).await.unwrap_err().kind(), ErrorKind::Permission);
+    let other = store.put(&key("a/log/1"), "other".into(), PutCondition::Overwrite).await.unwrap_err();
+    assert!(matches!(other.kind(), ErrorKind::Permission | ErrorKind::Unsupported), "{other:?}");
+    assert_eq!(names(&*store).await.unwrap(), ["a/log/1"]);
+    assert_eq!(store.get(&key("a/log/1"), None).await.unwrap(), "a/log/1");
 }
 
 /// Writing fails in the middle, and there would be room.
