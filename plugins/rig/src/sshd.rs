@@ -80,10 +80,12 @@ impl Sshd {
         let here = self.folder.path().display();
         let config = format!(
             "Port {}\nListenAddress 127.0.0.1\nHostKey {here}/host\nPidFile {here}/pid\n\
-             AuthorizedKeysFile {here}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
+             AuthorizedKeysFile {here}/authorized\nStrictModes no\nUsePAM {}\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\n\
              Subsystem sftp internal-sftp{}\n",
             self.port,
+            // without root's rights sshd cannot see whether an account is locked, and PAM can
+            if is_root() { "no" } else { "yes" },
             if self.room == Room::OnlyMore {
                 " -P remove,rmdir,rename,posix-rename,setstat,fsetstat"
             } else {
@@ -146,7 +148,7 @@ impl Sshd {
 
     /// Starts it after [`Sshd::kill`], at the same port and with the same files.
     pub fn restart(&mut self) {
-        if rustix::process::geteuid().is_root() {
+        if is_root() {
             // where the part of sshd that has no rights lives; a server of the system makes it at its start
             fs::create_dir_all("/run/sshd").unwrap();
             fs::set_permissions("/run/sshd", fs::Permissions::from_mode(0o755)).unwrap();
@@ -182,6 +184,10 @@ impl Drop for Sshd {
             self.signal_sessions(Signal::KILL);
         }
     }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Children of a process, their children, and so on.
