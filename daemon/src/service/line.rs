@@ -88,7 +88,9 @@ impl Service {
                 changed.push(name.clone());
             }
         }
-        changed.iter().for_each(|name| self.show_store(name));
+        for name in &changed {
+            self.show_store(name);
+        }
     }
 
     fn count(&mut self, name: &str, store: &Arc<Managed>, month: Month) {

@@ -139,6 +139,35 @@ async fn a_put_whose_last_answer_got_lost_is_looked_up() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_beside_an_overwrite_see_the_object_although_the_server_removes_it_first() {
+    let (fake, store) = world().await;
+    let (a, len) = (key("a/log/1"), "a/log/1".len() as u64);
+    create(&*store, "a/log/1").await.unwrap();
+    fake.plan(|request| is(request, "MOVE").then(|| Fault::RemovesFirst(Duration::from_millis(300))));
+    for call in 0..3 {
+        let (putting, target) = (Arc::clone(&store), a.clone());
+        let put =
+            tokio::spawn(
+                async move { putting.put(&target, "a/log/2".into(), PutCondition::Overwrite).await },
+            );
+        while !fake.paths().is_empty() && fake.paths() != [put_aside(&fake)] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        match call {
+            0 => assert_eq!(store.get(&a, None).await.unwrap(), "a/log/2"),
+            1 => assert_eq!(store.head(&a).await.unwrap().len, len),
+            _ => assert_eq!(names(&*store).await.unwrap(), ["a/log/1"]),
+        }
+        put.await.unwrap().unwrap();
+    }
+}
+
+/// The temporary file, if there is one.
+fn put_aside(fake: &Fake) -> String {
+    fake.paths().into_iter().find(|path| path.contains("/.chatkeep-tmp/")).unwrap_or_default()
+}
+
 #[tokio::test]
 async fn each_refusal_of_a_put_leads_to_what_helps() {
     for (method, status, header, kind) in [

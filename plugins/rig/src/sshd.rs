@@ -28,6 +28,8 @@ enum Room {
     SmallDisk,
     /// No file longer than 4 MiB.
     ShortFiles,
+    /// Nothing can be deleted or renamed.
+    OnlyMore,
 }
 
 impl Sshd {
@@ -44,6 +46,11 @@ impl Sshd {
     /// As [`Sshd::start`], where writing past 4 MiB of a file fails.
     pub fn start_with_short_files() -> Self {
         Self::make(Room::ShortFiles)
+    }
+
+    /// As [`Sshd::start`], where nothing can be deleted or renamed.
+    pub fn start_without_deletion() -> Self {
+        Self::make(Room::OnlyMore)
     }
 
     /// Whether [`Sshd::start_on_small_disk`] works here.
@@ -73,10 +80,17 @@ impl Sshd {
         let here = self.folder.path().display();
         let config = format!(
             "Port {}\nListenAddress 127.0.0.1\nHostKey {here}/host\nPidFile {here}/pid\n\
-             AuthorizedKeysFile {here}/authorized\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n\
+             AuthorizedKeysFile {here}/authorized\nStrictModes no\nUsePAM {}\nPasswordAuthentication no\n\
              KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nMaxStartups 100\n\
-             Subsystem sftp internal-sftp\n",
-            self.port
+             Subsystem sftp internal-sftp{}\n",
+            self.port,
+            // without root's rights sshd cannot see whether an account is locked, and PAM can
+            if is_root() { "no" } else { "yes" },
+            if self.room == Room::OnlyMore {
+                " -P remove,rmdir,rename,posix-rename,setstat,fsetstat"
+            } else {
+                ""
+            }
         );
         fs::write(self.folder.path().join("sshd_config"), config).unwrap();
     }
@@ -134,14 +148,14 @@ impl Sshd {
 
     /// Starts it after [`Sshd::kill`], at the same port and with the same files.
     pub fn restart(&mut self) {
-        if rustix::process::geteuid().is_root() {
+        if is_root() {
             // where the part of sshd that has no rights lives; a server of the system makes it at its start
             fs::create_dir_all("/run/sshd").unwrap();
             fs::set_permissions("/run/sshd", fs::Permissions::from_mode(0o755)).unwrap();
         }
         let config = self.folder.path().join("sshd_config");
         let mut command = match self.room {
-            Room::Enough => Command::new("/usr/sbin/sshd"),
+            Room::Enough | Room::OnlyMore => Command::new("/usr/sbin/sshd"),
             Room::SmallDisk => {
                 let mut command = Command::new("unshare");
                 let script = "mount -t tmpfs -o size=4m none \"$0\" && exec /usr/sbin/sshd \"$@\"";
@@ -170,6 +184,10 @@ impl Drop for Sshd {
             self.signal_sessions(Signal::KILL);
         }
     }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Children of a process, their children, and so on.

@@ -104,6 +104,7 @@ impl Session {
                     broken = deliver(stdout, &waiting) => broken,
                     () = stop.notified() => Some("it was stopped"),
                 };
+                waiting.lock().over = true;
                 if broken.is_some() {
                     let _ = child.start_kill();
                 }
@@ -121,7 +122,7 @@ impl Session {
 
     /// Whether it is of no use any more.
     pub(crate) fn has_ended(&self) -> bool {
-        self.waiting.lock().ended.is_some()
+        self.packets.is_closed() || self.waiting.lock().over
     }
 
     /// Sends a request; the answer can be waited for later.
@@ -183,12 +184,14 @@ struct State {
     answers: HashMap<u32, oneshot::Sender<Reply>>,
     /// When the last answer came, or the first question after a silence went out.
     heard: Instant,
+    /// No more answers come; how `ssh` ended may not be known yet.
+    over: bool,
     ended: Option<Ended>,
 }
 
 impl Default for State {
     fn default() -> Self {
-        Self { next: 0, answers: HashMap::new(), heard: Instant::now(), ended: None }
+        Self { next: 0, answers: HashMap::new(), heard: Instant::now(), over: false, ended: None }
     }
 }
 

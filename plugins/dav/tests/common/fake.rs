@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A request that arrived whole.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub(crate) enum Fault {
     Lost,
     /// Keeps this many bytes of a body and acknowledges all.
     Keeps(usize),
+    /// Overwrites as servers in Go do: removes what is there, and after this time moves the other file.
+    RemovesFirst(Duration),
     /// Says nothing for as long as the test runs.
     Silence,
 }
@@ -140,6 +143,13 @@ impl Fake {
                     let answer = state.answer(&request);
                     let _ = writer.write_all(&answer);
                 }
+                Some(Fault::RemovesFirst(pause)) => {
+                    state.files.remove(&destination(&request));
+                    drop(state);
+                    std::thread::sleep(pause);
+                    let answer = self.state.lock().unwrap().answer(&request);
+                    let _ = writer.write_all(&answer);
+                }
                 Some(Fault::Silence) => {
                     drop(state);
                     std::thread::park();
@@ -166,8 +176,7 @@ impl State {
                 None => reply("404 Not Found", b""),
             },
             "MOVE" => {
-                let target = &request.headers["destination"];
-                let target = target.splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap();
+                let target = destination(request);
                 if request.headers["overwrite"] == "F" && self.files.contains_key(&target) {
                     return reply("412 Precondition Failed", b"");
                 }
@@ -205,6 +214,11 @@ impl State {
         }
         reply("207 Multi-Status", multistatus(&entries).as_bytes())
     }
+}
+
+/// The path that a MOVE leads to.
+fn destination(request: &Request) -> String {
+    request.headers["destination"].splitn(4, '/').nth(3).map(|path| format!("/{path}")).unwrap()
 }
 
 /// A whole answer.
