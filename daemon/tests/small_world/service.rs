@@ -57,9 +57,10 @@ pub(crate) fn opened_with_commands(
     registry.database.insert("chat".to_owned(), registration);
     registry.save(&path("data/registrations.toml")).unwrap();
     // a folder has no locks
-    let url = match tables.starts_with("retain") {
-        true => "memory:".to_owned(),
-        false => format!("file://{}", path("elsewhere").display()),
+    let url = if tables.starts_with("retain") {
+        "memory:".to_owned()
+    } else {
+        format!("file://{}", path("elsewhere").display())
     };
     let text = format!("{settings}\n[[store]]\nname = 'disk'\nurl = '{url}'\n{tables}");
     let (calls, _) = tokio::sync::mpsc::channel(1);

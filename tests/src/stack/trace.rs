@@ -63,9 +63,10 @@ impl Trace {
                 program_of(*id, &calls, &parents).is_some_and(|line| line.contains(&format!("/{program}\"")));
             seen |= runs;
             for call in calls[id].lines().filter(|line| runs && line.starts_with("socket")) {
-                match call.contains("(AF_UNIX,") {
-                    true => found.unix += 1,
-                    false => found.others.push(call.to_owned()),
+                if call.contains("(AF_UNIX,") {
+                    found.unix += 1;
+                } else {
+                    found.others.push(call.to_owned());
                 }
             }
         }
@@ -93,7 +94,7 @@ fn program_of<'a>(
 ) -> Option<&'a str> {
     let mut at = id;
     loop {
-        let last = calls.get(&at)?.lines().filter(|line| line.starts_with("execve(")).next_back();
+        let last = calls.get(&at)?.lines().rfind(|line| line.starts_with("execve("));
         if last.is_some() {
             return last;
         }

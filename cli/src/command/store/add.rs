@@ -114,7 +114,9 @@ async fn try_it(manifest: &Manifest, name: &str, opening: &Opening, json: bool) 
     store.close().await;
     let steps = tried.map_err(|error| refused(&error))?;
     if !json {
-        steps.iter().for_each(|step| output::line(step));
+        for step in &steps {
+            output::line(step);
+        }
         let caps = chatkeep_store::protocol::Caps::from(can);
         let say = |what: Option<String>| what.unwrap_or_else(|| "unknown".to_owned());
         output::line(&format!(
@@ -152,7 +154,7 @@ async fn probe(store: &dyn Store) -> Result<Vec<String>, StoreError> {
         Ok(back) if back == body => steps.push("reading works".to_owned()),
         Ok(_) => return Err(StoreError::Corrupt { key }),
         Err(StoreError::Permission(_)) => {
-            steps.push("these credentials may not read: enough to add backups".to_owned())
+            steps.push("these credentials may not read: enough to add backups".to_owned());
         }
         Err(error) => return Err(error),
     }
@@ -174,7 +176,7 @@ async fn probe(store: &dyn Store) -> Result<Vec<String>, StoreError> {
     Ok(steps)
 }
 
-async fn manager<'a>(context: &'a Context) -> Result<ManagerProxy<'a>> {
+async fn manager(context: &Context) -> Result<ManagerProxy<'_>> {
     Ok(ManagerProxy::new(&context.service.connection).await?)
 }
 
