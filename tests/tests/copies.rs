@@ -137,7 +137,7 @@ fn a_drive_that_is_away_holds_up_nothing_and_gets_the_least_when_it_is_back() {
     assert!(sent <= 40, "{sent} objects for more than 60 points");
     two.machine.back_up("notes").unwrap();
     two.wait_until("drive", "current", is_current);
-    assert_eq!(two.read_elsewhere("second", &two.drive()), two.notes.texts().unwrap());
+    assert_eq!(two.read_elsewhere("second", &two.drive()), notes::texts(two.notes.path()).unwrap());
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn a_main_store_that_is_away_is_stood_in_for_and_gets_the_least_when_it_is_back(
     two.wait_until("drive", "current", is_current);
     let sent = objects(&two.stack.store()).0 - there;
     assert!(sent <= QUEUE + 30, "{sent} objects for more than 70 points");
-    let said = two.notes.texts().unwrap();
+    let said = notes::texts(two.notes.path()).unwrap();
     assert_eq!(two.read_elsewhere("third", &two.stack.store()), said);
     assert_eq!(two.read_elsewhere("fourth", &two.drive()), said);
     assert!(two.machine.verify("notes", "chunks").unwrap().success().is_ok());
@@ -206,7 +206,7 @@ fn after_a_week_without_any_store_the_least_is_sent() {
         assert!(bytes <= 3 * file, "{bytes} bytes in {}, of a database of {file}", folder.display());
         assert_eq!(
             two.read_elsewhere(folder.file_name().unwrap().to_str().unwrap(), folder),
-            two.notes.texts().unwrap()
+            notes::texts(two.notes.path()).unwrap()
         );
     }
 }
