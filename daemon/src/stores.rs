@@ -2,6 +2,7 @@
 
 mod managed;
 mod plugin;
+mod unusable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -123,7 +124,6 @@ impl Opener {
             return Ok(Managed::new(Arc::new(local?), retain_s));
         }
         let manifest = manifests.for_url(&store.url)?;
-        TrustList::new(&self.trusted).check(manifest)?;
         let mut opening =
             Opening { url: store.url.clone(), options: store.option_texts(), ..Opening::default() };
         // The values are fetched when the store is first used; which there are is known now.
@@ -131,7 +131,15 @@ impl Opener {
             opening.secrets.set(name, Zeroizing::new(String::new()));
         }
         let complete = manifest.complete(&opening)?;
-        let launch = manifest.launch(&store.name, &complete)?;
+        // Unlike a wrong setting this can come and go by itself, and must not end the backups to other stores.
+        let may_run = TrustList::new(&self.trusted).check(manifest);
+        let launch = match may_run.and_then(|()| manifest.launch(&store.name, &complete)) {
+            Ok(launch) => launch,
+            Err(error) => {
+                warn!(store = store.name, %error, "the store cannot be used");
+                return Ok(Managed::unusable(&error, retain_s));
+            }
+        };
         // A folder for each: the socket of one that is being replaced is removed only when its last call has ended.
         let folder = self.runtime.join(self.opened.fetch_add(1, Ordering::Relaxed).to_string());
         let settings = Settings::new(launch, self.launcher.clone(), complete, &folder);

@@ -22,9 +22,9 @@ pub(super) use show::{rows, to_json};
 pub(super) async fn alone(command: StoreCommand, json: bool) -> Result<Result<u8, StoreCommand>> {
     match command {
         StoreCommand::Kinds => kinds::kinds(json)?,
-        StoreCommand::Trust { plugin } => kinds::trust(&plugin)?,
-        StoreCommand::Distrust { plugin } => kinds::distrust(&plugin)?,
-        StoreCommand::Check(arguments) => return check::check(arguments).await.map(Ok),
+        StoreCommand::Trust { plugin } => kinds::trust(&plugin, json)?,
+        StoreCommand::Distrust { plugin } => kinds::distrust(&plugin, json)?,
+        StoreCommand::Check(arguments) => return check::check(arguments, json).await.map(Ok),
         other => return Ok(Err(other)),
     }
     Ok(Ok(0))

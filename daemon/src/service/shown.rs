@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use chatkeep_ipc::{ManagerState, StoreState};
+use chatkeep_ipc::{Error, ManagerState, StoreState};
 use chatkeep_planner::{PauseReason, SourceId};
 use chatkeep_store::protocol::Caps;
 
@@ -42,10 +42,14 @@ impl Service {
         reasons.into_iter().map(|reason| reason.as_str().to_owned()).collect()
     }
 
-    pub(super) fn show_stores(&self) {
-        for store in &self.config.store {
-            let state = StoreState { state: "unknown".to_owned(), ..self.store_state(store) };
+    pub(super) fn show_stores(&mut self) {
+        for store in self.config.store.clone() {
+            let state = StoreState { state: "unknown".to_owned(), ..self.store_state(&store) };
             self.tools.server.upsert_store(&store.name, state);
+            let why = self.managed.get(&store.name).and_then(|managed| managed.why_unusable());
+            if let Some(why) = why.map(str::to_owned) {
+                self.saw_store(&store.name, Some(&Error::InvalidArgument(why).into()), None);
+            }
         }
     }
 

@@ -15,11 +15,14 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::Plugin;
+use super::unusable::Unusable;
 
 /// The store around the one that was opened.
 pub struct Managed {
     inner: Arc<dyn Store>,
     plugin: Option<Arc<Plugin>>,
+    /// Why nothing can be asked of it.
+    unusable: Option<String>,
     gate: watch::Sender<Gate>,
     spent: Mutex<Spent>,
     /// Objects are locked for so long from their put on, in seconds.
@@ -29,7 +32,14 @@ pub struct Managed {
 impl Managed {
     /// Around `inner`; the gate is open.
     pub fn new(inner: Arc<dyn Store>, retain_s: Option<u64>) -> Self {
-        Self { inner, plugin: None, gate: watch::Sender::new(Gate::Open), spent: Mutex::default(), retain_s }
+        Self {
+            inner,
+            plugin: None,
+            unusable: None,
+            gate: watch::Sender::new(Gate::Open),
+            spent: Mutex::default(),
+            retain_s,
+        }
     }
 
     /// Around a plugin.
@@ -37,6 +47,17 @@ impl Managed {
         // What passes is tried again at once, here: the queue behind waits for longer.
         let steady = Arc::new(Steady::new(plugin.clone(), RetryPolicy::default()));
         Self { plugin: Some(plugin), ..Self::new(steady, retain_s) }
+    }
+
+    /// In the place of a store that cannot be used, for this reason.
+    pub fn unusable(error: &StoreError, retain_s: Option<u64>) -> Self {
+        let inner = Arc::new(Unusable::because(error));
+        Self { unusable: Some(error.to_string()), ..Self::new(inner, retain_s) }
+    }
+
+    /// Why it cannot be used, as far as that was known when it was configured.
+    pub fn why_unusable(&self) -> Option<&str> {
+        self.unusable.as_deref()
     }
 
     /// The plugin, if it is one.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 
-use chatkeep_ipc::proxy::ManagerProxy;
+use chatkeep_ipc::proxy::{ManagerProxy, StoreProxy};
 use chatkeep_store::{Opening, PutCondition, Store, StoreError, StoreKey};
 use chatkeep_store_host::manifest::Manifest;
 use chatkeep_store_host::manifest::find::{Manifests, Places};
@@ -19,6 +19,10 @@ use crate::config_file::{self, NewStore};
 use crate::explain::{Failure, Result};
 use crate::output::{self, plain};
 use crate::secret_input::Source;
+
+/// How long a store is waited for that the service was told of: 5 s.
+const APPEARS_TRIES: u32 = 100;
+const APPEARS_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
 pub(super) async fn add(context: &Context, arguments: NewStoreArguments) -> Result<()> {
     let NewStoreArguments { name, url, options, secrets, secret_fd, untried } = arguments;
@@ -55,7 +59,7 @@ pub(super) async fn add(context: &Context, arguments: NewStoreArguments) -> Resu
 /// Lets the service take the store over, and use it once.
 async fn hand_over(context: &Context, name: &str, opening: &Opening, untried: bool) -> Result<()> {
     manager(context).await?.reload(HashMap::new()).await?;
-    let store = proxy(context, name).await?;
+    let store = appeared(context, name).await?;
     for (secret, value) in opening.secrets.iter() {
         let value = chatkeep_ipc::Secret::new(Zeroizing::new(value.as_bytes().to_vec()));
         let pipe =
@@ -67,6 +71,17 @@ async fn hand_over(context: &Context, name: &str, opening: &Opening, untried: bo
     }
     let job = store.test(HashMap::new()).await?;
     context.follow(&job, "the service has written, read and deleted a probe there").await
+}
+
+/// The object of a store that was just configured: it appears after the reload was answered.
+async fn appeared<'a>(context: &'a Context, name: &str) -> Result<StoreProxy<'a>> {
+    for _ in 0..APPEARS_TRIES {
+        if let Ok(store) = proxy(context, name).await {
+            return Ok(store);
+        }
+        tokio::time::sleep(APPEARS_PAUSE).await;
+    }
+    proxy(context, name).await
 }
 
 /// Asks for the secrets that the store has: those it cannot do without, those that were named, and on a terminal all others, too.

@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use chatkeep_store::Opening;
-use chatkeep_store::conformance::Extent;
+use chatkeep_store::conformance::{Extent, Outcome};
 use chatkeep_store::memory::MemoryStore;
 use chatkeep_store_host::Launch;
 use chatkeep_store_host::check::{Report, Subject, check_plugin, check_store, tap};
 use chatkeep_store_host::manifest::find::{Manifests, Places};
 use chatkeep_store_host::manifest::trust::TrustList;
 use chatkeep_store_local::LocalStore;
+use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::add::{ask, pairs, refused};
@@ -21,7 +22,7 @@ use crate::output;
 use crate::secret_input::Source;
 
 /// Prints the report; the exit code says whether every case passed.
-pub(super) async fn check(arguments: CheckArguments) -> Result<u8> {
+pub(super) async fn check(arguments: CheckArguments, json: bool) -> Result<u8> {
     let extent = if arguments.quick { Extent::QUICK } else { Extent::FULL };
     // one segment that nothing else in the store uses
     let root = format!("check-{:x}-{:x}", std::process::id(), crate::time::now());
@@ -35,12 +36,28 @@ pub(super) async fn check(arguments: CheckArguments) -> Result<u8> {
     } else {
         check_plugin(by_url(&arguments, root).await?, extent).await.map_err(|error| refused(&error))?
     };
-    show(&report);
+    show(&report, json);
     Ok(u8::from(!report.passed()))
 }
 
-fn show(report: &Report) {
-    output::print(&tap(report));
+fn show(report: &Report, json: bool) {
+    if !json {
+        output::print(&tap(report));
+        return;
+    }
+    let cases: Vec<serde_json::Value> = report
+        .results
+        .iter()
+        .map(|result| {
+            let (outcome, why) = match &result.outcome {
+                Outcome::Passed => ("passed", ""),
+                Outcome::Skipped(why) => ("skipped", why.as_str()),
+                Outcome::Failed(why) => ("failed", why.as_str()),
+            };
+            json!({ "case": result.name, "outcome": outcome, "why": why })
+        })
+        .collect();
+    output::json(&json!({ "passed": report.passed(), "cases": cases, "tap": tap(report) }));
 }
 
 /// A path, and not a URL.

@@ -36,28 +36,32 @@ pub(super) fn kinds(json: bool) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn trust(plugin: &str) -> Result<()> {
+pub(super) fn trust(plugin: &str, json: bool) -> Result<()> {
     let manifests = Manifests::load(&Places::usual());
     let manifest = manifests.named(plugin).map_err(|error| refused(&error))?;
     if !matches!(manifest.origin, Origin::Home(_)) {
         return Err(Failure::said(&format!("`{plugin}` needs no trust: it is part of the system"), ""));
     }
     TrustList::new(&trusted()?).trust(manifest).map_err(|error| refused(&error))?;
-    output::line(&format!(
-        "`{}` is trusted as it is now: {}",
-        plain(plugin),
-        plain(&manifest.exec.display().to_string())
-    ));
+    done(&format!("`{plugin}` is trusted as it is now: {}", manifest.exec.display()), json);
     Ok(())
 }
 
-pub(super) fn distrust(plugin: &str) -> Result<()> {
+pub(super) fn distrust(plugin: &str, json: bool) -> Result<()> {
     let manifests = Manifests::load(&Places::usual());
     let manifest = manifests.named(plugin).map_err(|error| refused(&error))?;
     let was = TrustList::new(&trusted()?).distrust(manifest).map_err(|error| refused(&error))?;
     let text = if was { "is trusted no more" } else { "was not trusted" };
-    output::line(&format!("`{}` {text}", plain(plugin)));
+    done(&format!("`{plugin}` {text}"), json);
     Ok(())
+}
+
+fn done(text: &str, json: bool) {
+    if json {
+        output::json(&json!({ "ok": true }));
+    } else {
+        output::line(&plain(text));
+    }
 }
 
 fn origin(manifest: &Manifest, trust: &TrustList) -> String {
