@@ -23,7 +23,7 @@ pub(crate) fn round(proof: &mut Proof, number: u32) -> Result<()> {
     if number == 1 {
         plant(proof, &machine)?;
     }
-    let known = machine.list_remote()?;
+    let known = patiently(|| machine.list_remote())?;
     let profile = Profile::random(&mut proof.random);
     println!("  {profile:?}");
     let seed = proof.random.number();
@@ -40,7 +40,7 @@ pub(crate) fn round(proof: &mut Proof, number: u32) -> Result<()> {
         Secret::Digits(digits)
     };
     machine.wait_for_point(&id, 0)?;
-    let archives = machine.list_remote()?;
+    let archives = patiently(|| machine.list_remote())?;
     let archive = archives.into_iter().find(|archive| !known.contains(archive));
     let (archive, _) = archive.context("the archive of this round is not listed")?;
 
@@ -55,6 +55,19 @@ pub(crate) fn round(proof: &mut Proof, number: u32) -> Result<()> {
     drop(machine);
     proof.figures.captures += announced.len() as u64;
     restore_all(proof, number, &archive, &secret, &writer, &announced, lost_at_us)
+}
+
+/// What a person does when the store does not answer: again, in a while. All else fails at once.
+fn patiently<T>(mut call: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 0..5 {
+        match call() {
+            Err(error) if format!("{error:#}").contains("StoreUnreachable") => {
+                std::thread::sleep(Duration::from_secs(1));
+            }
+            done => return done,
+        }
+    }
+    call()
 }
 
 /// A database whose text and password are looked for in everything that others can see.
@@ -142,7 +155,7 @@ fn restore_all(
     lost_at_us: u64,
 ) -> Result<()> {
     let machine = proof.machine(&format!("f{number}"))?;
-    let id = machine.adopt(archive, &machine.home().join("app.db"))?;
+    let id = patiently(|| machine.adopt(archive, &machine.home().join("app.db")))?;
     match secret {
         Secret::Password => machine.unlock(&id, PASSWORD)?.success()?,
         Secret::Digits(digits) => machine.unlock_digits(&id, digits)?.success()?,
@@ -174,7 +187,7 @@ fn restore_all(
 
 /// The newest commit in the restored database, which is checked to hold all of them up to it.
 fn restore_one(machine: &Machine, writer: &Writer, id: &str, point: &Point, target: &Path) -> Result<u64> {
-    machine.restore(id, target, Some(&point.id))?.success()?;
+    patiently(|| machine.restore(id, target, Some(&point.id))?.success())?;
     Ok(writer.check_copy(target)?.newest_commit)
 }
 
