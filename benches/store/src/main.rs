@@ -38,6 +38,10 @@ struct Arguments {
     turns: usize,
 }
 
+/// Servers that only take bytes: at the end of a line as users have it (bytes a second), and of none at all.
+const SINKS: [(&str, Option<u64>); 3] =
+    [("100 Mbit/s", Some(12_500_000)), ("1 Gbit/s", Some(125_000_000)), ("no line", None)];
+
 /// What one way did against one server, in MB/s.
 struct Speeds {
     way: &'static str,
@@ -51,12 +55,10 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     println!("| server | way | put, MB/s | of direct | get, MB/s | of direct |\n|---|---|---|---|---|---|");
     let mut figures = Vec::new();
-    let sink = runtime.block_on(sink::start())?;
-    figures.push(runtime.block_on(server(
-        "a server that only takes bytes",
-        &format!("http://{sink}"),
-        &arguments,
-    ))?);
+    for (name, rate) in SINKS {
+        let sink = runtime.block_on(sink::start(rate))?;
+        figures.push(runtime.block_on(server(name, &format!("http://{sink}"), &arguments))?);
+    }
     let moto = Moto::start();
     moto.bucket("bench", false);
     figures.push(runtime.block_on(server("moto", &moto.endpoint(), &arguments))?);
