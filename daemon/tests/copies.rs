@@ -416,5 +416,7 @@ async fn without_its_cache_the_device_finds_out_what_a_copy_has() {
     let before = puts();
     copy.bring_up(&world, &running, |order| order.list = true).await.unwrap();
     assert_eq!(puts(), before, "nothing is sent twice");
-    assert_eq!(running.catalogue.copy_facts(&Further::id(&world)).newest_seq, 4);
+    let facts = running.catalogue.copy_facts(&Further::id(&world));
+    assert_eq!((facts.newest_seq, facts.lacking), (4, 0));
+    assert!(facts.uploaded_us >= BEGIN_US as u64, "as old as its newest point, if nobody remembers");
 }

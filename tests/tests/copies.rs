@@ -37,6 +37,8 @@ impl Two {
         );
         machine.configure(&text).unwrap();
         machine.start().unwrap();
+        // It answers before it has taken up what is configured.
+        wait::until("the database is there", wait::PATIENCE, || Ok(machine.database("notes").ok())).unwrap();
         let digits = machine.enable_digits("notes").unwrap();
         Self { stack, machine, notes, digits }
     }
@@ -47,15 +49,18 @@ impl Two {
 
     /// What is shown of one of its stores.
     fn shown(&self, store: &str) -> Value {
-        let database = self.machine.database("notes").unwrap();
-        let stores = database["stores"].as_array().unwrap().clone();
-        stores.into_iter().find(|shown| shown["store"] == store).unwrap()
+        self.shown_now(store).unwrap()
+    }
+
+    /// Nothing while the archive is being opened.
+    fn shown_now(&self, store: &str) -> Option<Value> {
+        let database = self.machine.database("notes").ok()?;
+        database["stores"].as_array()?.iter().find(|shown| shown["store"] == store).cloned()
     }
 
     fn wait_until(&self, store: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         wait::until(&format!("{store} is {what}"), wait::PATIENCE, || {
-            let shown = self.shown(store);
-            Ok(is_so(&shown).then_some(shown))
+            Ok(self.shown_now(store).filter(|shown| is_so(shown)))
         })
         .map_err(|error| format!("{error:#}\n{}", std::fs::read_to_string(self.machine.log()).unwrap()))
         .unwrap()
@@ -107,7 +112,7 @@ fn is_current(shown: &Value) -> bool {
 
 #[test]
 fn a_drive_that_is_away_holds_up_nothing_and_gets_the_least_when_it_is_back() {
-    let two = Two::start();
+    let mut two = Two::start();
     two.machine.wait_for_point("notes", 0).unwrap();
     two.wait_until("drive", "current", |shown| is_current(shown) && shown["last_upload"].as_u64() > Some(0));
     assert_eq!(two.shown("shelf")["main"], true);
@@ -138,6 +143,23 @@ fn a_drive_that_is_away_holds_up_nothing_and_gets_the_least_when_it_is_back() {
     two.machine.back_up("notes").unwrap();
     two.wait_until("drive", "current", is_current);
     assert_eq!(two.read_elsewhere("second", &two.drive()), notes::texts(two.notes.path()).unwrap());
+
+    // The other way round in the configuration: the drive gets what it missed, and then it is the main store.
+    let points = two.machine.points("notes").unwrap();
+    two.machine.stop().unwrap();
+    let text = std::fs::read_to_string(two.machine.config_file()).unwrap();
+    two.machine.configure(&text.replace("[\"shelf\", \"drive\"]", "[\"drive\", \"shelf\"]")).unwrap();
+    two.machine.start().unwrap();
+    two.wait_until("drive", "the main store", |shown| shown["main"] == true);
+    two.wait_until("shelf", "a copy", |shown| shown["main"] == false && is_current(shown));
+    assert_eq!(two.machine.points("notes").unwrap(), points, "no history is lost");
+    assert_eq!(two.machine.status().unwrap()["config_errors"], serde_json::json!([]));
+    two.notes.say("exchanged").unwrap();
+    two.machine.back_up("notes").unwrap();
+    two.wait_until("shelf", "current", is_current);
+    let said = notes::texts(two.notes.path()).unwrap();
+    assert_eq!(two.read_elsewhere("third", &two.drive()), said);
+    assert_eq!(two.read_elsewhere("fourth", &two.stack.store()), said);
 }
 
 #[test]

@@ -222,9 +222,15 @@ impl Catalogue {
         Ok(())
     }
 
-    /// This copy is the main store from now on: points that it lacks are in other stores, if anywhere. Durable when this
-    /// returns.
-    pub fn becomes_main(&self, archive: &ArchiveId, copy: &CopyId) -> anyhow::Result<()> {
+    /// This copy is the main store from now on, and the main store, called `before`, a copy. Each takes its ages along; points
+    /// that the new one lacks are in other stores, if anywhere. Durable when this returns.
+    pub fn becomes_main(&self, archive: &ArchiveId, copy: &CopyId, before: &str) -> anyhow::Result<()> {
+        let (ages, its_ages) = (self.facts(archive), self.copy_facts(copy));
+        self.update_copy(&CopyId::new(archive, before), |facts| {
+            before.clone_into(&mut facts.store);
+            (facts.uploaded_us, facts.verified_us) = (ages.uploaded_us, ages.verified_us);
+        })?;
+        self.update_facts(archive, |facts| facts.verified_us = its_ages.verified_us);
         let has = |seq: u64| self.is_copied(copy, Prunable::Entry(seq));
         let points = self.points(archive).into_iter().map(|point| point.seq);
         let lost: Vec<u64> = points.filter(|seq| !has(*seq)).collect();

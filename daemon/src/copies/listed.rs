@@ -55,7 +55,7 @@ impl Run<'_> {
         let spoiled = self.catalogue.spoiled(&self.copy);
         objects.retain(|object| !spoiled.contains(object));
         self.prove_entries(known, &expected, &mut objects).await?;
-        self.take_over(&expected, &objects).map_err(Fault::internal)?;
+        self.take_over(known, &expected, &objects).map_err(Fault::internal)?;
         if listing_shrank(expected.len(), lacking) {
             let (there, of) = (expected.len() - lacking, expected.len());
             warn!(store = %self.order.store, there, of, "a copy lists less than it should have");
@@ -96,7 +96,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn take_over(&self, expected: &BTreeSet<Prunable>, objects: &BTreeSet<Prunable>) -> anyhow::Result<()> {
+    fn take_over(
+        &self,
+        known: &Known,
+        expected: &BTreeSet<Prunable>,
+        objects: &BTreeSet<Prunable>,
+    ) -> anyhow::Result<()> {
         self.catalogue.put_copied(&self.copy, objects.difference(expected).copied())?;
         self.catalogue.drop_copied(&self.copy, expected.difference(objects).copied())?;
         let entries = objects.iter().filter_map(|object| match object {
@@ -108,6 +113,10 @@ impl Run<'_> {
         self.catalogue.update_copy(&self.copy, |facts| {
             facts.listed_us = now_us;
             facts.newest_seq = newest;
+            if let Some(point) = known.points.get(&newest).filter(|_| facts.uploaded_us == 0) {
+                // Nobody remembers when it came; not before it was captured.
+                facts.uploaded_us = u64::try_from(point.taken_at_us).unwrap_or(0).max(1);
+            }
         })?;
         Ok(())
     }

@@ -49,7 +49,7 @@ impl Service {
             }
             if let Some(archive) = entry.archive.filter(|_| entry.store != stores.main) {
                 let copy = CopyId::new(&archive, &stores.main);
-                if let Err(error) = self.tools.catalogue.becomes_main(&archive, &copy) {
+                if let Err(error) = self.tools.catalogue.becomes_main(&archive, &copy, &entry.store) {
                     warn!(%error, "the cache cannot be written");
                     continue;
                 }
