@@ -343,12 +343,9 @@ pub(crate) enum VaultCommand {
     },
 }
 
+/// What a store is opened with.
 #[derive(Debug, clap::Args)]
-pub(crate) struct NewStoreArguments {
-    /// Its name, in the configuration and everywhere else
-    pub(crate) name: String,
-    /// Its URL: `file:///mnt/nas/chatkeep`, `s3://bucket/folder`, `sftp://user@host/path` …
-    pub(crate) url: String,
+pub(crate) struct StoreSettings {
     /// A setting of that kind of store; can be given several times
     #[arg(long = "option", value_name = "NAME=VALUE")]
     pub(crate) options: Vec<String>,
@@ -358,6 +355,16 @@ pub(crate) struct NewStoreArguments {
     /// Read the secrets from this descriptor, one a line in the order of `store kinds`, not from the terminal
     #[arg(long, value_name = "N")]
     pub(crate) secret_fd: Option<u32>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct NewStoreArguments {
+    /// Its name, in the configuration and everywhere else
+    pub(crate) name: String,
+    /// Its URL: `file:///mnt/nas/chatkeep`, `s3://bucket/folder`, `sftp://user@host/path` …
+    pub(crate) url: String,
+    #[command(flatten)]
+    pub(crate) settings: StoreSettings,
     /// Add it without trying it: it cannot be reached now
     #[arg(long)]
     pub(crate) untried: bool,
@@ -370,15 +377,8 @@ pub(crate) struct CheckArguments {
     /// The URL that a plugin given by its path is opened with
     #[arg(long, default_value = "check:nowhere")]
     pub(crate) url: String,
-    /// A setting of the store; can be given several times
-    #[arg(long = "option", value_name = "NAME=VALUE")]
-    pub(crate) options: Vec<String>,
-    /// A secret of it that is to be asked for; can be given several times
-    #[arg(long = "secret", value_name = "NAME")]
-    pub(crate) secrets: Vec<String>,
-    /// Read the secrets from this descriptor, one a line in the order of `store kinds`, not from the terminal
-    #[arg(long, value_name = "N")]
-    pub(crate) secret_fd: Option<u32>,
+    #[command(flatten)]
+    pub(crate) settings: StoreSettings,
     /// Shorter races and listings, smaller objects
     #[arg(long)]
     pub(crate) quick: bool,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use chatkeep_store::temporary::FOLDER;
 use chatkeep_store::{
     CreateGuarantee, Opening, PutCondition, PutReceipt, Result, StoreError, StoreKey, clamp_range,
 };
@@ -14,7 +15,7 @@ use reqwest::{StatusCode, Url};
 use crate::errors;
 use crate::folders::{self, Folders};
 use crate::http::{Answer, Ask, Http, LISTING_BYTES_MAX, Tuning};
-use crate::leftovers::{FOLDER, Temporary};
+use crate::leftovers::Temporary;
 use crate::multistatus::{self, Properties};
 use crate::overwrites::Overwrites;
 use crate::target::Target;

@@ -1,38 +1,13 @@
 //! Temporary files: all in one folder whose name no key can have, so that a listing of objects never meets them.
 
-use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::sync::Arc;
 
+use chatkeep_store::temporary::{AGE_MIN, FOLDER, is_of_another_run, new_name};
 use reqwest::{StatusCode, Url};
 
 use crate::connection::{Connection, propfind};
 use crate::errors;
 use crate::http::{Ask, Http};
-
-/// The folder, directly below the root.
-pub(crate) const FOLDER: &str = ".chatkeep-tmp";
-
-/// How old a temporary file must be before it is nobody's: longer than any put takes, also one of another machine.
-const AGE_MIN: Duration = Duration::from_hours(24);
-
-/// Tells this process from all others that write into the store.
-static RUN: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
-
-/// A name that no other put uses.
-pub(crate) fn new_name() -> String {
-    static COUNTER: AtomicU64 = AtomicU64::new(0);
-    format!("{:016x}-{}", *RUN, COUNTER.fetch_add(1, Ordering::Relaxed))
-}
-
-/// Whether a name may be removed: one that [`new_name`] made, and not in this process, whose puts may be running.
-fn is_of_another_run(name: &str) -> bool {
-    let Some((run, number)) = name.split_once('-') else { return false };
-    let hex =
-        run.len() == 16 && run.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    hex && number.parse::<u64>().is_ok() && run != format!("{:016x}", *RUN)
-}
 
 /// A temporary file; removed when this is dropped, unless it was handed on.
 pub(crate) struct Temporary {
@@ -100,21 +75,5 @@ pub(crate) async fn remove_old(connection: &Connection) {
     }
     if removed > 0 {
         tracing::info!(removed, "removed temporary files that a crash had left");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_of_other_runs_are_swept() {
-        assert!(is_of_another_run("0123456789abcdef-17"));
-        assert!(!is_of_another_run(&new_name()));
-        for name in
-            ["", "a-1", "0123456789abcdef", "0123456789abcdef-", "0123456789abcdef-x", "0123456789ABCDEF-1"]
-        {
-            assert!(!is_of_another_run(name), "{name}");
-        }
     }
 }

@@ -1,15 +1,15 @@
 //! Folder by folder: an answer that is not whole, or that names what does not belong there, ends the listing.
 
 use chatkeep_store::listing::ListingCheck;
+use chatkeep_store::opening::undo_percent_encoding;
+use chatkeep_store::temporary::FOLDER;
 use chatkeep_store::{InvalidKey, ListPrefix, ObjectMeta, Result, StoreError, StoreKey};
 use futures_util::stream::{self, StreamExt as _};
 use reqwest::{StatusCode, Url};
 
 use crate::connection::{Connection, Found, propfind};
 use crate::errors;
-use crate::leftovers::FOLDER;
 use crate::multistatus::{self, Entry, Properties};
-use crate::target::undo_percent_encoding;
 
 impl Connection {
     /// Names every object below a prefix.

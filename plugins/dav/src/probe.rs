@@ -2,13 +2,13 @@
 //! and servers that lock do not.
 
 use bytes::Bytes;
+use chatkeep_store::temporary::{FOLDER, new_name};
 use chatkeep_store::{CreateGuarantee, Opening, Result, StoreError};
 use futures_util::future::join_all;
 use reqwest::StatusCode;
 
 use crate::connection::{Connection, connect};
 use crate::http::Ask;
-use crate::leftovers::{FOLDER, new_name};
 
 /// How many create the same name at once.
 const RACERS: usize = 16;

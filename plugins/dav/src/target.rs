@@ -141,24 +141,6 @@ fn read_ca(path: &str) -> Result<Vec<u8>> {
         .map_err(|error| StoreError::Invalid { reason: format!("the file of the option `ca_file`: {error}") })
 }
 
-/// Undoes percent-encoding, to bytes: what a server encodes need not be UTF-8. `None`: a `%` without two digits.
-pub(crate) fn undo_percent_encoding(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        if *first == b'%' {
-            let [high, low, after @ ..] = after else { return None };
-            let digit = |byte: &u8| char::from(*byte).to_digit(16);
-            bytes.push((digit(high)? * 16 + digit(low)?) as u8);
-            rest = after;
-        } else {
-            bytes.push(*first);
-            rest = after;
-        }
-    }
-    Some(bytes)
-}
-
 fn invalid(reason: &str) -> StoreError {
     StoreError::Invalid { reason: reason.to_owned() }
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
+use chatkeep_store::opening::undo_percent_encoding;
 use chatkeep_store::{Result, StoreError};
 
 /// The path of `file:///…` or `file://localhost/…`.
@@ -34,24 +35,6 @@ pub(crate) fn path_of(url: &str) -> Result<PathBuf> {
 }
 
 const RELATIVE: &str = "it has no absolute path, as `file:///home/me/backups` has";
-
-/// To bytes, not text: a path need not be UTF-8.
-fn undo_percent_encoding(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        if *first == b'%' {
-            let [high, low, after @ ..] = after else { return None };
-            let digit = |byte: &u8| char::from(*byte).to_digit(16);
-            bytes.push((digit(high)? * 16 + digit(low)?) as u8);
-            rest = after;
-        } else {
-            bytes.push(*first);
-            rest = after;
-        }
-    }
-    Some(bytes)
-}
 
 fn invalid(url: &str, reason: &str) -> StoreError {
     StoreError::Invalid { reason: format!("`{}` is no URL of a folder: {reason}", url.escape_debug()) }

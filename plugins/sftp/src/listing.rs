@@ -1,11 +1,11 @@
 //! Folder by folder: a folder that cannot be read to its end, or that holds what is not ours, ends the listing.
 
 use chatkeep_store::listing::ListingCheck;
+use chatkeep_store::temporary::FOLDER;
 use chatkeep_store::{InvalidKey, ListPrefix, ObjectMeta, Result, StoreError, StoreKey};
 use futures_util::stream::{self, StreamExt as _};
 
 use crate::files;
-use crate::leftovers::FOLDER;
 use crate::live::Live;
 use crate::wire::{Attributes, FileKind, Name};
 

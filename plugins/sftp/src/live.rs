@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use chatkeep_store::temporary::FOLDER;
 use chatkeep_store::{Result, StoreError};
 use tokio::sync::Mutex;
 
 use crate::errors::Failure;
 use crate::files::{self, Done};
-use crate::leftovers::FOLDER;
 use crate::session::{Session, Tuning};
 use crate::target::{Folder, Target};
 use crate::wire::{Extension, FileKind, Mode, Request, STATUS_NO_SUCH_FILE};

@@ -3,11 +3,12 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use chatkeep_store::temporary::FOLDER;
 use chatkeep_store::{PutCondition, PutReceipt, Result, StoreError, StoreKey, clamp_range};
 
 use crate::errors::Failure;
 use crate::files::{self, Done};
-use crate::leftovers::{FOLDER, Temporary};
+use crate::leftovers::Temporary;
 use crate::live::{Facts, Live};
 use crate::wire::{Attributes, Extension, FileKind, Mode, Request, STATUS_NO_SUCH_FILE};
 

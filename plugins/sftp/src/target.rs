@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 
+use chatkeep_store::opening::undo_percent_encoding;
 use chatkeep_store::{Opening, Result, StoreError};
 
 /// Calls at once unless the user says otherwise. One session does one thing after another at the server.
@@ -150,9 +151,10 @@ fn folder_of(path: &str) -> Result<Folder> {
     if path.contains(['?', '#']) {
         return Err(invalid("`?` and `#` in the URL of the store are written %3F and %23"));
     }
-    let decoded = undo_percent_encoding(path).ok_or_else(|| {
-        invalid("the path in the URL of the store has a % without two hex digits, or is not UTF-8")
-    })?;
+    let decoded =
+        undo_percent_encoding(path).and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
+            invalid("the path in the URL of the store has a % without two hex digits, or is not UTF-8")
+        })?;
     let (home, path) = match decoded.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => (true, rest),
         _ => (false, decoded.as_str()),
@@ -168,23 +170,6 @@ fn folder_of(path: &str) -> Result<Folder> {
         (false, true) => Ok(Folder::OfHome(path)),
         (false, false) => Ok(Folder::Absolute(format!("/{path}"))),
     }
-}
-
-fn undo_percent_encoding(text: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        if *first == b'%' {
-            let [high, low, after @ ..] = after else { return None };
-            let digit = |byte: &u8| char::from(*byte).to_digit(16);
-            bytes.push((digit(high)? * 16 + digit(low)?) as u8);
-            rest = after;
-        } else {
-            bytes.push(*first);
-            rest = after;
-        }
-    }
-    String::from_utf8(bytes).ok()
 }
 
 fn invalid(reason: &str) -> StoreError {

@@ -85,6 +85,21 @@ pub fn assert_all_passed(results: &[CaseResult]) {
     assert!(!results.is_empty() && failed.is_empty(), "{}", failed.join("\n"));
 }
 
+/// As [`assert_all_passed`], and exactly the cases with these names were skipped: what a store can do, it is asked for.
+#[track_caller]
+pub fn assert_skipped_only(results: &[CaseResult], names: &[&str]) {
+    assert_all_passed(results);
+    let skipped: Vec<&str> = results
+        .iter()
+        .filter(|result| matches!(result.outcome, Outcome::Skipped(_)))
+        .map(|result| result.name)
+        .collect();
+    assert_eq!(skipped, names);
+}
+
+/// The case of stores that lock objects against deletion.
+pub const LOCKED: &str = "a locked object stays until its time";
+
 /// What a case needs.
 struct Suite {
     store: Arc<dyn Store>,

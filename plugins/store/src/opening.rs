@@ -98,6 +98,24 @@ impl Opening {
     }
 }
 
+/// Undoes percent-encoding, to bytes: what a server encodes, or a path is, need not be UTF-8. `None`: a `%` without two digits.
+pub fn undo_percent_encoding(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        if *first == b'%' {
+            let [high, low, after @ ..] = after else { return None };
+            let digit = |byte: &u8| char::from(*byte).to_digit(16);
+            bytes.push((digit(high)? * 16 + digit(low)?) as u8);
+            rest = after;
+        } else {
+            bytes.push(*first);
+            rest = after;
+        }
+    }
+    Some(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -127,6 +145,14 @@ mod tests {
         assert_eq!(error.to_string(), "there is no option `region`");
         let error = opening().expect_only(&["region"], &["key"]).unwrap_err();
         assert_eq!(error.to_string(), "there is no secret `token`");
+    }
+
+    #[test]
+    fn a_percent_sign_needs_two_digits() {
+        assert_eq!(undo_percent_encoding("a%20b%FF").as_deref(), Some(&b"a b\xff"[..]));
+        for wrong in ["%", "%2", "%2g", "a%"] {
+            assert_eq!(undo_percent_encoding(wrong), None, "{wrong}");
+        }
     }
 
     #[test]

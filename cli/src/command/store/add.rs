@@ -14,7 +14,7 @@ use zbus::zvariant::Value as Wire;
 use zeroize::Zeroizing;
 
 use super::{Context, proxy, trusted};
-use crate::args::NewStoreArguments;
+use crate::args::{NewStoreArguments, StoreSettings};
 use crate::config_file::{self, NewStore};
 use crate::explain::{Failure, Result};
 use crate::output::{self, plain};
@@ -25,19 +25,19 @@ const APPEARS_TRIES: u32 = 100;
 const APPEARS_PAUSE: std::time::Duration = std::time::Duration::from_millis(50);
 
 pub(super) async fn add(context: &Context, arguments: NewStoreArguments) -> Result<()> {
-    let NewStoreArguments { name, url, options, secrets, secret_fd, untried } = arguments;
+    let NewStoreArguments { name, url, settings, untried } = arguments;
     let path = config_file::default_path().ok_or_else(|| Failure::said("HOME is not set", ""))?;
     let before = read(&path)?;
     if config_file::has_store(&before, &name) {
         return Err(Failure::said(&format!("there is a store `{name}` already"), "choose another name"));
     }
-    let options = pairs(&options)?;
+    let options = pairs(&settings.options)?;
     let mut opening = Opening { url: url.clone(), options: options.clone(), ..Opening::default() };
     if !["file:", "memory:"].iter().any(|scheme| url.starts_with(scheme)) {
         let manifests = Manifests::load(&Places::usual());
         let manifest = manifests.for_url(&url).map_err(|error| refused(&error))?;
         TrustList::new(&trusted()?).check(manifest).map_err(|error| refused(&error))?;
-        ask(manifest, &secrets, secret_fd, &mut opening).await?;
+        ask(manifest, &settings, &mut opening).await?;
         let complete = manifest.complete(&opening).map_err(|error| refused(&error))?;
         if !untried {
             try_it(manifest, &name, &complete, context.json).await?;
@@ -85,12 +85,8 @@ async fn appeared<'a>(context: &'a Context, name: &str) -> Result<StoreProxy<'a>
 }
 
 /// Asks for the secrets that the store has: those it cannot do without, those that were named, and on a terminal all others, too.
-pub(super) async fn ask(
-    manifest: &Manifest,
-    named: &[String],
-    secret_fd: Option<u32>,
-    opening: &mut Opening,
-) -> Result<()> {
+pub(super) async fn ask(manifest: &Manifest, settings: &StoreSettings, opening: &mut Opening) -> Result<()> {
+    let named = &settings.secrets;
     if let Some(unknown) = named.iter().find(|name| !manifest.secrets.contains_key(*name)) {
         let known: Vec<&str> = manifest.secrets.keys().map(String::as_str).collect();
         return Err(Failure::said(&format!("this store has no secret `{unknown}`"), &known.join(", ")));
@@ -98,7 +94,7 @@ pub(super) async fn ask(
     if manifest.secrets.is_empty() {
         return Ok(());
     }
-    let mut source = Source::choose(secret_fd)?;
+    let mut source = Source::choose(settings.secret_fd)?;
     for (name, spec) in &manifest.secrets {
         let needed = spec.required || named.contains(name);
         if !needed && (!source.is_terminal() || !named.is_empty()) {

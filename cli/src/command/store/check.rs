@@ -69,10 +69,11 @@ fn is_program(target: &str) -> bool {
 async fn program(arguments: &CheckArguments, root: String) -> Result<Subject> {
     let program = std::fs::canonicalize(Path::new(&arguments.target))
         .map_err(|error| Failure::local("the plugin cannot be used", &error))?;
-    let mut opening = Opening { options: pairs(&arguments.options)?, ..Opening::of_url(&arguments.url) };
-    if !arguments.secrets.is_empty() {
-        let mut source = Source::choose(arguments.secret_fd)?;
-        for name in &arguments.secrets {
+    let mut opening =
+        Opening { options: pairs(&arguments.settings.options)?, ..Opening::of_url(&arguments.url) };
+    if !arguments.settings.secrets.is_empty() {
+        let mut source = Source::choose(arguments.settings.secret_fd)?;
+        for name in &arguments.settings.secrets {
             let value = source.read(&format!("{name}: ")).await?;
             let text = value.as_str().ok_or_else(|| Failure::said("a secret is text", ""))?;
             opening.secrets.set(name, Zeroizing::new(text.to_owned()));
@@ -89,8 +90,9 @@ async fn by_url(arguments: &CheckArguments, root: String) -> Result<Subject> {
     let manifests = Manifests::load(&Places::usual());
     let manifest = manifests.for_url(&arguments.target).map_err(|error| refused(&error))?;
     TrustList::new(&trusted()?).check(manifest).map_err(|error| refused(&error))?;
-    let mut opening = Opening { options: pairs(&arguments.options)?, ..Opening::of_url(&arguments.target) };
-    ask(manifest, &arguments.secrets, arguments.secret_fd, &mut opening).await?;
+    let mut opening =
+        Opening { options: pairs(&arguments.settings.options)?, ..Opening::of_url(&arguments.target) };
+    ask(manifest, &arguments.settings, &mut opening).await?;
     let opening = manifest.complete(&opening).map_err(|error| refused(&error))?;
     let launch = manifest.launch("check", &opening).map_err(|error| refused(&error))?;
     subject(launch, opening, root)

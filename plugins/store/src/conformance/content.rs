@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 
-use super::{CaseOutcome, CaseResult, Doubt, Suite, case, ensure, ensure_kind};
+use super::{CaseOutcome, CaseResult, Doubt, LOCKED, Suite, case, ensure, ensure_kind};
 use crate::contract::{CreateGuarantee, PutCondition};
 use crate::error::{ErrorKind, StoreError};
 use crate::key::KEY_LEN_MAX;
@@ -21,7 +21,7 @@ pub(super) async fn run(suite: &Suite) -> Vec<CaseResult> {
         case("every byte value and every permitted key survives", awkward(suite).await),
         case("a large object comes back whole", large(suite).await),
         case("usage is told, or refused as unsupported", usage(suite).await),
-        case("a locked object stays until its time", locked(suite).await),
+        case(LOCKED, locked(suite).await),
     ]
 }
 
