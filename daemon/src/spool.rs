@@ -129,7 +129,7 @@ impl Spool {
             let name = file.to_str().and_then(|file| file.strip_prefix(REPAIR));
             let name = name.and_then(|digits| hex::decode(digits).ok()?.try_into().ok());
             if let Some(name) = name.map(ObjectName::Pack) {
-                let len = entry.metadata()?.len();
+                let Some(len) = len_of(&entry)? else { continue };
                 found.push(Spooled { seq: 0, name, len, path: entry.path(), holds: Holds::Unknown });
             }
         }
@@ -142,7 +142,7 @@ impl Spool {
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
             if let Some((seq, position, name)) = entry.file_name().to_str().and_then(parse_name) {
-                let len = entry.metadata()?.len();
+                let Some(len) = len_of(&entry)? else { continue };
                 let path = entry.path();
                 found.push((position, Spooled { seq, name, len, path, holds: Holds::Unknown }));
             }
@@ -209,6 +209,15 @@ impl Spool {
     }
 }
 
+/// The length of a file; nothing if it left the queue meanwhile: an upload that ends removes it while others look.
+fn len_of(entry: &std::fs::DirEntry) -> io::Result<Option<u64>> {
+    match entry.metadata() {
+        Ok(metadata) => Ok(Some(metadata.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn parse_name(name: &str) -> Option<(u64, u32, ObjectName)> {
     let mut parts = name.split('.');
     let seq: u64 = parts.next()?.parse().ok()?;
@@ -244,6 +253,24 @@ mod tests {
         assert_eq!(listed[3], entry);
         spool.remove(&listed[..4]).unwrap();
         assert_eq!(spool.list().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_leaves_the_queue_while_it_is_listed_is_no_error() {
+        let state = tempfile::tempdir().unwrap();
+        let spool = Spool::open(state.path(), &ARCHIVE).unwrap();
+        std::thread::scope(|scope| {
+            let uploads = scope.spawn(|| {
+                for round in 0..60 {
+                    let packs: Vec<_> =
+                        (0..8).map(|i| spool.put_pack(round, i, [i as u8; 16], b"pack").unwrap()).collect();
+                    spool.remove(&packs).unwrap();
+                }
+            });
+            while !uploads.is_finished() {
+                spool.list().unwrap();
+            }
+        });
     }
 
     #[test]

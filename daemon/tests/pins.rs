@@ -146,8 +146,11 @@ impl Daemon {
             .unwrap();
         loop {
             let state = job.state().await.unwrap();
-            if ["done", "failed", "cancelled"].contains(&state.as_str()) {
+            if ["done", "cancelled"].contains(&state.as_str()) {
                 return state;
+            }
+            if state == "failed" {
+                return format!("failed: {:?}", job.error().await.unwrap());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
