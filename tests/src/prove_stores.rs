@@ -25,7 +25,7 @@ use crate::prove_stores_places::{self as places, Place};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// One round for each store, and the short suite: less than five minutes.
+    /// One round for each store, and the short suite: about eight minutes.
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
     /// How many rounds of writing and killing for each store.
