@@ -299,7 +299,7 @@ fn with_text(error: &Error, text: &str) -> Error {
 }
 
 /// An error and what caused it, in one line.
-fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(next) = cause {

@@ -143,7 +143,7 @@ impl Job {
                     readable.ok_or_else(|| Error::Corrupt("no keyring of it can be read".to_owned()))?;
                 Ok(Outcome::Adopted { registration, restore, mode: mode_of(&keyring.slots).to_owned() })
             }
-            Work::Retain { opened, until_s } => self.retain(&opened, until_s).await,
+            Work::Retain { opened, stores } => self.retain(&opened, stores).await,
             Work::StoreTest { name, store } => stores::store_test(name, &*store).await,
             Work::StoreUsage { name, store } => {
                 let usage = store.usage().await?;

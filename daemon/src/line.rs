@@ -149,6 +149,8 @@ async fn changes_of(bus: &Connection) -> zbus::Result<Changes> {
     }
     let sleep = MatchRule::builder()
         .msg_type(zbus::message::Type::Signal)
+        // anybody on the system bus can send a signal of this name
+        .sender(LOGIND)?
         .interface(LOGIND_MANAGER)?
         .member("PrepareForSleep")?
         .path(LOGIND_PATH)?;

@@ -171,6 +171,8 @@ impl Service {
     pub fn handle(&mut self, event: Event, now: Millis) -> Vec<Command> {
         self.now = now;
         self.end_pause_in_time();
+        // The most frequent event, on the way to each capture; nothing that gates or budgets depend on changes with it.
+        let only_changed = matches!(event, Event::Changed { .. });
         match event {
             Event::Call(call) => self.call(call),
             Event::Reload => {
@@ -192,7 +194,9 @@ impl Service {
             }
         }
         self.update_folders();
-        self.regulate();
+        if !only_changed {
+            self.regulate();
+        }
         std::mem::take(&mut self.out)
     }
 
@@ -239,6 +243,7 @@ impl Service {
         self.next_source += 1;
         self.sources.insert(number, Source::new(id, registration, configured));
         self.plan(Happened::SourceAdded { source: number });
+        self.spare_anew();
         self.open(number);
         self.show(number);
         number

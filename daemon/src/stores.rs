@@ -14,7 +14,7 @@ use chatkeep_store::Opening;
 use chatkeep_store::memory::MemoryStore;
 use chatkeep_store_host::manifest::find::{Manifests, Places};
 use chatkeep_store_host::manifest::trust::TrustList;
-use chatkeep_store_host::{Launcher, Settings, Spawn, Units};
+use chatkeep_store_host::{Launcher, Settings};
 use chatkeep_store_local::LocalStore;
 use chatkeep_vault_client::{Identity, VaultPin};
 use tracing::warn;
@@ -46,17 +46,8 @@ impl Opener {
     /// For a service with these paths. As a unit of the systemd user manager it has plugins started by that: a child would
     /// inherit its walls, and have no network.
     pub async fn new(paths: &Paths, key_store: Arc<dyn KeyStore>) -> Self {
-        let launcher: Arc<dyn Launcher> = match Units::own_unit() {
-            Some(unit) => match zbus::Connection::session().await {
-                Ok(bus) => Arc::new(Units::new(bus, Some(unit))),
-                Err(error) => {
-                    warn!(%error, "no systemd to start plugins; they become children of this process");
-                    Arc::new(Spawn::new())
-                }
-            },
-            None => Arc::new(Spawn::new()),
-        };
-        Self::with_launcher(paths, key_store, launcher)
+        let session = zbus::Connection::session().await.ok();
+        Self::with_launcher(paths, key_store, chatkeep_store_host::launch::usual(session))
     }
 
     /// As [`Opener::new`], with plugins started in this way.
@@ -126,6 +117,10 @@ impl Opener {
         let manifest = manifests.for_url(&store.url)?;
         let mut opening =
             Opening { url: store.url.clone(), options: store.option_texts(), ..Opening::default() };
+        // Who wants locks has said so: the mode that an administrator can undo is the default, as in docs/stores/cloud.md.
+        if retain_s.is_some() && manifest.options.contains_key("retain_mode") {
+            opening.options.entry("retain_mode".to_owned()).or_insert_with(|| "governance".to_owned());
+        }
         // The values are fetched when the store is first used; which there are is known now.
         for name in store.secrets.keys() {
             opening.secrets.set(name, Zeroizing::new(String::new()));

@@ -37,7 +37,7 @@ fn begun(commands: Vec<Command>) -> Option<(JobId, &'static str)> {
                 Work::Prune { dry_run: false, .. } => "prune",
                 Work::Verify { depth: VerifyDepth::Chunks, .. } => "verify",
                 Work::Verify { depth: VerifyDepth::Restore, .. } => "drill",
-                Work::Retain { .. } => "retain",
+                Work::Retain { ref stores, .. } if stores.len() == 1 => "retain",
                 _ => "something else",
             },
         )),

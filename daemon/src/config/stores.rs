@@ -173,6 +173,13 @@ impl Store {
         {
             return Err(format!("store `{name}`: the option `{option}` is no text, number or switch"));
         }
+        // It names an item of the keyring and a file beside the keys, together with the name of the store.
+        let good = |name: &str| {
+            name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        };
+        if self.secrets.keys().any(|name| !good(name)) {
+            return Err(format!("store `{name}`: a secret's name is made of a-z, 0-9 and `_`"));
+        }
         if self.limits.battery > 100 {
             return Err(format!("store `{name}`: `limits.battery` is a percentage"));
         }
@@ -301,6 +308,14 @@ mod tests {
         assert_eq!(Place::parse("credential:../x"), None);
         assert_eq!(Place::parse("env:"), None);
         assert_eq!(Place::parse("credential:nas-s3"), Some(Place::Credential("nas-s3".to_owned())));
+    }
+
+    #[test]
+    fn a_secret_cannot_be_named_like_one_of_another_store_or_like_another_file() {
+        parse("secrets = { access_key_2 = 'keyring' }").unwrap();
+        for bad in ["'a/b'", "'x.y'", "'../keys'", "'A'"] {
+            parse(&format!("secrets = {{ {bad} = 'keyring' }}")).unwrap_err();
+        }
     }
 
     #[test]

@@ -2,34 +2,46 @@
 //! ends while the object is still the base of everything.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use chatkeep_format::ObjectName;
-use chatkeep_store::{StoreError, StoreKey};
+use chatkeep_store::{Store, StoreError, StoreKey};
 
 use super::Job;
 use crate::event::{Opened, Outcome};
 use crate::fault::{Fault, Result};
 
 impl Job {
-    /// Locks every object that a point needs, and the newest keyring, until `until_s` (seconds since 1970). One that is gone
-    /// is for the verification to find.
-    pub(super) async fn retain(&self, opened: &Opened, until_s: u64) -> Result<Outcome> {
+    /// Locks every object that a point needs, and the newest keyring, in each of `stores` until its time (seconds since 1970).
+    /// One store that fails holds up no other; an object that is not there is for the verification to find, or no copy has it.
+    pub(super) async fn retain(
+        &self,
+        opened: &Opened,
+        stores: Vec<(Arc<dyn Store>, u64)>,
+    ) -> Result<Outcome> {
         self.phase("renewing locks");
         let objects = self.needed(opened);
-        let total = objects.len().max(1);
-        for (done, name) in objects.into_iter().enumerate() {
-            if self.cancelled.load(Ordering::Relaxed) {
-                return Err(Fault::cancelled());
+        let (total, mut done) = ((objects.len() * stores.len()).max(1), 0_usize);
+        let mut failure: Option<Fault> = None;
+        for (store, until_s) in stores {
+            for name in &objects {
+                if self.cancelled.load(Ordering::Relaxed) {
+                    return Err(Fault::cancelled());
+                }
+                let key = StoreKey::try_from(name.store_key(&opened.archive.id)).map_err(Fault::internal)?;
+                match store.retain(&key, until_s).await {
+                    Ok(()) | Err(StoreError::NotFound { .. }) => {}
+                    Err(error) => {
+                        failure = failure.or(Some(error.into()));
+                        break;
+                    }
+                }
+                done += 1;
+                self.tools.server.update_job(&self.id, |job| job.progress = done as f64 / total as f64);
             }
-            let key = StoreKey::try_from(name.store_key(&opened.archive.id)).map_err(Fault::internal)?;
-            match opened.archive.store.retain(&key, until_s).await {
-                Ok(()) | Err(StoreError::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-            self.tools.server.update_job(&self.id, |job| job.progress = done as f64 / total as f64);
         }
-        Ok(Outcome::Retained)
+        failure.map_or(Ok(Outcome::Retained), Err)
     }
 
     fn needed(&self, opened: &Opened) -> BTreeSet<ObjectName> {

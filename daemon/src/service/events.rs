@@ -240,6 +240,7 @@ impl Service {
     fn let_go(&mut self, number: SourceId) {
         self.plan(Happened::SourceRemoved { source: number });
         self.plan(Happened::SourceAdded { source: number });
+        self.spare_anew();
         let Some(source) = self.sources.get_mut(&number) else { return };
         if let Some((cancelled, _)) = source.capturing.take() {
             cancelled.store(true, std::sync::atomic::Ordering::Relaxed);

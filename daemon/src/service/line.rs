@@ -28,6 +28,8 @@ struct Spending {
     month: u32,
     spent: Spent,
     changed: bool,
+    /// Why objects are not locked, as it is shown.
+    lock_fault: Option<String>,
     /// What the planner was told last.
     wait_ms: u64,
 }
@@ -62,6 +64,12 @@ impl Service {
                 }
             }
             self.spare(&name, wait_ms);
+            let lock_fault = store.lock_fault();
+            let spending = self.line.stores.entry(name.clone()).or_default();
+            if spending.lock_fault != lock_fault {
+                spending.lock_fault = lock_fault;
+                self.show_store(&name);
+            }
         }
         if self.now >= self.line.note_at {
             self.line.note_at = Millis(self.now.0 + NOTE_EVERY_MS);
@@ -72,6 +80,13 @@ impl Service {
     /// Why nothing is sent to a store, if that is so.
     pub(super) fn pause_of(&self, store: &str) -> Option<PauseReason> {
         self.managed.get(store)?.gate().reason()
+    }
+
+    /// The planner knows nothing of it any more: a source was added.
+    pub(super) fn spare_anew(&mut self) {
+        for spending in self.line.stores.values_mut() {
+            spending.wait_ms = 0;
+        }
     }
 
     /// What was asked of a store this month.

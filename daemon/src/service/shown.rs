@@ -10,6 +10,7 @@ use super::Service;
 use crate::desktop::Notice;
 use crate::event::Command;
 use crate::fault::Fault;
+use crate::source::Source;
 
 impl Service {
     /// Shows a database as it is now.
@@ -62,6 +63,11 @@ impl Service {
             (state.bytes_used, state.bytes_quota) = (seen.bytes_used, seen.bytes_quota);
             state.last_error.clone_from(&seen.last_error);
         }
+        if let Some(fault) = self.managed.get(name).and_then(|store| store.lock_fault()) {
+            "error".clone_into(&mut state.state);
+            let text = format!("objects are not locked against deletion, though `retain` says so: {fault}");
+            state.last_error = (Error::Unsupported(String::new()).short_name(), text);
+        }
         if state.pause_reason.is_empty() && state.state.is_empty() {
             "unknown".clone_into(&mut state.state);
         } else if !state.pause_reason.is_empty() {
@@ -73,7 +79,11 @@ impl Service {
     /// What is known of a store without asking it.
     fn store_state(&self, config: &crate::config::Store) -> StoreState {
         let spent = self.spent(&config.name);
-        let kept = self.sources.values().filter(|source| source.registration.store == config.name);
+        let has = |source: &&Source| {
+            let registration = &source.registration;
+            registration.store == config.name || registration.copies.contains(&config.name)
+        };
+        let kept = self.sources.values().filter(has);
         let kept = kept.map(|source| source.points.bytes()).sum();
         let cost = config.price_list().map(|prices| prices.cost(&spent, kept));
         StoreState {

@@ -189,16 +189,22 @@ impl Service {
 
     /// Half of the time of a lock: whatever fails has the other half to be noticed and mended.
     fn renew_every(&self, source: &Source) -> Period {
-        Period(self.retention_of(source).map(|retain_s| Span(retain_s * 1000 / 2)))
+        let shortest = self.locking_stores(source).into_iter().map(|(_, retain_s)| retain_s).min();
+        Period(shortest.map(|retain_s| Span(retain_s * 1000 / 2)))
     }
 
     fn retain_work(&self, source: &Source, opened: Arc<Opened>) -> Work {
         let now_s = crate::clock::now_us() / 1_000_000;
-        Work::Retain { opened, until_s: now_s + self.retention_of(source).unwrap_or(0) }
+        let until =
+            self.locking_stores(source).into_iter().map(|(store, retain_s)| (store, now_s + retain_s));
+        Work::Retain { opened, stores: until.collect() }
     }
 
-    fn retention_of(&self, source: &Source) -> Option<u64> {
-        self.managed.get(&source.registration.store)?.retain_s()
+    /// The stores of a source, the main one and the copies, that are to lock their objects, and for how long, in seconds.
+    fn locking_stores(&self, source: &Source) -> Vec<(Arc<dyn chatkeep_store::Store>, u64)> {
+        let names = std::iter::once(&source.registration.store).chain(&source.registration.copies);
+        let managed = names.filter_map(|name| self.managed.get(name));
+        managed.filter_map(|store| Some((store.clone() as _, store.retain_s()?))).collect()
     }
 
     fn prune_work(&self, source: &Source, opened: Arc<Opened>, dry_run: bool) -> Work {

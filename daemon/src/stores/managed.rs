@@ -16,6 +16,7 @@ use tracing::warn;
 
 use super::Plugin;
 use super::unusable::Unusable;
+use crate::fault::with_causes;
 
 /// The store around the one that was opened.
 pub struct Managed {
@@ -27,6 +28,8 @@ pub struct Managed {
     spent: Mutex<Spent>,
     /// Objects are locked for so long from their put on, in seconds.
     retain_s: Option<u64>,
+    /// Why objects are not locked although they are to be.
+    lock_fault: Mutex<Option<String>>,
 }
 
 impl Managed {
@@ -39,6 +42,7 @@ impl Managed {
             gate: watch::Sender::new(Gate::Open),
             spent: Mutex::default(),
             retain_s,
+            lock_fault: Mutex::default(),
         }
     }
 
@@ -117,14 +121,28 @@ impl Managed {
         }
     }
 
-    /// Locks what was just stored. The object is there, locked or not: a lock that cannot be had is told, and does not make
-    /// a backup fail.
+    /// Why objects are not locked although they are to be, if that is so.
+    pub fn lock_fault(&self) -> Option<String> {
+        self.lock_fault.lock().expect("nothing panics while it holds this").clone()
+    }
+
+    /// Locks what was just stored. The object is there, locked or not: a lock that cannot be had does not make a backup fail,
+    /// and is shown ([`Managed::lock_fault`]).
     async fn lock(&self, key: &StoreKey) {
         let Some(retain_s) = self.retain_s else { return };
         let until_s = crate::clock::now_us() / 1_000_000 + retain_s;
-        self.spent().writes += 1;
-        if let Err(error) = self.inner.retain(key, until_s).await {
+        // What passes is mended when locks are renewed.
+        if let Err(error) = self.retain(key, until_s).await {
             warn!(%error, "an object could not be locked against deletion");
+        }
+    }
+
+    fn judge_lock(&self, done: &Result<()>) {
+        let mut fault = self.lock_fault.lock().expect("nothing panics while it holds this");
+        match done {
+            Ok(()) => *fault = None,
+            Err(error) if error.is_temporary() || error.kind() == ErrorKind::NotFound => {}
+            Err(error) => *fault = Some(with_causes(error)),
         }
     }
 }
@@ -178,7 +196,9 @@ impl Store for Managed {
 
     async fn retain(&self, key: &StoreKey, until_s: u64) -> Result<()> {
         self.spent().writes += 1;
-        self.inner.retain(key, until_s).await
+        let done = self.inner.retain(key, until_s).await;
+        self.judge_lock(&done);
+        done
     }
 
     async fn usage(&self) -> Result<Usage> {
@@ -268,6 +288,22 @@ mod tests {
         assert!(!running.is_finished());
         store.set_gate(Gate::Closed(PauseReason::Sleep));
         assert_eq!(running.await.unwrap().unwrap_err().kind(), ErrorKind::Offline);
+    }
+
+    #[tokio::test]
+    async fn what_is_stored_is_locked_and_a_lock_that_cannot_be_had_is_told() {
+        let memory = MemoryStore::new();
+        let store = Managed::new(Arc::new(memory.clone()), Some(1000));
+        put(&store, 5).await.unwrap();
+        assert!(memory.locked_until(&key()) > crate::clock::now_us() / 1_000_000 + 900);
+        assert_eq!(store.lock_fault(), None);
+
+        let folder = tempfile::tempdir().unwrap();
+        let local =
+            chatkeep_store_local::LocalStore::from_url(&format!("file://{}", folder.path().display()));
+        let store = Managed::new(Arc::new(local.unwrap()), Some(1000));
+        put(&store, 5).await.unwrap();
+        assert!(store.lock_fault().unwrap().contains("lock objects"));
     }
 
     #[tokio::test]

@@ -151,3 +151,27 @@ impl Store for Plugin {
         self.inner.capabilities()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::keys::KeyFiles;
+
+    #[tokio::test]
+    async fn a_renewed_secret_goes_back_to_the_keyring_and_nowhere_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys: Arc<dyn KeyStore> = Arc::new(KeyFiles::new(folder.path().to_owned()));
+        let text = "name = 'drive'\nurl = 'x:y'\nsecrets = { token = 'keyring', other = 'credential:file' }";
+        let mut renewed = Secrets::new();
+        renewed.set("token", zeroize::Zeroizing::new("the second".to_owned()));
+        renewed.set("other", zeroize::Zeroizing::new("not to be kept".to_owned()));
+        keys.save_credential("drive", "token", "the first").await.unwrap();
+        keep(&keys, &toml::from_str(text).unwrap(), &renewed);
+        while *keys.load_credential("drive", "token").await.unwrap().unwrap() != "the second" {
+            tokio::task::yield_now().await;
+        }
+        assert!(keys.load_credential("drive", "other").await.unwrap().is_none());
+    }
+}

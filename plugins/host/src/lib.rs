@@ -24,24 +24,8 @@ pub use launch::{Launch, Launcher, Spawn, Units, Walls};
 pub use manifest::Manifest;
 pub use manifest::find::{Manifests, Places};
 pub use manifest::trust::TrustList;
-pub use meter::{Counters, StoreControl, Throttle};
+pub use meter::{Counters, StoreControl};
 pub use process::Life;
 pub use progress::Patience;
 pub use retry::{RetryPolicy, Steady};
 pub use store::{PluginState, PluginStore, Settings};
-
-use chatkeep_store::{Opening, Result};
-
-/// Finds the plugin for a store of the configuration, sees whether it may run, and checks what it is to be opened with: all
-/// that comes before [`Settings`].
-pub fn prepare(
-    manifests: &Manifests,
-    trust: &TrustList,
-    store: &str,
-    opening: &Opening,
-) -> Result<(Launch, Opening)> {
-    let manifest = manifests.for_url(&opening.url)?;
-    trust.check(manifest)?;
-    let opening = manifest.complete(opening)?;
-    Ok((manifest.launch(store, &opening)?, opening))
-}

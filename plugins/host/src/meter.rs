@@ -1,18 +1,16 @@
-//! What is asked of a store, how fast it may be sent to, and whether at all. It is here and not in plugins, because every
+//! What is asked of a store, and how fast it may be sent to. It is here and not in plugins, because every
 //! byte crosses our socket: no plugin has to cooperate.
 
-use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chatkeep_store::{Result, StoreError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::process::lock;
 
-/// Uploads are sent in pieces of this length, and may be held or stopped between two of them.
+/// Uploads are sent in pieces of this length, and may be held between two of them.
 pub const CHUNK_LEN: usize = 64 << 10;
 
 /// What was asked of a store since the start.
@@ -53,41 +51,18 @@ pub struct StoreControl {
     requests: [AtomicU64; 6],
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
-    own: Throttle,
-    shared: Option<Arc<Throttle>>,
-    paused: watch::Sender<Option<String>>,
+    throttle: Throttle,
 }
 
 impl StoreControl {
-    /// Without limit, not paused.
+    /// Without limit.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// As [`StoreControl::new`], below a limit that several stores share.
-    pub fn below(shared: Arc<Throttle>) -> Self {
-        Self { shared: Some(shared), ..Self::default() }
-    }
-
     /// Sets how many bytes a second may be sent; `None` is no limit. Holds from the next piece of a running upload on.
     pub fn set_limit(&self, bytes_per_s: Option<u64>) {
-        self.own.set_limit(bytes_per_s);
-    }
-
-    /// Stops uploads, running ones, too: they fail as [`Offline`](StoreError::Offline), and so does every put until
-    /// [`StoreControl::resume`]. Reading, listing and deleting go on.
-    pub fn pause(&self, reason: &str) {
-        self.paused.send_replace(Some(reason.to_owned()));
-    }
-
-    /// Permits uploads again.
-    pub fn resume(&self) {
-        self.paused.send_replace(None);
-    }
-
-    /// Why uploads are paused, if they are.
-    pub fn paused(&self) -> Option<String> {
-        self.paused.borrow().clone()
+        self.throttle.set_limit(bytes_per_s);
     }
 
     /// What was asked of the store so far.
@@ -113,31 +88,10 @@ impl StoreControl {
         self.bytes_down.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Fails while uploads are paused.
-    pub(crate) fn may_upload(&self) -> Result<()> {
-        match &*self.paused.borrow() {
-            Some(reason) => Err(StoreError::Offline(format!("paused: {reason}").into())),
-            None => Ok(()),
-        }
-    }
-
-    /// Waits until so many bytes may be sent, and counts them; fails at once when uploads are paused.
-    pub(crate) async fn send(&self, bytes: usize) -> Result<()> {
-        let mut paused = self.paused.subscribe();
-        let turn = async {
-            self.own.take(bytes).await;
-            if let Some(shared) = &self.shared {
-                shared.take(bytes).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            _ = paused.wait_for(Option::is_some) => {}
-            () = turn => {
-                self.bytes_up.fetch_add(bytes as u64, Ordering::Relaxed);
-            }
-        }
-        self.may_upload()
+    /// Waits until so many bytes may be sent, and counts them.
+    pub(crate) async fn send(&self, bytes: usize) {
+        self.throttle.take(bytes).await;
+        self.bytes_up.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
 
@@ -145,7 +99,7 @@ impl StoreControl {
 ///
 /// Who takes may leave it in debt by one piece, so a piece larger than the bucket passes, too.
 #[derive(Debug)]
-pub struct Throttle {
+struct Throttle {
     bucket: Mutex<Bucket>,
     limit: watch::Sender<Option<u64>>,
 }
@@ -165,7 +119,7 @@ impl Default for Throttle {
 
 impl Throttle {
     /// Sets the limit; `None` is none. Who waits now waits by the new one.
-    pub fn set_limit(&self, bytes_per_s: Option<u64>) {
+    fn set_limit(&self, bytes_per_s: Option<u64>) {
         *lock(&self.bucket) = Bucket { bytes: 0.0, filled: Instant::now() };
         self.limit.send_replace(bytes_per_s.map(|limit| limit.max(1)));
     }
@@ -203,12 +157,14 @@ impl Bucket {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
 
+    use std::sync::Arc;
+
     use super::*;
 
     async fn seconds_for(control: &StoreControl, bytes: usize) -> u64 {
         let begin = Instant::now();
         for _ in 0..bytes / CHUNK_LEN {
-            control.send(CHUNK_LEN).await.unwrap();
+            control.send(CHUNK_LEN).await;
         }
         begin.elapsed().as_secs()
     }
@@ -237,34 +193,5 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(5)).await;
         control.set_limit(None);
         assert_eq!(sender.await.unwrap(), 5);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn stores_below_one_limit_share_it() {
-        let total = Arc::new(Throttle::default());
-        total.set_limit(Some(1 << 20));
-        let (one, other) = (StoreControl::below(Arc::clone(&total)), StoreControl::below(total));
-        let begin = Instant::now();
-        tokio::join!(seconds_for(&one, 4 << 20), seconds_for(&other, 4 << 20));
-        assert!(begin.elapsed().as_secs().abs_diff(8) <= 1, "{:?}", begin.elapsed());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_pause_stops_who_waits_for_the_limit() {
-        let control = Arc::new(StoreControl::new());
-        control.set_limit(Some(1));
-        let sender = tokio::spawn({
-            let control = Arc::clone(&control);
-            async move {
-                control.send(CHUNK_LEN).await?;
-                control.send(CHUNK_LEN).await
-            }
-        });
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        control.pause("the line is metered");
-        let error = sender.await.unwrap().unwrap_err();
-        assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "paused: the line is metered");
-        control.resume();
-        control.may_upload().unwrap();
     }
 }

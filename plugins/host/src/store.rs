@@ -275,7 +275,7 @@ impl PluginStore {
         self.control.count(call.kind);
         let exchange = async {
             let sent = self.lines.send(self.process.socket(), call.request, || body(&progress)).await;
-            let answer = sent.map_err(|error| self.broken_off(call.kind, error))?;
+            let answer = sent.map_err(StoreError::Transient)?;
             renewed = answer.head.headers.contains_key(SECRETS_CHANGED);
             progress.moving(0);
             if take.is_good(answer.status()) {
@@ -297,15 +297,6 @@ impl PluginStore {
             }
         };
         (done, renewed)
-    }
-
-    /// Why no answer came.
-    fn broken_off(&self, kind: Kind, error: chatkeep_store::error::Cause) -> StoreError {
-        // our own body gives up when uploads are paused, and then that is the reason
-        match self.control.may_upload() {
-            Err(paused) if kind == Kind::Put => paused,
-            _ => StoreError::Transient(error),
-        }
     }
 
     /// What a plugin says went wrong. Its words are for people, and must hold no secret, whatever the plugin thinks of it.

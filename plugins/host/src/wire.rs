@@ -188,9 +188,7 @@ pub(crate) fn metered(bytes: Bytes, control: Arc<StoreControl>, progress: Arc<Pr
             }
             let piece = rest.split_to(CHUNK_LEN.min(rest.len()));
             progress.held();
-            if let Err(error) = control.send(piece.len()).await {
-                return Some((Err(Cause::from(error)), None));
-            }
+            control.send(piece.len()).await;
             progress.moving(piece.len());
             if rest.is_empty() {
                 progress.waiting();

@@ -9,7 +9,7 @@ use chatkeep_store::{Opening, PutCondition, Store, StoreError, StoreKey};
 use chatkeep_store_host::manifest::Manifest;
 use chatkeep_store_host::manifest::find::{Manifests, Places};
 use chatkeep_store_host::manifest::trust::TrustList;
-use chatkeep_store_host::{PluginStore, Settings, Spawn};
+use chatkeep_store_host::{Launch, PluginStore, Settings, Spawn};
 use zbus::zvariant::Value as Wire;
 use zeroize::Zeroizing;
 
@@ -34,13 +34,9 @@ pub(super) async fn add(context: &Context, arguments: NewStoreArguments) -> Resu
     let options = pairs(&settings.options)?;
     let mut opening = Opening { url: url.clone(), options: options.clone(), ..Opening::default() };
     if !["file:", "memory:"].iter().any(|scheme| url.starts_with(scheme)) {
-        let manifests = Manifests::load(&Places::usual());
-        let manifest = manifests.for_url(&url).map_err(|error| refused(&error))?;
-        TrustList::new(&trusted()?).check(manifest).map_err(|error| refused(&error))?;
-        ask(manifest, &settings, &mut opening).await?;
-        let complete = manifest.complete(&opening).map_err(|error| refused(&error))?;
+        let (launch, complete) = behind(&name, &settings, &mut opening).await?;
         if !untried {
-            try_it(manifest, &name, &complete, context.json).await?;
+            try_it(launch, complete, context.json).await?;
         }
     }
     let names: Vec<String> = opening.secrets.names().map(str::to_owned).collect();
@@ -54,6 +50,21 @@ pub(super) async fn add(context: &Context, arguments: NewStoreArguments) -> Resu
     }
     context.done(&format!("the store {name} is in {}", path.display()));
     Ok(())
+}
+
+/// Finds the plugin of a URL, sees whether it may run, asks for its secrets, and checks all that it is opened with. What the
+/// user gave stays in `opening`; the answer has what the manifest adds.
+pub(super) async fn behind(
+    store: &str,
+    settings: &StoreSettings,
+    opening: &mut Opening,
+) -> Result<(Launch, Opening)> {
+    let manifests = Manifests::load(&Places::usual());
+    let manifest = manifests.for_url(&opening.url).map_err(|error| refused(&error))?;
+    TrustList::new(&trusted()?).check(manifest).map_err(|error| refused(&error))?;
+    ask(manifest, settings, opening).await?;
+    let complete = manifest.complete(opening).map_err(|error| refused(&error))?;
+    Ok((manifest.launch(store, &complete).map_err(|error| refused(&error))?, complete))
 }
 
 /// Lets the service take the store over, and use it once.
@@ -85,7 +96,7 @@ async fn appeared<'a>(context: &'a Context, name: &str) -> Result<StoreProxy<'a>
 }
 
 /// Asks for the secrets that the store has: those it cannot do without, those that were named, and on a terminal all others, too.
-pub(super) async fn ask(manifest: &Manifest, settings: &StoreSettings, opening: &mut Opening) -> Result<()> {
+async fn ask(manifest: &Manifest, settings: &StoreSettings, opening: &mut Opening) -> Result<()> {
     let named = &settings.secrets;
     if let Some(unknown) = named.iter().find(|name| !manifest.secrets.contains_key(*name)) {
         let known: Vec<&str> = manifest.secrets.keys().map(String::as_str).collect();
@@ -114,11 +125,10 @@ pub(super) async fn ask(manifest: &Manifest, settings: &StoreSettings, opening: 
 }
 
 /// Opens the store as the service will, does once what the service does all the time, and tells what it found.
-async fn try_it(manifest: &Manifest, name: &str, opening: &Opening, json: bool) -> Result<()> {
+async fn try_it(launch: Launch, opening: Opening, json: bool) -> Result<()> {
     let folder = tempfile::tempdir().map_err(|error| Failure::local("no temporary folder", &error))?;
-    let launch = manifest.launch(name, opening).map_err(|error| refused(&error))?;
     let lines = Arc::new(|_: &str, line: &str| output::note(&plain(line)));
-    let settings = Settings::new(launch, Arc::new(Spawn::with_lines(lines)), opening.clone(), folder.path());
+    let settings = Settings::new(launch, Arc::new(Spawn::with_lines(lines)), opening, folder.path());
     let store = PluginStore::new(settings).map_err(|error| refused(&error))?;
     let tried = probe(&store).await;
     let can = store.capabilities();

@@ -3,19 +3,16 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use chatkeep_store::Opening;
 use chatkeep_store::conformance::{Extent, Outcome};
 use chatkeep_store::memory::MemoryStore;
+use chatkeep_store::{Opening, Store};
 use chatkeep_store_host::Launch;
 use chatkeep_store_host::check::{Report, Subject, check_plugin, check_store, tap};
-use chatkeep_store_host::manifest::find::{Manifests, Places};
-use chatkeep_store_host::manifest::trust::TrustList;
 use chatkeep_store_local::LocalStore;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::add::{ask, pairs, refused};
-use super::trusted;
+use super::add::{behind, pairs, refused};
 use crate::args::CheckArguments;
 use crate::explain::{Failure, Result};
 use crate::output;
@@ -26,15 +23,23 @@ pub(super) async fn check(arguments: CheckArguments, json: bool) -> Result<u8> {
     let extent = if arguments.quick { Extent::QUICK } else { Extent::FULL };
     // one segment that nothing else in the store uses
     let root = format!("check-{:x}-{:x}", std::process::id(), crate::time::now());
-    let report = if is_program(&arguments.target) {
-        check_plugin(program(&arguments, root).await?, extent).await.map_err(|error| refused(&error))?
-    } else if arguments.target == "memory:" {
-        check_store(Arc::new(MemoryStore::new()), &root, extent).await
-    } else if arguments.target.starts_with("file:") {
-        let store = LocalStore::from_url(&arguments.target).map_err(|error| refused(&error))?;
-        check_store(Arc::new(store), &root, extent).await
+    let in_process: Option<Arc<dyn Store>> = match arguments.target.as_str() {
+        "memory:" => Some(Arc::new(MemoryStore::new())),
+        url if url.starts_with("file:") => {
+            Some(Arc::new(LocalStore::from_url(url).map_err(|error| refused(&error))?))
+        }
+        _ => None,
+    };
+    let report = if let Some(store) = in_process {
+        check_store(store, &root, extent).await
     } else {
-        check_plugin(by_url(&arguments, root).await?, extent).await.map_err(|error| refused(&error))?
+        let is_program = is_program(&arguments.target);
+        let (launch, opening) =
+            if is_program { program(&arguments).await? } else { by_url(&arguments).await? };
+        // removed at the end, with the socket in it
+        let folder = tempfile::tempdir().map_err(|error| Failure::local("no temporary folder", &error))?;
+        let subject = Subject { launch, opening, folder: folder.path().to_owned(), root };
+        check_plugin(subject, extent).await.map_err(|error| refused(&error))?
     };
     show(&report, json);
     Ok(u8::from(!report.passed()))
@@ -66,7 +71,7 @@ fn is_program(target: &str) -> bool {
 }
 
 /// A program that somebody writes: it has no manifest yet, and gets what the command line says.
-async fn program(arguments: &CheckArguments, root: String) -> Result<Subject> {
+async fn program(arguments: &CheckArguments) -> Result<(Launch, Opening)> {
     let program = std::fs::canonicalize(Path::new(&arguments.target))
         .map_err(|error| Failure::local("the plugin cannot be used", &error))?;
     let mut opening =
@@ -83,22 +88,11 @@ async fn program(arguments: &CheckArguments, root: String) -> Result<Subject> {
     let environment = of_ours.filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect();
     let launch =
         Launch { store: "check".to_owned(), program, environment, network: true, ..Launch::default() };
-    subject(launch, opening, root)
+    Ok((launch, opening))
 }
 
-async fn by_url(arguments: &CheckArguments, root: String) -> Result<Subject> {
-    let manifests = Manifests::load(&Places::usual());
-    let manifest = manifests.for_url(&arguments.target).map_err(|error| refused(&error))?;
-    TrustList::new(&trusted()?).check(manifest).map_err(|error| refused(&error))?;
-    let mut opening =
-        Opening { options: pairs(&arguments.settings.options)?, ..Opening::of_url(&arguments.target) };
-    ask(manifest, &arguments.settings, &mut opening).await?;
-    let opening = manifest.complete(&opening).map_err(|error| refused(&error))?;
-    let launch = manifest.launch("check", &opening).map_err(|error| refused(&error))?;
-    subject(launch, opening, root)
-}
-
-fn subject(launch: Launch, opening: Opening, root: String) -> Result<Subject> {
-    let folder = tempfile::tempdir().map_err(|error| Failure::local("no temporary folder", &error))?;
-    Ok(Subject { launch, opening, folder: folder.keep(), root })
+async fn by_url(arguments: &CheckArguments) -> Result<(Launch, Opening)> {
+    let options = pairs(&arguments.settings.options)?;
+    let mut opening = Opening { options, ..Opening::of_url(&arguments.target) };
+    behind("check", &arguments.settings, &mut opening).await
 }

@@ -30,6 +30,10 @@ impl Manifest {
         if metadata.mode() & 0o111 == 0 {
             return Err(wrong("may not be executed"));
         }
+        // What lies beside this program is as safe as this program: who may exchange the one may exchange the other.
+        if self.origin == super::Origin::Shipped && real.parent() == beside().as_deref() {
+            return Ok(real);
+        }
         if let Some(why) = open_to_others(&metadata, false) {
             return Err(wrong(why));
         }
@@ -84,11 +88,15 @@ fn open_to_others(metadata: &Metadata, above: bool) -> Option<&'static str> {
     (mode & 0o022 != 0 && !only_owners_remove).then_some("others may write to")
 }
 
+/// The folder of this program.
+fn beside() -> Option<PathBuf> {
+    std::env::current_exe().ok()?.canonicalize().ok()?.parent().map(Path::to_owned)
+}
+
 /// Finds a program that comes with Chatkeep: beside this one, on the path, or where packages put such.
 fn find(name: &Path) -> Result<PathBuf> {
-    let beside = std::env::current_exe().ok().and_then(|program| program.parent().map(Path::to_owned));
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = beside.into_iter().chain(std::env::split_paths(&path)).chain(LIBEXEC.map(PathBuf::from));
+    let folders = beside().into_iter().chain(std::env::split_paths(&path)).chain(LIBEXEC.map(PathBuf::from));
     let mut candidates = folders.filter(|folder| folder.is_absolute()).map(|folder| folder.join(name));
     candidates.find(|path| path.is_file()).ok_or_else(|| {
         invalid(format!(

@@ -205,18 +205,6 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_prepared_of_a_plugin_that_is_not_trusted() {
-        let home = Home::new();
-        let manifests = Manifests::load(&Places { system: Vec::new(), home: Some(home.path("")) });
-        let opening = chatkeep_store::Opening::of_url("mine:x");
-        let error = crate::prepare(&manifests, &home.list(), "a", &opening).unwrap_err().to_string();
-        assert!(error.contains("is not trusted"), "{error}");
-        home.list().trust(&home.manifest(true)).unwrap();
-        let (launch, _) = crate::prepare(&manifests, &home.list(), "a", &opening).unwrap();
-        assert_eq!(launch.program, home.path("program").canonicalize().unwrap());
-    }
-
-    #[test]
     fn a_plugin_of_the_system_needs_no_trust() {
         let home = Home::new();
         home.list().check(&home.manifest(false)).unwrap();

@@ -1,9 +1,9 @@
-//! Limits and pauses, with a real process at the other end.
+//! Limits, and calls that are given up, with a real process at the other end.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use chatkeep_store::{ErrorKind, PutCondition, Store as _, StoreKey};
+use chatkeep_store::{PutCondition, Store as _, StoreKey};
 
 use crate::support::memory_store;
 
@@ -15,35 +15,6 @@ async fn until_it_runs(store: &chatkeep_store_host::PluginStore, bytes: u64) {
     while store.control().counters().bytes_up < bytes {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-}
-
-#[tokio::test]
-async fn a_pause_stops_a_running_upload_within_a_piece_and_nothing_of_it_is_stored() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Arc::new(memory_store(folder.path()));
-    store.open().await.unwrap();
-    store.put(&key(1), "small".into(), PutCondition::Overwrite).await.unwrap();
-    store.control().set_limit(Some(256 << 10));
-    let put = tokio::spawn({
-        let store = Arc::clone(&store);
-        async move { store.put(&key(2), vec![7; 64 << 20].into(), PutCondition::Overwrite).await }
-    });
-    until_it_runs(&store, 64 << 10).await;
-    store.control().pause("the line is metered");
-    let error = put.await.unwrap().unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Offline);
-    assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "paused: the line is metered");
-    let sent = store.control().counters().bytes_up;
-    assert!(sent < 8 << 20, "{sent} bytes were sent");
-
-    let again = store.put(&key(3), "x".into(), PutCondition::Overwrite).await.unwrap_err();
-    assert_eq!(again.kind(), ErrorKind::Offline);
-    assert_eq!(store.get(&key(1), None).await.unwrap(), "small");
-    assert_eq!(store.get(&key(2), None).await.unwrap_err().kind(), ErrorKind::NotFound);
-    store.delete(&key(1)).await.unwrap();
-    store.control().resume();
-    store.control().set_limit(None);
-    store.put(&key(2), vec![7; 4 << 20].into(), PutCondition::Overwrite).await.unwrap();
 }
 
 #[tokio::test]
