@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`manifest`] (which plugin a URL means, and whether it may run), [`launch`] (how a process comes to be), `process` and [`crashes`] (how long it lives), `wire` and
 //! [`progress`] (how a call travels, and when it is given up), [`store`] with `calls` (the [`PluginStore`] itself),
-//! [`meter`] (limits, pause, counters), [`retry`] (what is tried again, and how many calls run at once),
+//! [`meter`] (limits, counters), [`retry`] (what is tried again, and how many calls run at once),
 //! [`check`] (the conformance kit for any store and any plugin). docs/plugins.md is the protocol as text.
 
 mod calls;
