@@ -62,7 +62,7 @@ impl Opener {
         Self { key_store, runtime, trusted, launcher, opened: AtomicU32::new(0) }
     }
 
-    /// Opens every configured store; what is in `kept` and unchanged since `before` stays open. Whether a store can be reached
+    /// Opens every configured store; what is in `kept`, usable and unchanged since `before` stays open. Whether a store can be reached
     /// shows later: a drive that is not plugged in is no mistake, and a plugin is started by the first call.
     ///
     /// Those in `used` hold archives of ours already: an empty folder in their place is a drive that is away, not a new store.
@@ -76,7 +76,8 @@ impl Opener {
         let mut opened = BTreeMap::new();
         for store in stores {
             let same = before.contains(store).then(|| kept.get(&store.name)).flatten();
-            let managed = match same {
+            // What may not run then may run now: somebody trusts it, or has put it back.
+            let managed = match same.filter(|managed| managed.why_unusable().is_none()) {
                 Some(managed) => managed.clone(),
                 None => Arc::new(
                     self.open(store, used.contains(&store.name), &manifests)

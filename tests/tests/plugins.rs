@@ -5,6 +5,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use chatkeep_tests::stack::machine::now_us;
 use chatkeep_tests::stack::notes::{self, Notes};
 use chatkeep_tests::stack::{Machine, Settings, Stack, wait};
 
@@ -69,6 +70,13 @@ fn a_plugin_of_the_home_directory_backs_up_and_restores_once_it_is_trusted_and_a
     })
     .unwrap();
     machine.run(&["store", "test", "shelf"], None).unwrap().success().unwrap();
+
+    // the user has looked at it, and it goes on where it was
+    machine.run(&["store", "trust", "folder"], None).unwrap().success().unwrap();
+    machine.run(&["store", "test", "mine"], None).unwrap().success().unwrap();
+    let before = now_us();
+    notes.say("after it was looked at").unwrap();
+    machine.wait_for_point("notes", before).unwrap();
 }
 
 #[test]

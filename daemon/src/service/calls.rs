@@ -1,6 +1,6 @@
 //! What callers ask: checked here, answered here or turned into a job.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,6 +23,7 @@ use crate::fault::Result;
 use crate::registry::Registration;
 use crate::restore::Destination;
 use crate::source::{Phase, Waiter};
+use crate::stores::Managed;
 
 /// Calls that wait for one archive to be opened; more are told that it is busy.
 const PARKED_MAX: usize = 64;
@@ -74,7 +75,13 @@ impl Service {
                 answer(reply, started);
             }
             Call::StoreTest { store, job, reply } => {
-                // Who asks has perhaps mended what made its plugin crash.
+                // Who asks has perhaps mended what kept its plugin from running, or made it crash.
+                if self.managed.get(&store).is_some_and(|managed| managed.why_unusable().is_some())
+                    && let Err(error) = self.reload()
+                {
+                    let _ = reply.send(Err(error));
+                    return;
+                }
                 if let Some(plugin) = self.managed.get(&store).and_then(|managed| managed.plugin()) {
                     plugin.forget_secrets();
                 }
@@ -441,6 +448,7 @@ impl Service {
             }
         };
         let before = std::mem::replace(&mut self.config, config);
+        let opened_before = self.managed.clone();
         if let Err(error) = self.connect() {
             self.config = before;
             let text = format!("{error:#}");
@@ -467,7 +475,10 @@ impl Service {
             let store = |config: &crate::config::Config| {
                 config.store.iter().find(|store| store.name == registration.store).cloned()
             };
-            let moved = store(&before) != store(&self.config);
+            let opened =
+                |stores: &BTreeMap<String, Arc<Managed>>| stores.get(&registration.store).map(Arc::as_ptr);
+            let moved =
+                store(&before) != store(&self.config) || opened(&opened_before) != opened(&self.managed);
             let Some(source) = self.sources.get_mut(&number) else { continue };
             let moved = moved
                 || source.registration.databases() != registration.databases()

@@ -44,6 +44,9 @@ pub(super) fn trust(plugin: &str, json: bool) -> Result<()> {
     }
     TrustList::new(&trusted()?).trust(manifest).map_err(|error| refused(&error))?;
     done(&format!("`{plugin}` is trusted as it is now: {}", manifest.exec.display()), json);
+    if !json {
+        output::note("a store that waited for it goes on after `chatkeep store test STORE`");
+    }
     Ok(())
 }
 
